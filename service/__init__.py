@@ -1,0 +1,1 @@
+"""Everything around the model at run time."""

@@ -1,0 +1,352 @@
+"""The wire format of `/v1/stream`, one class per message; both ends import it.
+
+Binary frames are audio and nothing else; a text frame is one JSON object with a `type`. Times are stream time: seconds
+since the first sample, or samples per channel at the client's own rate. Unknown fields are refused; a client ignores
+message types that it does not know.
+
+Knows nothing of sockets, sessions or models.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+PROTOCOL: Final = 1
+"""The version of this format; it changes only when an old client would break."""
+
+MAX_TEXT_BYTES: Final = 16_384
+"""Longest text frame that is read at all, in bytes."""
+
+Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
+Samples = Annotated[int, Field(ge=0, description="samples per channel at the client's rate")]
+Share = Annotated[float, Field(ge=0, le=1, description="share, 0 to 1")]
+Signed = Annotated[float, Field(le=1, description="share, at most 1; below 0 if more was done than the baseline")]
+
+
+class CloseCode(IntEnum):
+    """Why a stream ended: the WebSocket's close code, its name on the wire, what it means, whether to try again."""
+
+    description: str
+    retry: bool
+
+    def __new__(cls, value: int, description: str, retry: bool = False) -> CloseCode:
+        """An integer that carries its documentation."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.description = description
+        code.retry = retry
+        return code
+
+    NORMAL = 1000, "The client asked for the end; everything it sent was judged."
+    BAD_MESSAGE = 4400, "A message is no JSON object of this protocol, or came out of order."
+    UNAUTHORISED = 4401, "The key or ticket is missing, wrong or expired."
+    FORBIDDEN = 4403, "The key is known but may not do this."
+    IDLE = 4408, "Neither audio nor keepalive arrived for `limits.idle_s` seconds."
+    TOO_LONG = 4413, "A frame, message or stream is longer than its limit."
+    UNSUPPORTED_AUDIO = 4415, "The audio is not what `configure` said, or holds values that are no numbers."
+    TOO_FAST = 4429, "Audio arrived faster than `limits.speed` times real time."
+    QUEUE_FULL = 4430, "The client does not read its messages, or the server fell behind; resume elsewhere.", True
+    INTERNAL = 4500, "The server's fault; it is logged under the session's id.", True
+    CAPACITY = 4503, "No room for another stream; try another replica or later.", True
+    DRAINING = 4504, "The server is stopping; resume at once, on another replica.", True
+
+    @property
+    def wire(self) -> str:
+        """The name used in `error.code` and `closed.reason`."""
+        return self.name.lower()
+
+
+class WarningCode(StrEnum):
+    """What a `warning` is about; none of them ends the stream."""
+
+    description: str
+
+    def __new__(cls, value: str, description: str) -> WarningCode:
+        """A string that carries its documentation."""
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.description = description
+        return code
+
+    DRAINING = "draining", "The server is about to stop; the stream will be closed with `draining`."
+    LAGGING = "lagging", "Judging is behind the audio by more than the server's limit."
+    SHEDDING = "shedding", "The server is busy and judges with coarser thresholds for now."
+    RESTORED = "restored", "The server is no longer busy; thresholds are back where they were."
+    UNKNOWN_DETECTION = "unknown_detection", "A `feedback` names a detection that this stream did not have."
+
+
+class WireError(Exception):
+    """Root of the tree of errors that the other end is told about (see service/errors.py).
+
+    Attributes:
+        code: why; becomes the WebSocket's close code.
+        message: one sentence for a person.
+        field: the field at fault, as a dotted path, if there is one.
+    """
+
+    code: CloseCode = CloseCode.INTERNAL
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """Keep the sentence and the field at fault."""
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class BadMessage(WireError):
+    """A text frame that is no message of this protocol, or not at this moment."""
+
+    code = CloseCode.BAD_MESSAGE
+
+
+class Strict(BaseModel):
+    """No unknown field, no coercion, no NaN, no change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Encoding(StrEnum):
+    """How a sample is written; more than one channel is interleaved."""
+
+    S16LE = "s16le"
+    F32LE = "f32le"
+    MULAW = "mulaw"
+    ALAW = "alaw"
+
+
+class KeywordSettings(Strict):
+    """How one keyword is detected; what is left out stays as the model was calibrated."""
+
+    threshold: Share | None = Field(None, description="smoothed posterior that counts as a hit, 0 to 1")
+    patience: int | None = Field(None, ge=1, le=100, description="consecutive hits that make a detection, tokens")
+    refractory_ms: int | None = Field(None, ge=0, le=60_000, description="silence after a detection, ms of stream time")
+    enabled: bool = Field(True, description="whether it is detected at all")
+
+
+class Resume(Strict):
+    """Where a broken stream goes on, on any replica."""
+
+    token: str = Field(max_length=2_048, description="`checkpoint.token` of the newest message that had one")
+    sample: Samples = Field(description="stream position of the first sample that will be sent now")
+
+
+class Checkpoint(Strict):
+    """Everything before `sample` has been judged and told; what a client needs to go on elsewhere."""
+
+    sample: Samples
+    token: str = Field(max_length=2_048, description="opaque; goes back in `configure.resume`")
+
+
+class Configure(Strict):
+    """First message of a client; sent again, it may change all but the audio's format, the model and `resume`."""
+
+    type: Literal["configure"] = "configure"
+    protocol: int = Field(PROTOCOL, ge=PROTOCOL, le=PROTOCOL)
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000, description="Hz")
+    encoding: Encoding = Encoding.S16LE
+    channels: int = Field(1, ge=1, le=8, description="interleaved; they are averaged")
+    model: str | None = Field(None, max_length=64, description="one of `/v1/models`; the default if left out")
+    point: str | None = Field(None, max_length=32, description="operating point of the model, such as `dense`")
+    coarsest: float = Field(
+        4.0, ge=1, le=16, description="largest factor on the delta thresholds the server may use when busy; 1 forbids it"
+    )
+    keywords: dict[str, KeywordSettings] | None = Field(
+        None, max_length=64, description="exactly these are detected; all of the model's if left out"
+    )
+    scores: bool = Field(False, description="send every token's posteriors")
+    heartbeat_ms: int = Field(1_000, ge=100, le=60_000, description="stream time between heartbeats, ms")
+    preroll_ms: int = Field(0, ge=0, le=3_000, description="audio before a word to send with its detection, ms; 0: none")
+    resume: Resume | None = None
+
+
+class Marker(Strict):
+    """Sent back by the server once every sample before it has been judged."""
+
+    type: Literal["marker"] = "marker"
+    id: Annotated[int, Field(ge=0, lt=2**53)] | Annotated[str, Field(max_length=64)]
+
+
+class Flush(Strict):
+    """Judge what is left in the buffers as if silence followed; the stream goes on at the next whole token."""
+
+    type: Literal["flush"] = "flush"
+
+
+class Reset(Strict):
+    """Forget all audio and detections so far; stream time goes on."""
+
+    type: Literal["reset"] = "reset"
+
+
+class Keepalive(Strict):
+    """Nothing to say, still here."""
+
+    type: Literal["keepalive"] = "keepalive"
+
+
+class Feedback(Strict):
+    """What a person says of a detection; kept for calibration if the operator wants it."""
+
+    type: Literal["feedback"] = "feedback"
+    detection: int = Field(ge=0, description="`detection.id`")
+    correct: bool
+
+
+class Close(Strict):
+    """No more audio: judge everything, tell it, send `closed`, close with 1000."""
+
+    type: Literal["close"] = "close"
+
+
+class Limits(Strict):
+    """What the server allows this stream."""
+
+    frame_bytes: int = Field(gt=0, description="longest binary frame, bytes")
+    stream_s: float = Field(gt=0, description="longest stream, s of audio")
+    idle_s: float = Field(gt=0, description="longest time without a frame, s")
+    speed: float = Field(gt=0, description="audio may arrive this many times faster than real time")
+
+
+class Ready(Strict):
+    """Answer to `configure`: audio may be sent."""
+
+    type: Literal["ready"] = "ready"
+    protocol: int = PROTOCOL
+    session: str = Field(description="names the stream in logs; survives a resume")
+    model: str
+    fingerprint: str = Field(description="of the model's weights and settings")
+    labels: tuple[str, ...] = Field(description="order of `scores.posteriors`")
+    keywords: dict[str, KeywordSettings] = Field(description="those that are detected, with every setting in force")
+    point: str = Field(description="operating point in force")
+    points: tuple[str, ...] = Field(description="those that may be chosen")
+    hop_samples: int = Field(gt=0, description="16 kHz samples between two posteriors")
+    replay_samples: Samples = Field(description="how far before a checkpoint a resuming client begins")
+    sample: Samples = Field(0, description="position that the next audio has in the stream")
+    limits: Limits
+
+
+class Detection(Strict):
+    """A keyword was heard, once."""
+
+    type: Literal["detection"] = "detection"
+    id: int = Field(ge=0, description="counts from 0 in a stream")
+    keyword: str
+    score: Share = Field(description="highest smoothed posterior of the word so far")
+    start_s: Seconds = Field(description="where the word seems to begin, s")
+    end_s: Seconds = Field(description="where the word seems to end, s")
+    at_s: Seconds = Field(description="end of the audio that decided it, s")
+    latency_ms: float = Field(ge=0, description="from that audio's arrival at the server to this message, ms of wall time")
+    checkpoint: Checkpoint
+    clip: str | None = Field(None, description="base64 of 16 kHz s16le audio from `start_s - preroll_ms` to `at_s`")
+
+
+class Scores(Strict):
+    """Posteriors of the newest tokens, oldest first."""
+
+    type: Literal["scores"] = "scores"
+    at_s: Seconds = Field(description="end of the audio behind the newest row, s")
+    hop_s: float = Field(gt=0, description="time between two rows, s")
+    posteriors: list[list[float]] = Field(description="(tokens, labels), each 0 to 1")
+    work: dict[str, float] = Field(description="share of dense work done in these tokens, by group of layers, 0 to 1")
+
+
+class Heartbeat(Strict):
+    """How the stream is doing, every `heartbeat_ms` of stream time."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    at_s: Seconds
+    lag_ms: float = Field(ge=0, description="age of the oldest audio not yet judged, ms of wall time")
+    real_time_factor: float = Field(ge=0, description="compute time spent on this stream per second of its audio, s/s")
+    macs_done: int = Field(ge=0, description="multiply-accumulates since the stream began")
+    macs_skipped_vs_window: Signed = Field(description="against recomputing a whole window at every token")
+    macs_skipped_vs_causal: Signed = Field(description="against dense arithmetic on new tokens only")
+    delta_scale: float = Field(ge=0, description="factor on the delta thresholds in force; above 1 when the server sheds")
+    cache_bytes: int = Field(ge=0, description="memory of this stream inside the model, bytes")
+    checkpoint: Checkpoint
+
+
+class Warned(Strict):
+    """Something the client may want to know; the stream goes on."""
+
+    type: Literal["warning"] = "warning"
+    code: WarningCode
+    message: str
+
+
+class Failed(Strict):
+    """Why the stream ends now; the close code says the same as a number."""
+
+    type: Literal["error"] = "error"
+    code: str = Field(description="a close code's name in lower case")
+    message: str
+    field: str | None = Field(None, description="the field at fault, as a dotted path")
+
+
+class Totals(Strict):
+    """The whole stream in numbers."""
+
+    audio_s: float = Field(ge=0, description="audio judged, s")
+    samples: Samples = Field(description="audio received, in samples per channel at the client's rate")
+    chunks: int = Field(ge=0, description="binary frames received")
+    tokens: int = Field(ge=0, description="steps of the model")
+    detections: int = Field(ge=0)
+    macs_done: int = Field(ge=0)
+    macs_skipped_vs_window: Signed = 0.0
+    macs_skipped_vs_causal: Signed = 0.0
+
+
+class Closed(Strict):
+    """Last message of every stream that was ready, whatever ended it."""
+
+    type: Literal["closed"] = "closed"
+    reason: str = Field(description="a close code's name in lower case")
+    totals: Totals
+
+
+ClientMessage = Configure | Marker | Flush | Reset | Keepalive | Feedback | Close
+ServerMessage = Ready | Detection | Scores | Marker | Heartbeat | Warned | Failed | Closed
+
+_client: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+_server: TypeAdapter[ServerMessage] = TypeAdapter(Annotated[ServerMessage, Field(discriminator="type")])
+
+
+def parse_client(text: str | bytes) -> ClientMessage:
+    """One text frame from a client -> its message.
+
+    Raises:
+        BadMessage: naming the first field at fault.
+    """
+    return _parse(_client, text)
+
+
+def parse_server(text: str | bytes) -> ServerMessage | None:
+    """One text frame from a server -> its message, or None for a type of a later version.
+
+    Raises:
+        BadMessage: naming the first field at fault.
+    """
+    try:
+        return _server.validate_json(text)
+    except ValidationError as error:
+        if error.errors(include_input=False, include_url=False)[0]["type"] == "union_tag_invalid":
+            return None
+        raise _bad(error) from None
+
+
+def _parse(adapter: TypeAdapter[Any], text: str | bytes) -> Any:
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadMessage(f"a text frame may have {MAX_TEXT_BYTES} bytes, this one has {len(text)}")
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise _bad(error) from None
+
+
+def _bad(error: ValidationError) -> BadMessage:
+    """Pydantic's first complaint, without the input: it may be hostile or private."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"][1:])
+    return BadMessage(f"{path}: {first['msg']}" if path else first["msg"], path or None)
