@@ -1,0 +1,272 @@
+"""What the process tells Prometheus: one class, one method for each thing that happens.
+
+Counters are exported as numerators and denominators; ratios are recording rules (`deploy/prometheus/rules.yml`).
+Labels take values known when the process starts, so no series grows with users; anything else is counted as `other`.
+Knows no sessions, sockets or models, only what it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from service.protocol import CloseCode
+
+PREFIX = "deltaspot"
+OTHER = "other"
+GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
+"""Groups of matrix products, as `models.counting` names them."""
+
+OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
+"""Why a stream ended: a close code of the protocol, or a peer that went without a word."""
+
+REFUSALS = ("capacity", "lag", "draining", "not_ready", "unauthorised", "forbidden", "origin", "rate", OTHER)
+SUPPRESSIONS = ("patience", "hysteresis", "refractory", "disabled", OTHER)
+CLIP_OUTCOMES = ("judged", "refused", "failed", OTHER)
+
+DEADLINE_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds, dense around the deadlines of the service: 25 ms for a few streams, 100 and 250 ms under load."""
+STEP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+ERROR_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LENGTH_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+
+# A counter's birth date doubles the number of series and no query of ours reads it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Work(Protocol):
+    """Multiply-accumulates over some audio, the shape of `models.counting.Count`."""
+
+    @property
+    def done(self) -> Mapping[str, int]: ...
+    @property
+    def causal(self) -> Mapping[str, int]: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One line of the generated table of metrics."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+class Metrics:
+    """Everything that is counted, on a registry of the caller's.
+
+    Methods may be called from any thread. Seconds are wall-clock seconds unless a name says audio.
+    """
+
+    def __init__(self, registry: CollectorRegistry, keywords: Iterable[str]) -> None:
+        """Register every family, with every label value known now at zero.
+
+        Args:
+            registry: receives the families; one `Metrics` for each.
+            keywords: words that get a series of their own; all other words share the label `other`.
+        """
+        self.registry = registry
+        self._keywords = (*keywords, OTHER)
+        self._register_sessions()
+        self._register_work()
+        self._register_time()
+        self._register_words()
+        self._register_state()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    # --- sessions, clips, refusals
+
+    def session_opened(self) -> None:
+        """A stream was admitted and configured."""
+        self._sessions_open.inc()
+
+    def session_closed(self, outcome: str, audio_seconds: float) -> None:
+        """A stream that was opened has ended, after this much audio."""
+        self._sessions_open.dec()
+        self._sessions.labels(_known(outcome, OUTCOMES)).inc()
+        self._session_length.observe(audio_seconds)
+
+    def audio_received(self, audio_seconds: float) -> None:
+        """One chunk of audio was accepted."""
+        self._chunks.inc()
+        self._audio.inc(audio_seconds)
+
+    def clip(self, outcome: str, seconds: float) -> None:
+        """One recording was asked to be judged; `outcome` is judged, refused or failed."""
+        self._clips.labels(_known(outcome, CLIP_OUTCOMES)).inc()
+        self._clip_time.observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """A stream or a clip was turned away before it began."""
+        self._refusals.labels(_known(reason, REFUSALS)).inc()
+
+    # --- the engine
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """The network made one step for `rows` sessions at once."""
+        self._step_time.observe(seconds)
+        self._batch.observe(rows)
+
+    def worked(self, work: Work) -> None:
+        """Multiply-accumulates since the last call for the same session."""
+        for group in GROUPS:
+            self._done[group].inc(work.done.get(group, 0))
+            self._causal[group].inc(work.causal.get(group, 0))
+        self._window.inc(work.window)
+        self._tokens.inc(work.tokens)
+
+    def waited(self, seconds: float) -> None:
+        """A chunk lay in its queue this long before a step took it."""
+        self._queue_wait.observe(seconds)
+
+    def verdict(self, seconds: float, session: str = "") -> None:
+        """Time from a chunk's arrival to its posteriors; the session becomes the bucket's exemplar."""
+        self._verdict_time.observe(seconds, {"session": session} if session else None)
+
+    def lag(self, seconds: float) -> None:
+        """Audio seconds received and not yet judged, of the session that is furthest behind."""
+        self._lag.set(seconds)
+
+    def delta_scale(self, scale: float) -> None:
+        """Factor now on every delta threshold: 1 as calibrated, more when precision is shed."""
+        self._scale.set(scale)
+
+    def self_checked(self, error: float) -> None:
+        """Largest difference of a posterior between a step and its dense recomputation."""
+        self._self_check.observe(error)
+
+    # --- words
+
+    def detected(self, keyword: str, session: str = "") -> None:
+        """A keyword was reported to a client."""
+        self._detections.labels(_known(keyword, self._keywords)).inc(1, {"session": session} if session else None)
+
+    def near_missed(self, keyword: str) -> None:
+        """A keyword came close to its threshold and was not reported."""
+        self._near_misses.labels(_known(keyword, self._keywords)).inc()
+
+    def suppressed(self, reason: str) -> None:
+        """A posterior over its threshold was held back; `reason` is the detector's."""
+        self._suppressions.labels(_known(reason, SUPPRESSIONS)).inc()
+
+    # --- state of the process
+
+    def capacity(self, sessions: int) -> None:
+        """Sessions that the process admits at most."""
+        self._capacity.set(sessions)
+
+    def cache_bytes(self, size: int) -> None:
+        """Memory held by the caches of all streams."""
+        self._cache.set(size)
+
+    def ready(self, ready: bool) -> None:  # noqa: FBT001  a gauge of two values
+        """Whether the process takes new streams."""
+        self._ready.set(ready)
+
+    def model(self, name: str, fingerprint: str, point: str) -> None:
+        """The model that new sessions get; replaces the one before."""
+        self._model.clear()
+        self._model.labels(name, fingerprint, point).set(1)
+
+    def expose(self, accept: str = "") -> tuple[bytes, str]:
+        """Render every family for a scraper.
+
+        Args:
+            accept: the request's Accept header; OpenMetrics, with exemplars, when it asks for that.
+
+        Returns:
+            The body and its content type.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def families(self) -> Iterator[Family]:
+        """Every family of ours, in order of registration, for the generated table."""
+        for metric in self.registry.collect():
+            if metric.name.startswith(PREFIX):
+                name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+                labels = dict.fromkeys(label for s in metric.samples for label in s.labels if label != "le")
+                yield Family(name, metric.type, tuple(labels), metric.documentation)
+
+    # --- registration
+
+    def _register_sessions(self) -> None:
+        self._sessions_open = self._gauge("sessions_open", "Streams open now.")
+        self._sessions = self._counter("sessions", "Streams ended, by outcome.", outcome=OUTCOMES)
+        self._session_length = self._histogram("session_audio_seconds", "Audio in one stream.", LENGTH_BUCKETS)
+        self._audio = self._counter("audio_seconds", "Audio accepted from streams.")
+        self._chunks = self._counter("chunks", "Chunks of audio accepted from streams.")
+        self._clips = self._counter("clips", "Recordings judged over REST, by outcome.", outcome=CLIP_OUTCOMES)
+        self._clip_time = self._histogram("clip_seconds", "Time to answer for one recording.", DEADLINE_BUCKETS)
+        self._refusals = self._counter("refusals", "Streams and clips turned away, by reason.", reason=REFUSALS)
+
+    def _register_work(self) -> None:
+        done = self._counter("macs_done", "Multiply-accumulates done, by group of products.", group=GROUPS)
+        causal = self._counter("macs_causal", "What dense arithmetic on new tokens would have done.", group=GROUPS)
+        self._done = {group: done.labels(group) for group in GROUPS}
+        self._causal = {group: causal.labels(group) for group in GROUPS}
+        self._window = self._counter("macs_window", "What recomputing the window at every hop would have done.")
+        self._tokens = self._counter("tokens", "Tokens that the network has judged.")
+
+    def _register_time(self) -> None:
+        self._step_time = self._histogram("step_seconds", "One batched step of the network.", STEP_BUCKETS)
+        self._batch = self._histogram("batch_rows", "Sessions in one step.", ROW_BUCKETS)
+        self._queue_wait = self._histogram("queue_wait_seconds", "A chunk's wait for its step.", DEADLINE_BUCKETS)
+        self._verdict_time = self._histogram("verdict_seconds", "From a chunk to its verdict.", DEADLINE_BUCKETS)
+        self._lag = self._gauge("lag_seconds", "Audio not yet judged in the worst stream.", "livemax")
+
+    def _register_words(self) -> None:
+        self._detections = self._counter("detections", "Keywords reported.", keyword=self._keywords)
+        self._near_misses = self._counter("near_misses", "Keywords just under threshold.", keyword=self._keywords)
+        self._suppressions = self._counter("suppressions", "Hits held back, by reason.", reason=SUPPRESSIONS)
+
+    def _register_state(self) -> None:
+        self._capacity = self._gauge("sessions_limit", "Streams admitted at most.")
+        self._cache = self._gauge("cache_bytes", "Memory of the caches of all streams.")
+        self._ready = self._gauge("ready", "1 when new streams are taken.", "livemin")
+        self._scale = self._gauge("delta_scale", "Factor on every delta threshold.", "livemax")
+        self._self_check = self._histogram("self_check_error", "Posterior error of a checked step.", ERROR_BUCKETS)
+        self._model = Gauge(
+            f"{PREFIX}_model_info",
+            "1 for the model that new sessions get.",
+            ("model", "fingerprint", "point"),
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
+        counter = Counter(f"{PREFIX}_{name}", text, tuple(labels), registry=self.registry)
+        for value in next(iter(labels.values()), ()):
+            counter.labels(value)
+        return counter
+
+    def _gauge(self, name: str, text: str, multiprocess: str = "livesum") -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, registry=self.registry, multiprocess_mode=multiprocess)  # type: ignore[arg-type]
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, registry=self.registry, buckets=tuple(buckets))
+
+
+def _known(value: str, values: Iterable[str]) -> str:
+    return value if value in values else OTHER
