@@ -1,1 +1,1 @@
-"""Everything around the model at run time."""
+"""Everything around the model at run time: wire format, sessions, engine, server and command line."""
