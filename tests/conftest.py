@@ -12,7 +12,7 @@ SHARED = ROOT.parent / "shared"
 
 
 def _beside(name: str) -> Path:
-    """`../shared/<name>`; without it the test is skipped, or fails where `DELTASPOT_REQUIRE_SHARED=1` says it must be there."""
+    """`../shared/<name>`; where it is absent the test is skipped, or fails if `DELTASPOT_REQUIRE_SHARED=1`."""
     folder = SHARED / name
     if not folder.is_dir():
         reason = f"needs recordings in {folder}, which are not part of the repository"
