@@ -7,9 +7,8 @@ Knows no sessions, sockets or models, only what it is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,6 +23,11 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from service.protocol import CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from models.counting import Count
 
 PREFIX = "deltaspot"
 OTHER = "other"
@@ -46,19 +50,6 @@ LENGTH_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 
 # A counter's birth date doubles the number of series and no query of ours reads it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-class Work(Protocol):
-    """Multiply-accumulates over some audio, the shape of `models.counting.Count`."""
-
-    @property
-    def done(self) -> Mapping[str, int]: ...
-    @property
-    def causal(self) -> Mapping[str, int]: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +119,7 @@ class Metrics:
         self._step_time.observe(seconds)
         self._batch.observe(rows)
 
-    def worked(self, work: Work) -> None:
+    def worked(self, work: Count) -> None:
         """Multiply-accumulates since the last call for the same session."""
         for group in GROUPS:
             self._done[group].inc(work.done.get(group, 0))
@@ -180,7 +171,7 @@ class Metrics:
         """Memory held by the caches of all streams."""
         self._cache.set(size)
 
-    def ready(self, ready: bool) -> None:  # noqa: FBT001  a gauge of two values
+    def ready(self, ready: bool) -> None:
         """Whether the process takes new streams."""
         self._ready.set(ready)
 
