@@ -1,0 +1,51 @@
+# deltaspot: everything sets itself up; nothing but Python 3.11+ and make is needed beforehand.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format freeze clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## Set up a virtual environment with everything (server, training, tests)
+
+demo: $(VENV)/.server ## Start a server, stream the sample through it, show what was heard (ONCE=1 stops and checks)
+	$(BIN)/deltaspot demo $(if $(ONCE),--once)
+
+test: $(VENV)/.dev ## Run the tests (TESTS="tests/test_detector.py -x" for some of them)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev ## Check style, types and the directions of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+freeze: $(VENV)/.dev ## Write down the versions that the tests ran with
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(CONSTRAINTS)
+
+clean: ## Remove the environment and every cache
+	rm -rf $(VENV) build dist .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found; name one: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.server: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) ".[server]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) ".[dev]"
+	@touch $@ $(VENV)/.server
