@@ -10,7 +10,7 @@ Knows nothing of sockets, sessions or models.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -32,7 +32,7 @@ class CloseCode(IntEnum):
     description: str
     retry: bool
 
-    def __new__(cls, value: int, description: str, retry: bool = False) -> CloseCode:
+    def __new__(cls, value: int, description: str, retry: bool = False) -> Self:
         """An integer that carries its documentation."""
         code = int.__new__(cls, value)
         code._value_ = value
@@ -64,7 +64,7 @@ class WarningCode(StrEnum):
 
     description: str
 
-    def __new__(cls, value: str, description: str) -> WarningCode:
+    def __new__(cls, value: str, description: str) -> Self:
         """A string that carries its documentation."""
         code = str.__new__(cls, value)
         code._value_ = value
@@ -150,15 +150,13 @@ class Configure(Strict):
     channels: int = Field(1, ge=1, le=8, description="interleaved; they are averaged")
     model: str | None = Field(None, max_length=64, description="one of `/v1/models`; the default if left out")
     point: str | None = Field(None, max_length=32, description="operating point of the model, such as `dense`")
-    coarsest: float = Field(
-        4.0, ge=1, le=16, description="largest factor on the delta thresholds the server may use when busy; 1 forbids it"
-    )
+    coarsest: float = Field(4.0, ge=1, le=16, description="largest factor on delta thresholds if the server is busy")
     keywords: dict[str, KeywordSettings] | None = Field(
         None, max_length=64, description="exactly these are detected; all of the model's if left out"
     )
     scores: bool = Field(False, description="send every token's posteriors")
     heartbeat_ms: int = Field(1_000, ge=100, le=60_000, description="stream time between heartbeats, ms")
-    preroll_ms: int = Field(0, ge=0, le=3_000, description="audio before a word to send with its detection, ms; 0: none")
+    preroll_ms: int = Field(0, ge=0, le=3_000, description="audio before a word to send with it, ms; 0: no clip")
     resume: Resume | None = None
 
 
@@ -238,7 +236,7 @@ class Detection(Strict):
     start_s: Seconds = Field(description="where the word seems to begin, s")
     end_s: Seconds = Field(description="where the word seems to end, s")
     at_s: Seconds = Field(description="end of the audio that decided it, s")
-    latency_ms: float = Field(ge=0, description="from that audio's arrival at the server to this message, ms of wall time")
+    latency_ms: float = Field(ge=0, description="from that audio's arrival to this message, ms of wall time")
     checkpoint: Checkpoint
     clip: str | None = Field(None, description="base64 of 16 kHz s16le audio from `start_s - preroll_ms` to `at_s`")
 
@@ -263,7 +261,7 @@ class Heartbeat(Strict):
     macs_done: int = Field(ge=0, description="multiply-accumulates since the stream began")
     macs_skipped_vs_window: Signed = Field(description="against recomputing a whole window at every token")
     macs_skipped_vs_causal: Signed = Field(description="against dense arithmetic on new tokens only")
-    delta_scale: float = Field(ge=0, description="factor on the delta thresholds in force; above 1 when the server sheds")
+    delta_scale: float = Field(ge=0, description="factor on delta thresholds in force; above 1 when the server is busy")
     cache_bytes: int = Field(ge=0, description="memory of this stream inside the model, bytes")
     checkpoint: Checkpoint
 
@@ -319,7 +317,12 @@ def parse_client(text: str | bytes) -> ClientMessage:
     Raises:
         BadMessage: naming the first field at fault.
     """
-    return _parse(_client, text)
+    if len(text) > MAX_TEXT_BYTES:
+        raise BadMessage(f"a text frame may have {MAX_TEXT_BYTES} bytes, this one has {len(text)}")
+    try:
+        return _client.validate_json(text)
+    except ValidationError as error:
+        raise _bad(error) from None
 
 
 def parse_server(text: str | bytes) -> ServerMessage | None:
@@ -333,15 +336,6 @@ def parse_server(text: str | bytes) -> ServerMessage | None:
     except ValidationError as error:
         if error.errors(include_input=False, include_url=False)[0]["type"] == "union_tag_invalid":
             return None
-        raise _bad(error) from None
-
-
-def _parse(adapter: TypeAdapter[Any], text: str | bytes) -> Any:
-    if len(text) > MAX_TEXT_BYTES:
-        raise BadMessage(f"a text frame may have {MAX_TEXT_BYTES} bytes, this one has {len(text)}")
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
         raise _bad(error) from None
 
 

@@ -1,0 +1,210 @@
+"""Posteriors -> detections: one event per utterance.
+
+For each keyword, on the clock of tokens:
+
+    s_t = mean of its last `window` posteriors
+    hit:      s_t >= threshold, and no keyword has a larger s_t
+    fires:    `patience` consecutive hits, while armed and not within `refractory` tokens of the last time it fired
+    disarmed: once it fired; armed again when s_t < threshold - margin
+
+Knows no model, no wall clock and no socket: the same posteriors give the same detections however fast they come.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+NEVER: Final = -(10**9)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one keyword is detected.
+
+    Attributes:
+        threshold: smoothed posterior that counts as a hit, 0..1.
+        patience: consecutive hits that fire, in tokens.
+        refractory: tokens after firing in which it does not fire again.
+    """
+
+    threshold: float
+    patience: int = 1
+    refractory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A keyword fired.
+
+    Attributes:
+        keyword: the label.
+        token: the token that decided, counted from the start of the detector's life.
+        rise: the token at which its posterior began to rise.
+        score: highest smoothed posterior from the rise until now, 0..1.
+    """
+
+    keyword: str
+    token: int
+    rise: int
+    score: float
+
+
+class Detector:
+    """One stream's decisions.
+
+    Attributes:
+        token: tokens judged so far.
+        near_misses: keyword -> times that it rose into `margin` below its threshold and fell again.
+        suppressed: reason ("patience", "refractory", "hysteresis") -> runs of hits that ended without a detection.
+    """
+
+    def __init__(self, labels: Sequence[str], rules: Mapping[str, Rule], window: int, margin: float) -> None:
+        """Detect `rules`' keywords.
+
+        Args:
+            labels: names of the posteriors' columns.
+            rules: keyword -> rule; keywords that are not here are not detected.
+            window: tokens in the moving average, at least 1.
+            margin: how far below its threshold a keyword is armed again.
+        """
+        self.labels, self.window, self.margin = tuple(labels), window, margin
+        self.near_misses: Counter[str] = Counter()
+        self.suppressed: Counter[str] = Counter()
+        self.token = 0
+        self._past = np.zeros((window - 1, len(self.labels)), np.float32)
+        self.configure(rules)
+
+    def configure(self, rules: Mapping[str, Rule]) -> None:
+        """Change the rules; what was heard so far stays."""
+        before = getattr(self, "_words", {})
+        self._words = {word: before.get(word) or _Word() for word in rules}
+        self.rules = dict(rules)
+        self._columns = np.array([self.labels.index(word) for word in rules], np.intp)
+        lowest = min((rule.threshold for rule in rules.values()), default=2.0)
+        self._quiet = max(lowest - self.margin, 0.0)
+        self._still = False
+
+    def reset(self) -> None:
+        """Forget what was heard; tokens go on counting."""
+        self._past[:] = 0
+        self._words = {word: _Word() for word in self.rules}
+        self._still = False
+
+    def feed(self, posteriors: Array) -> list[Hit]:
+        """Judge the next tokens' posteriors (N, K); return what fired, in order."""
+        if not len(posteriors) or not len(self._columns):
+            self.token += len(posteriors)
+            return []
+        history = np.concatenate((self._past, posteriors))
+        self._past = history[len(posteriors) :]
+        columns = history[:, self._columns]
+        if self._still and columns.max() < self._quiet:
+            self.token += len(posteriors)  # no average can reach a threshold: by far the most common case
+            return []
+        sums = np.cumsum(np.vstack((np.zeros_like(columns[:1]), columns)), axis=0, dtype=np.float64)
+        smoothed = (sums[self.window :] - sums[: -self.window]) / self.window
+        hits = [hit for row in smoothed.tolist() for hit in self._step(row)]
+        self._still = all(word.still for word in self._words.values())
+        return hits
+
+    def _step(self, row: list[float]) -> list[Hit]:
+        top = max(row)
+        fired = []
+        for (name, word), score in zip(self._words.items(), row, strict=True):
+            rule = self.rules[name]
+            if score < rule.threshold - self.margin:
+                self._fall(name, word)
+                continue
+            if word.rise is None:
+                word.rise, word.peak = self.token, 0.0
+            word.peak = max(word.peak, score)
+            if score >= rule.threshold and score == top:
+                word.hits += 1
+                if word.hits >= rule.patience and self._may_fire(word, rule):
+                    word.fired, word.armed = self.token, False
+                    fired.append(Hit(name, self.token, word.rise, word.peak))
+            elif word.armed:
+                self._lapse(word)
+        self.token += 1
+        return fired
+
+    def _may_fire(self, word: _Word, rule: Rule) -> bool:
+        if word.armed and self.token - word.fired > rule.refractory:
+            return True
+        if word.armed:
+            word.held = "refractory"
+        return False
+
+    def _lapse(self, word: _Word) -> None:
+        """A run of hits ended before it fired."""
+        if word.hits:
+            self.suppressed[word.held] += 1
+        word.hits, word.held = 0, "patience"
+
+    def _fall(self, name: str, word: _Word) -> None:
+        """The keyword is below its threshold by the margin: it is over, and armed again."""
+        if word.still:
+            return
+        if word.armed:
+            if not word.hits:
+                self.near_misses[name] += 1
+            self._lapse(word)
+        word.rise, word.hits, word.armed, word.held = None, 0, True, "patience"
+
+    def state(self) -> dict[str, Any]:
+        """What a detector elsewhere needs to go on: only words that are not at rest, as plain types."""
+        return {name: word.state(self.token) for name, word in self._words.items() if word.matters(self.token)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over `state()` of another detector, as of this one's present token."""
+        for name, values in state.items():
+            if name in self._words:
+                self._words[name] = _Word.restored(values, self.token)
+        self._still = False
+
+
+REMEMBERED: Final = 4_000
+"""Tokens after which a word's last detection is forgotten by `state`; longer than any refractory time (60 s)."""
+
+
+@dataclass(slots=True)
+class _Word:
+    """What one keyword remembers; tokens are the detector's."""
+
+    rise: int | None = None
+    peak: float = 0.0
+    hits: int = 0
+    armed: bool = True
+    fired: int = NEVER
+    held: str = "patience"
+
+    @property
+    def still(self) -> bool:
+        return self.rise is None and self.armed
+
+    def matters(self, now: int) -> bool:
+        return not self.still or now - self.fired < REMEMBERED
+
+    def state(self, now: int) -> list[float | int | None]:
+        risen = None if self.rise is None else now - self.rise
+        since = None if self.fired == NEVER else now - self.fired
+        return [risen, round(self.peak, 4), self.hits, int(self.armed), since]
+
+    @classmethod
+    def restored(cls, values: Sequence[Any], now: int) -> _Word:
+        risen, peak, hits, armed, since = values
+        return cls(
+            rise=None if risen is None else now - int(risen),
+            peak=float(peak),
+            hits=int(hits),
+            armed=bool(armed),
+            fired=NEVER if since is None else now - int(since),
+        )

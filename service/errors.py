@@ -1,0 +1,116 @@
+"""Every error that the other end is told about, in one tree.
+
+    WireError                  its `code` is a CloseCode of service/protocol.py; `message` is written for a person
+    ├── BadMessage             4400  in service/protocol.py, since both ends raise it
+    │   └── UnknownModel       4400  a model or operating point that is not served here
+    ├── Unauthorised           4401
+    ├── Forbidden              4403
+    ├── Idle                   4408
+    ├── TooLong                4413
+    ├── UnsupportedAudio       4415
+    ├── TooFast                4429  audio, or requests, faster than allowed
+    ├── QueueFull              4430
+    ├── Internal               4500
+    └── Capacity               4503  carries `retry_after`
+        └── Draining           4504
+
+Before the upgrade, and over REST, the same error is an HTTP response with the status of `http_status`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from service.protocol import BadMessage, CloseCode, Failed, WireError
+
+HTTP_STATUS: Final = {
+    CloseCode.BAD_MESSAGE: 422,
+    CloseCode.UNAUTHORISED: 401,
+    CloseCode.FORBIDDEN: 403,
+    CloseCode.IDLE: 408,
+    CloseCode.TOO_LONG: 413,
+    CloseCode.UNSUPPORTED_AUDIO: 415,
+    CloseCode.TOO_FAST: 429,
+    CloseCode.QUEUE_FULL: 503,
+    CloseCode.INTERNAL: 500,
+    CloseCode.CAPACITY: 503,
+    CloseCode.DRAINING: 503,
+}
+
+
+class UnknownModel(BadMessage):
+    """The model or operating point asked for is not served here."""
+
+
+class Unauthorised(WireError):
+    """No key, or one that nobody was given."""
+
+    code = CloseCode.UNAUTHORISED
+
+
+class Forbidden(WireError):
+    """A known key without this scope, or a page from an origin that is not allowed."""
+
+    code = CloseCode.FORBIDDEN
+
+
+class Idle(WireError):
+    """Nothing was heard of the client for too long."""
+
+    code = CloseCode.IDLE
+
+
+class TooLong(WireError):
+    """A frame, a body, a clip or a stream beyond its limit."""
+
+    code = CloseCode.TOO_LONG
+
+
+class UnsupportedAudio(WireError):
+    """Bytes that are not the audio they were said to be."""
+
+    code = CloseCode.UNSUPPORTED_AUDIO
+
+
+class TooFast(WireError):
+    """More audio, or more requests, per second than allowed."""
+
+    code = CloseCode.TOO_FAST
+
+
+class QueueFull(WireError):
+    """A queue between the client and its verdicts ran over; nothing is dropped silently, so the stream ends."""
+
+    code = CloseCode.QUEUE_FULL
+
+
+class Internal(WireError):
+    """Our fault. The message says no more than that; the log does."""
+
+    code = CloseCode.INTERNAL
+
+
+class Capacity(WireError):
+    """No room now.
+
+    Attributes:
+        retry_after: when to ask again, in seconds.
+    """
+
+    code = CloseCode.CAPACITY
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        """Keep when to ask again."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Draining(Capacity):
+    """The process is about to stop."""
+
+    code = CloseCode.DRAINING
+
+
+def failed(error: WireError) -> Failed:
+    """What is told of an error on the wire."""
+    return Failed(code=error.code.wire, message=error.message, field=error.field)
