@@ -1,0 +1,99 @@
+"""The command line: every command explains itself, and every error that a user can mend is one line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from service import cli
+from service.errors import UnsupportedAudio
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deploy/README.md", ROOT / "models/NOTES.md"]
+PRESENT = sorted(path.stem for path in (ROOT / "service/commands").glob("[!_]*.py"))
+
+
+def leaves(command, name):
+    """Every command that does something, with the words that call it."""
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for child, subcommand in command.commands.items():
+        yield from leaves(subcommand, f"{name} {child}")
+
+
+LEAVES = dict(leaf for name in PRESENT for leaf in leaves(cli.load(name), name))
+
+
+def documented_commands():
+    """Lines of the documents' shell blocks that call `deltaspot` or `make`."""
+    for document in filter(Path.exists, DOCUMENTS):
+        for block in re.findall(r"```(?:console|bash|sh)\n(.*?)```", document.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                call = line.removeprefix("$ ").split("#")[0].strip()
+                if call.startswith(("deltaspot ", "make ")):
+                    yield pytest.param(call, id=f"{document.name}: {call}")
+
+
+def test_modules_and_table_agree():
+    assert set(PRESENT) <= set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(LEAVES))
+def test_every_command_and_option_has_help(name):
+    command = LEAVES[name]
+    assert command.help
+    silent = [option.name for option in command.params if not getattr(option, "help", None)]
+    assert not silent, f"deltaspot {name}: no help for {silent}"
+
+
+@pytest.mark.parametrize("call", list(documented_commands()))
+def test_documented_command_exists(call):
+    program, *words = shlex.split(call)
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words if "=" not in word} <= set(targets)
+        return
+    known = [name for name in LEAVES if words[: len(name.split())] == name.split()]
+    assert known, f"no such command: {call}"
+    options = {flag for option in LEAVES[known[0]].params for flag in [*option.opts, *option.secondary_opts]}
+    used = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert used - {"--help"} <= options
+
+
+def test_help_lists_commands_without_importing_them():
+    code = "import sys; from service import cli; sys.argv = ['deltaspot', '--help']\n"
+    code += "try: cli.main()\nexcept SystemExit: pass\n"
+    code += "assert not [name for name in sys.modules if name.startswith('service.commands.')]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in PRESENT)
+
+
+def test_a_missing_extra_is_named():
+    assert 'pip install "deltaspot[server]"' in str(cli.explain(ModuleNotFoundError("No numba", name="numba.core")))
+
+
+def test_only_what_a_user_can_mend_becomes_a_line():
+    assert cli.explain(UnsupportedAudio("7 Hz is too low")) == "7 Hz is too low"
+    assert cli.explain(FileNotFoundError(2, "No such file", "a.wav")) == "[Errno 2] No such file: 'a.wav'"
+    assert cli.explain(ZeroDivisionError()) is None
+    assert cli.explain(ModuleNotFoundError("No module", name="service.oops")) is None
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is full"), UnsupportedAudio("7 Hz is too low")])
+def test_an_error_is_one_line_and_status_2(error, monkeypatch, capsys):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(typer.main, "get_command", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"deltaspot: {error}\n"

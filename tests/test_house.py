@@ -1,0 +1,100 @@
+"""The rules of the house, checked by walking the packages: nothing here names a module that a newcomer could forget."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.cli import EXTRAS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("models", "service", "client")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+IMPORTABLE = [path for path in MODULES if "samples" not in path.parts]
+
+MAX_MODULE_LINES = 300
+LONGER = {"service/protocol.py": 400}
+"""The wire format is one page, and a page is read as a whole."""
+CLOCKS = {f"time.{name}{suffix}" for name in ("time", "monotonic", "perf_counter") for suffix in ("", "_ns")}
+CLOCKS |= {"datetime.now", "datetime.utcnow"}
+MAY_READ_THE_CLOCK = ("service/engine", "service/metrics", "service/app", "service/commands/", "client/")
+MAY_READ_THE_ENVIRONMENT = ("service/settings.py", "client/settings.py")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def calls_and_attributes(path: Path) -> Iterator[str]:
+    """Dotted names used in a module, such as `os.environ` and `time.monotonic`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module in {"os", "time", "datetime"}:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def import_without(blocked: list[str], modules: list[str]) -> subprocess.CompletedProcess[str]:
+    """Import `modules` in a process of their own, in which importing anything of `blocked` fails."""
+    code = f"import sys, importlib\nsys.modules.update(dict.fromkeys({blocked}))\n"
+    code += f"for name in {modules}: importlib.import_module(name)\n"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_imports_go_the_allowed_ways() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_serving_runs_without_torch_installed() -> None:
+    service = [name_of(path) for path in IMPORTABLE if path.parts[-2] == "service"]
+    done = import_without(["torch", "matplotlib", "PIL"], [*service, "service.commands.serve", "models.network"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_client_runs_on_the_base_installation() -> None:
+    client = [name_of(path) for path in IMPORTABLE if "client" in path.parts]
+    done = import_without(sorted(EXTRAS), [*client, "service.cli", "service.commands.listen"])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module_is_readable(path: Path) -> None:
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "says nothing of what it is for"
+    assert len(text.splitlines()) <= LONGER.get(relative(path), MAX_MODULE_LINES), "is too long to read in one sitting"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_environment_and_clock_stay_in_their_rooms(path: Path) -> None:
+    used = set(calls_and_attributes(path))
+    if not relative(path).startswith(MAY_READ_THE_ENVIRONMENT):
+        assert not used & {"os.environ", "os.getenv", "os.putenv"}
+    if not relative(path).startswith(MAY_READ_THE_CLOCK):
+        assert not used & CLOCKS
+
+
+def test_modules_hide_no_standard_ones() -> None:
+    assert not {path.stem for path in MODULES if path.parent.name in PACKAGES} & sys.stdlib_module_names - {"__init__"}
+
+
+def test_no_path_of_one_persons_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    personal = re.compile(r"/(home|Users|work)/\w+")
+    found = []
+    for name in filter(None, listed.split("\0")):
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        if b"\0" not in content and personal.search(content.decode(errors="replace")):
+            found.append(name)
+    assert not found
