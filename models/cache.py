@@ -1,0 +1,137 @@
+"""The delta-attention cache: everything streams remember inside the model, in one arena.
+
+A row is one stream, and one contiguous stretch of float32, so a step touches a stream's memory in order and
+sessions share nothing. `Layout` says what lies where; the kernels read the same numbers.
+
+Per block: the values last propagated through each gate (`held`), what they add up to behind the matrix
+(`sum`), and rings of keys and values in which token t lives in slot t mod span. Keys lie channel by channel
+(C, W), so that a channel of the query that moved is one contiguous row; values lie token by token (W, C).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import ConfigError, ModelConfig
+from models.lanes import WIDTH
+
+
+class BlockLayout(NamedTuple):
+    """Where the parts of one block lie, counted in floats from the block's beginning."""
+
+    held_in: int
+    sum_qkv: int
+    held_query: int
+    keys: int
+    scores: int
+    values: int
+    held_weights: int
+    sum_values: int
+    held_mixed: int
+    sum_out: int
+    held_up: int
+    sum_up: int
+    held_down: int
+    sum_down: int
+    size: int
+
+
+class ReadOutLayout(NamedTuple):
+    """Where the parts of the read-out lie, counted in floats from its beginning."""
+
+    held_query: int
+    sum_query: int
+    scores: int
+    values: int
+    held_weights: int
+    sum_values: int
+    held_head: int
+    sum_head: int
+    size: int
+
+
+class Layout(NamedTuple):
+    """Where everything of one stream lies in its row."""
+
+    frames: int
+    held_stem: int
+    sum_stem: int
+    blocks: int
+    readout: int
+    size: int
+    block: BlockLayout
+    pool: ReadOutLayout
+
+
+def padded(size: int) -> int:
+    """The next multiple of a vector's width."""
+    return -(-size // WIDTH) * WIDTH
+
+
+def offsets(sizes: list[int]) -> list[int]:
+    """Beginnings of neighbouring parts, each padded to whole vectors, and the end of the last."""
+    return np.concatenate(([0], np.cumsum([padded(size) for size in sizes]))).tolist()
+
+
+def layout(config: ModelConfig) -> Layout:
+    """Lay out one stream.
+
+    Raises:
+        ConfigError: for sizes that are no whole number of vectors.
+    """
+    c, w, hw = config.channels, config.span, config.heads * config.span
+    for name in ("head_channels", "hidden", "span"):
+        if getattr(config, name) % WIDTH:
+            raise ConfigError(f"{name} must be a multiple of {WIDTH} for the compiled step, got {getattr(config, name)}")
+    block = BlockLayout(*offsets([c, 3 * c, c, c * w, hw, w * c, hw, c, c, c, c, config.hidden, config.hidden, c]))
+    pool = ReadOutLayout(*offsets([c, config.heads, hw, w * c, hw, c, c, len(config.labels)]))
+    history = (config.kernel - config.stride) * config.frontend.bands
+    whole = offsets([history, config.stem_inputs, c, config.layers * block.size, pool.size])
+    return Layout(*whole, block, pool)
+
+
+class Cache:
+    """Arena for `capacity` streams.
+
+    state: (capacity, layout.size) float32.
+    tokens: (capacity,) int64, tokens judged since the last reset.
+    macs: (capacity, layers + 2, 6) int64, multiply-accumulates done; see `models.counting`.
+    point, scale: per stream, which thresholds gate it, and a factor on them.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int) -> None:
+        self.config, self.capacity, self.layout = config, capacity, layout(config)
+        self.state = _aligned_zeros(capacity, self.layout.size)
+        self.tokens = np.zeros(capacity, np.int64)
+        self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
+        self.point = np.zeros(capacity, np.int64)
+        self.scale = np.ones(capacity, np.float32)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Memory of one stream, counters included."""
+        arrays = (self.state, self.tokens, self.macs, self.point, self.scale)
+        return sum(array[:1].nbytes for array in arrays)
+
+    def reset(self, row: int) -> None:
+        """Back to the start of a stream; its operating point stays.
+
+        The state itself is cleared by the step that finds `tokens == 0`, so rows nobody used cost no memory.
+        """
+        self.tokens[row] = 0
+        self.macs[row] = 0
+
+    def configure(self, row: int, point: int, scale: float = 1.0) -> None:
+        """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
+        self.point[row], self.scale[row] = point, scale
+
+
+def _aligned_zeros(rows: int, columns: int) -> NDArray[np.float32]:
+    """Zeros whose rows begin on cache lines; untouched pages cost nothing."""
+    line = 64
+    raw = np.zeros(rows * columns * 4 + line, np.uint8)
+    start = -raw.ctypes.data % line
+    return raw[start : start + rows * columns * 4].view(np.float32).reshape(rows, columns)

@@ -1,0 +1,111 @@
+"""One safetensors file: weights, configuration, labels, thresholds and calibration, with a fingerprint.
+
+Nothing in it is code. Everything but the weights is JSON in the file's metadata. Knows neither torch nor
+kernels: weights are numpy arrays by the reference network's parameter names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from models.config import ConfigError, ModelConfig
+
+FORMAT = "deltaspot-skwt-1"
+DENSE = "dense"
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of ours, or not a whole one."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and how to run it.
+
+    weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`.
+    points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
+    calibration: how posteriors become detections: {"window_tokens", "margin", "refractory_ms",
+        "keywords": {word: {"threshold", "patience"}}}.
+    metadata: free text, such as the recipe and the data.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, NDArray[np.float32]]
+    points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of SHA-256 over everything that changes what the model says."""
+        digest = hashlib.sha256(json.dumps([self.config.to_dict(), _plain(self.points)], sort_keys=True).encode())
+        for name in sorted(self.weights):
+            digest.update(name.encode() + np.ascontiguousarray(self.weights[name]).tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(array.size for array in self.weights.values())
+
+
+def _plain(value: Any) -> Any:
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def shipped_path() -> Path:
+    """The checkpoint that comes with the package."""
+    return Path(__file__).parent / "weights" / "skwt.safetensors"
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint; a half-written file never takes the place of a whole one."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "points": json.dumps(_plain(checkpoint.points)),
+        "calibration": json.dumps(_plain(checkpoint.calibration)),
+        "metadata": json.dumps(dict(checkpoint.metadata)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    weights = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in checkpoint.weights.items()}
+    save_file(weights, partial, metadata)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: for a missing, broken or foreign file; the message says which and what to do.
+    """
+    try:
+        data = path.read_bytes()
+        weights = load(data)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}; `deltaspot model info` shows the shipped one") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); download or train it again") from error
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no {FORMAT} checkpoint but {metadata.get('format', 'without a format')!r}")
+    if bad := [name for name, array in weights.items() if not np.isfinite(array).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite: {', '.join(bad)}")
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        rest = {name: json.loads(metadata[name]) for name in ("points", "calibration", "metadata")}
+    except (KeyError, ConfigError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} has broken metadata: {error}") from error
+    return Checkpoint(config, weights, **rest)

@@ -1,0 +1,125 @@
+"""The numbers that define a model; they travel inside its checkpoint.
+
+Knows nothing of weights, files or arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+SILENCE = "_silence_"
+UNKNOWN = "_unknown_"
+LABELS = (SILENCE, UNKNOWN, *KEYWORDS)
+"""The twelve labels of Speech Commands V2-12, in the order of the network's outputs."""
+
+
+class ConfigError(ValueError):
+    """A model configuration that cannot be built; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndConfig:
+    """Log-mel front end: 16 kHz samples in, one frame of `bands` values every `hop` samples out."""
+
+    sample_rate: int = 16_000
+    window: int = 480
+    hop: int = 160
+    fft: int = 512
+    bands: int = 40
+    low_hz: float = 0.0
+    high_hz: float = 4_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of the streaming Keyword Transformer.
+
+    One token is made of the newest `kernel` frames every `stride` frames, so a token lasts
+    `stride * hop` samples. Attention and read-out see the last `span` tokens.
+    """
+
+    frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
+    labels: tuple[str, ...] = LABELS
+    stride: int = 3
+    kernel: int = 7
+    channels: int = 96
+    layers: int = 8
+    heads: int = 3
+    hidden: int = 384
+    span: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built.
+
+        Raises:
+            ConfigError: naming the field and what it must be.
+        """
+        if self.channels % self.heads:
+            raise ConfigError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
+        if self.kernel < self.stride:
+            raise ConfigError(f"kernel ({self.kernel}) must be at least stride ({self.stride}), or frames are lost")
+        if len(set(self.labels)) != len(self.labels):
+            raise ConfigError(f"labels must be distinct, got {self.labels}")
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of one attention head."""
+        return self.channels // self.heads
+
+    @property
+    def stem_inputs(self) -> int:
+        """Values that one token is made of: `kernel * bands`."""
+        return self.kernel * self.frontend.bands
+
+    @property
+    def token_samples(self) -> int:
+        """Samples between two tokens."""
+        return self.stride * self.frontend.hop
+
+    @property
+    def receptive_tokens(self) -> int:
+        """Tokens of the past that can reach one posterior: every layer and the read-out look back `span - 1`."""
+        return (self.layers + 1) * (self.span - 1) + 1
+
+    @property
+    def receptive_samples(self) -> int:
+        """Samples of the past that can reach one posterior of the dense network."""
+        frames = (self.receptive_tokens - 1) * self.stride + self.kernel
+        return (frames - 1) * self.frontend.hop + self.frontend.window
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Labels that may be detected: all but silence and unknown."""
+        return tuple(label for label in self.labels if label not in (SILENCE, UNKNOWN))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ConfigError: for a field this version does not know.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := set(data) - known:
+            raise ConfigError(f"unknown model fields {sorted(unknown)}; this checkpoint needs a newer deltaspot")
+        values = dict(data)
+        values["frontend"] = FrontEndConfig(**values.get("frontend", {}))
+        if "labels" in values:
+            values["labels"] = tuple(values["labels"])
+        return cls(**values)
+
+
+BLOCK_GATES = ("qkv", "query", "weights", "out", "up", "down")
+READOUT_GATES = ("query", "weights", "head")
+
+
+def gate_names(config: ModelConfig) -> tuple[str, ...]:
+    """Every gate of a network, in the order in which a token meets them."""
+    blocks = (f"block{i}.{kind}" for i in range(config.layers) for kind in BLOCK_GATES)
+    return ("stem", *blocks, *(f"readout.{kind}" for kind in READOUT_GATES))

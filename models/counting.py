@@ -1,0 +1,128 @@
+"""Multiply-accumulates of matrix products: done, and what two dense baselines would have done.
+
+`causal` is dense arithmetic on new tokens only (a plain key-value cache): against it stands the delta gate's
+own merit. `window` recomputes the last `span` tokens (about 1 s) from nothing at every token, as a service
+without a cache does. Softmax, norms, activations and the front end are not counted; they are reported as time.
+Rebuilding the sums now and then is work done, and is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from models.cache import Cache
+
+GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
+"""Groups of matrix products, as metrics and reports name them."""
+_BLOCK_GROUPS = GROUPS[1:7]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """MACs over `tokens` tokens of one or many streams.
+
+    layers: (layers + 2, 6) done, as the kernels count: stem, blocks, read-out.
+    causal: MACs by group of the causal baseline; window: MACs of the window baseline, in total.
+    """
+
+    tokens: int
+    layers: NDArray[np.int64]
+    causal: dict[str, int]
+    window: int
+
+    @property
+    def done(self) -> dict[str, int]:
+        """MACs done, by group."""
+        blocks = self.layers[1:-1].sum(axis=0).tolist()
+        return {
+            "stem": int(self.layers[0].sum()),
+            **dict(zip(_BLOCK_GROUPS, blocks, strict=True)),
+            "readout": int(self.layers[-1].sum()),
+        }
+
+    @property
+    def total(self) -> int:
+        """MACs done."""
+        return int(self.layers.sum())
+
+    @property
+    def skipped_vs_causal(self) -> float:
+        """Share of the causal baseline's MACs that were not done."""
+        return _skipped(self.total, sum(self.causal.values()))
+
+    @property
+    def skipped_vs_window(self) -> float:
+        """Share of the window baseline's MACs that were not done."""
+        return _skipped(self.total, self.window)
+
+    def __add__(self, other: Count) -> Count:
+        """Of both streams together."""
+        causal = {group: self.causal[group] + other.causal[group] for group in GROUPS}
+        return Count(self.tokens + other.tokens, self.layers + other.layers, causal, self.window + other.window)
+
+    def __sub__(self, earlier: Count) -> Count:
+        """Since an earlier count of the same stream."""
+        causal = {group: self.causal[group] - earlier.causal[group] for group in GROUPS}
+        return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, self.window - earlier.window)
+
+
+def count(cache: Cache, row: int) -> Count:
+    """MACs of one stream since it began."""
+    tokens = int(cache.tokens[row])
+    return Count(tokens, cache.macs[row].copy(), causal_macs(cache.config, tokens), window_macs(cache.config, tokens))
+
+
+def nothing(config: ModelConfig) -> Count:
+    """The count of no tokens."""
+    return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), 0)
+
+
+def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
+    """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached."""
+    c, layers = config.channels, config.layers
+    seen = _keys_seen(tokens, config.span)
+    return {
+        "stem": tokens * config.stem_inputs * c,
+        "qkv": layers * tokens * 3 * c * c,
+        "scores": layers * seen * c,
+        "values": layers * seen * c,
+        "out": layers * tokens * c * c,
+        "up": layers * tokens * c * config.hidden,
+        "down": layers * tokens * c * config.hidden,
+        "readout": tokens * c * (config.heads + len(config.labels)) + seen * c,
+    }
+
+
+def window_macs(config: ModelConfig, tokens: int) -> int:
+    """MACs of recomputing the last `span` tokens at each of `tokens` tokens; the past before a stream is silence.
+
+    The read-out is needed at the newest token only.
+    """
+    return tokens * _one_window(config)
+
+
+@lru_cache
+def _one_window(config: ModelConfig) -> int:
+    macs = causal_macs(config, config.span)
+    labels, pooled = config.channels * len(config.labels), config.channels * config.span
+    readout = config.span * config.channels * config.heads + pooled + labels
+    return sum(macs.values()) - macs["readout"] + readout
+
+
+def _keys_seen(tokens: int, span: int) -> int:
+    """Sum over tokens of the keys each one sees: 1, 2, ..., span, span, ..."""
+    ramp = min(tokens, span)
+    return ramp * (ramp + 1) // 2 + max(0, tokens - span) * span
+
+
+def _skipped(done: int, baseline: int) -> float:
+    return 1.0 - done / baseline if baseline else 0.0

@@ -1,0 +1,176 @@
+"""Speech Commands, noise and pictures of log-mels: from folders or tar archives into one feature space.
+
+A data directory is walked once; what a file is follows from its path alone, so the full public download,
+its `.tar.gz`, and loose folders all read the same way:
+
+    .../<word>/<speaker>_nohash_<take>.{wav,flac,ogg,opus}   a clip
+    .../<word>/<speaker>_nohash_<take>.jpg                   a clip as a picture: row = frame, column = band
+    .../{_background_noise_,gsc_background,esc10}/<name>     noise
+
+Speakers, not clips, are split, by the published rule (Warden 2018): `split_of`. Knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from models.config import FrontEndConfig
+from models.features import Array, frames
+
+AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
+NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
+CLIP_SAMPLES = 16_000
+CLIP_FRAMES = 98
+FRONTEND = FrontEndConfig()
+NOISE_TRAINING_SHARE = 0.8
+
+SPLITS = ("training", "validation", "testing")
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says what was looked for and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file of a data directory: its path inside it, and how to read it."""
+
+    path: PurePosixPath
+    data: bytes
+
+    @property
+    def word(self) -> str:
+        """The folder's name, which is the label."""
+        return self.path.parent.name
+
+    @property
+    def speaker(self) -> str:
+        """The speaker's id."""
+        return self.path.stem.split("_nohash_")[0]
+
+
+def split_of(speaker: str) -> str:
+    """Training, validation or testing: SHA-1 of the speaker id modulo 2^27, as a percentage."""
+    percentage = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
+    return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
+
+
+def walk(directory: Path) -> Iterator[Item]:
+    """Every file below a directory, and inside the tar archives below it, in a stable order.
+
+    Raises:
+        DataError: where there is no such directory.
+    """
+    if not directory.is_dir():
+        raise DataError(f"no data directory at {directory}: name a folder with Speech Commands clips or archives")
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if member.isfile() and (file := archive.extractfile(member)):
+                        yield Item(PurePosixPath(path.name, member.name), file.read())
+        elif path.suffix in AUDIO | {".jpg"}:
+            yield Item(PurePosixPath(path.relative_to(directory).as_posix()), path.read_bytes())
+
+
+def read_audio(source: Path | bytes) -> Array:
+    """A recording as mono 16 kHz int16 values (S,), whatever its rate and channels.
+
+    Raises:
+        DataError: when it is no audio that can be decoded.
+    """
+    try:
+        samples, rate = soundfile.read(
+            io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
+        )
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DataError(f"cannot decode {'the data' if isinstance(source, bytes) else source}: {error}") from error
+    mono = samples.mean(axis=1)
+    if rate != FRONTEND.sample_rate:
+        mono = soxr.resample(mono, rate, FRONTEND.sample_rate)
+    return (mono * 32768.0).astype(np.float32)
+
+
+def pad_clip(samples: Array) -> Array:
+    """A clip of at most 1 s -> exactly 1 s, zeros on both sides; longer clips keep their middle second."""
+    missing = CLIP_SAMPLES - len(samples)
+    if missing < 0:
+        start = -missing // 2
+        return samples[start : start + CLIP_SAMPLES]
+    return np.pad(samples, (missing // 2, missing - missing // 2))
+
+
+def picture(data: bytes) -> NDArray[np.uint8]:
+    """A log-mel picture -> pixels (98, 40)."""
+    from PIL import Image  # noqa: PLC0415 - only training reads pictures
+
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    if pixels.shape != (CLIP_FRAMES, FRONTEND.bands):
+        raise DataError(f"a log-mel picture must be {(CLIP_FRAMES, FRONTEND.bands)}, got {pixels.shape}")
+    return pixels
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything training needs, as pixels.
+
+    pixels: (n, 98, 40) uint8; words: n word names; speakers: n ids; raw: n bools, true for real audio.
+    noise: list of (T, 40) uint8.
+    """
+
+    pixels: NDArray[np.uint8]
+    words: NDArray[np.str_]
+    raw: NDArray[np.bool_]
+    noise: list[NDArray[np.uint8]]
+
+
+def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[Item] | None = None) -> Corpus:
+    """Read one split of a data directory as pixels, once; later calls read `cache`.
+
+    Audio is rounded to whole grey levels like the pictures: half a level is far below their JPEG noise.
+
+    Raises:
+        DataError: where the directory holds no clip of that split.
+    """
+    file = cache / f"{split}-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _write_corpus(progress if progress is not None else walk(directory), split, file)
+    with np.load(file) as stored:
+        bounds = stored["noise_bounds"]
+        return Corpus(stored["pixels"], stored["words"], stored["raw"], np.split(stored["noise"], bounds))
+
+
+def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
+    pixels, words, raw, noise = [], [], [], []
+    for item in items:
+        if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO:
+            part = noise_part(read_audio(item.data), split)
+            noise.append(np.rint(frames(part)).astype(np.uint8))
+        elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
+            audio = item.path.suffix in AUDIO
+            clip = np.rint(frames(pad_clip(read_audio(item.data)))).astype(np.uint8) if audio else picture(item.data)
+            pixels.append(clip)
+            words.append(item.word)
+            raw.append(audio)
+    if not pixels:
+        raise DataError(f"no {split} clips found: expected <word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)")
+    bounds = np.cumsum([len(n) for n in noise])[:-1]
+    joined = np.concatenate(noise) if noise else np.zeros((0, FRONTEND.bands), np.uint8)
+    np.savez(file, pixels=np.stack(pixels), words=np.array(words), raw=np.array(raw), noise=joined, noise_bounds=bounds)
+
+
+def noise_part(samples: Array, split: str) -> Array:
+    """The part of a noise recording that a split may use: the first 80 % trains, the rest validates."""
+    cut = int(len(samples) * NOISE_TRAINING_SHARE)
+    return samples[:cut] if split == "training" else samples[cut:]

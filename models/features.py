@@ -1,0 +1,140 @@
+"""Log-mel front end: 16 kHz samples in, frames out. Its past is an argument, its clock is the sample.
+
+Framing: 480 samples (30 ms) every 160 (10 ms), periodic Hann, 512-point real FFT, power; 40 triangular
+HTK-mel filters (m = 2595 log10(1 + f / 700)) over 0..4000 Hz with peak 1 and no area normalisation; then
+
+    pixel = clip(10 ln(1 + E / 480), 0, 255),   network input = pixel / 64 - 1.
+
+Samples carry int16 *values* (-32768..32767) in float32. Knows nothing of files, rates or sessions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import FrontEndConfig, ModelConfig
+
+Array = NDArray[np.float32]
+
+ENERGY_FLOOR = 480.0
+"""Mel energy that counts as 1 inside the logarithm."""
+PIXEL_MAX = 255.0
+SILENT = -1.0
+"""Network input of a silent band: pixel 0."""
+
+
+def hz_to_mel(hz: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """HTK mel scale."""
+    return 2595.0 * np.log10(1.0 + np.asarray(hz, dtype=np.float64) / 700.0)
+
+
+def mel_to_hz(mel: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of `hz_to_mel`."""
+    return 700.0 * (10.0 ** (np.asarray(mel, dtype=np.float64) / 2595.0) - 1.0)
+
+
+@lru_cache
+def mel_filters(config: FrontEndConfig) -> Array:
+    """Triangular filters, peak 1: (fft / 2 + 1, bands)."""
+    edges = mel_to_hz(np.linspace(hz_to_mel(config.low_hz), hz_to_mel(config.high_hz), config.bands + 2))
+    bins = np.arange(config.fft // 2 + 1) * config.sample_rate / config.fft
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - lower) / (centre - lower)
+    falling = (upper - bins[:, None]) / (upper - centre)
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+@lru_cache
+def hann(config: FrontEndConfig) -> Array:
+    """Periodic Hann window: (window,)."""
+    n = np.arange(config.window)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * n / config.window)).astype(np.float32)
+
+
+def mel_energies(windows: Array, config: FrontEndConfig) -> Array:
+    """Sample windows (R, window) -> mel-band energies (R, bands)."""
+    spectrum = np.fft.rfft(windows * hann(config), n=config.fft, axis=-1)
+    power = spectrum.real**2 + spectrum.imag**2
+    return (power @ mel_filters(config)).astype(np.float32)
+
+
+def compress(energies: Array) -> Array:
+    """Mel energies -> pixels 0..255 (real-valued)."""
+    return np.clip(10.0 * np.log1p(energies / ENERGY_FLOOR), 0.0, PIXEL_MAX)
+
+
+def expand(pixels: Array) -> Array:
+    """Inverse of `compress` below the clip."""
+    return ENERGY_FLOOR * np.expm1(pixels / 10.0)
+
+
+def network_input(pixels: Array) -> Array:
+    """Pixels -> network input, about -1..3."""
+    return pixels / 64.0 - 1.0
+
+
+def log_mel(windows: Array, config: FrontEndConfig | None = None) -> Array:
+    """Sample windows (R, window) -> network input (R, bands); R may gather the windows of many streams."""
+    return network_input(compress(mel_energies(windows, config or FrontEndConfig())))
+
+
+def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
+    """Whole windows of a recording, as pixels.
+
+    Args:
+        samples: (S,) int16 values.
+        config: front end; the default one if None.
+
+    Returns:
+        (T, bands) with T = 1 + (S - window) // hop, or no rows where S < window.
+    """
+    config = config or FrontEndConfig()
+    if len(samples) < config.window:
+        return np.zeros((0, config.bands), np.float32)
+    return compress(mel_energies(sliding_windows(samples, config), config))
+
+
+def sliding_windows(samples: Array, config: FrontEndConfig) -> Array:
+    """Overlapping windows of at least one window of samples, as a view: (T, window)."""
+    return np.lib.stride_tricks.sliding_window_view(samples, config.window)[:: config.hop]
+
+
+class FrameStream:
+    """Cuts one stream of samples into the windows of whole tokens; eats any split.
+
+    What it remembers is the samples that a later window still needs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.frontend, self.stride = config.frontend, config.stride
+        self._token_samples = config.token_samples
+        self._overlap = self.frontend.window - self.frontend.hop
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the start of a stream."""
+        self._samples = np.zeros(0, np.float32)
+
+    def feed(self, samples: Array) -> Array:
+        """Take samples (S,), int16 values; return the tokens now complete, (N, stride, window), N >= 0."""
+        self._samples = np.concatenate((self._samples, samples))
+        tokens = max(0, len(self._samples) - self._overlap) // self._token_samples
+        if tokens == 0:
+            return np.zeros((0, self.stride, self.frontend.window), np.float32)
+        used = tokens * self._token_samples
+        windows = sliding_windows(self._samples[: used + self._overlap], self.frontend)
+        self._samples = self._samples[used:]
+        return windows.reshape(tokens, self.stride, self.frontend.window)
+
+    def flush(self) -> Array:
+        """Judge what is left: zeros are added up to the end of the token that holds the newest sample.
+
+        Returns:
+            (N, stride, window), N = 0 when nothing was fed since the last whole token.
+        """
+        left = len(self._samples) - self._overlap
+        missing = -left if left < 0 < len(self._samples) else -left % self._token_samples
+        return self.feed(np.zeros(missing, np.float32))

@@ -1,0 +1,70 @@
+"""Whole recordings through the compiled network: each one a stream with an empty past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.counting import Count, count
+from models.features import Array, FrameStream, log_mel
+from models.network import Network
+
+BATCH_TOKENS = 4096
+"""Tokens of one step, so that working memory stays small whatever the recordings' length."""
+
+
+def softmax(logits: Array) -> Array:
+    """Logits (..., K) -> posteriors (..., K)."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def tokens_of(network: Network, samples: Array, *, flush: bool = True) -> Array:
+    """Samples (S,), int16 values -> network input by token (N, stride, bands)."""
+    stream = FrameStream(network.config)
+    windows = stream.feed(samples)
+    if flush:
+        windows = np.concatenate((windows, stream.flush()))
+    bands = network.config.frontend.bands
+    return log_mel(windows.reshape(-1, windows.shape[-1])).reshape(len(windows), -1, bands)
+
+
+def judge(
+    network: Network,
+    recordings: Sequence[Array],
+    *,
+    point: str = "shipped",
+    scale: float = 1.0,
+    flush: bool = True,
+) -> list[tuple[Array, Count]]:
+    """Judge recordings (S,) of int16 values, all at once.
+
+    Args:
+        network: the compiled network.
+        recordings: samples at 16 kHz, of any lengths.
+        point: operating point; `scale` multiplies its thresholds.
+        flush: whether the last samples, short of a whole token, are judged too.
+
+    Returns:
+        Per recording, posteriors (N, K) and the MACs they took.
+    """
+    cache = network.new_cache(max(1, len(recordings)))
+    index = network.points.index(point)
+    for row in range(len(recordings)):
+        cache.configure(row, index, scale)
+    tokens = [tokens_of(network, samples, flush=flush) for samples in recordings]
+    logits: list[list[Array]] = [[] for _ in recordings]
+    at = np.zeros(len(recordings), np.int64)
+    lengths = np.array([len(t) for t in tokens], np.int64)
+    while (rows := np.flatnonzero(at < lengths)).size:
+        turn = np.minimum(max(1, BATCH_TOKENS // rows.size), lengths[rows] - at[rows])
+        frames = np.concatenate([tokens[r][at[r] : at[r] + n] for r, n in zip(rows, turn, strict=True)])
+        parts = np.split(network.step(cache, rows, frames, turn), np.cumsum(turn)[:-1])
+        for row, part in zip(rows, parts, strict=True):
+            logits[row].append(part)
+        at[rows] += turn
+    empty = np.zeros((0, len(network.config.labels)), np.float32)
+    return [
+        (softmax(np.concatenate(rows)) if rows else empty, count(cache, row)) for row, rows in enumerate(logits)
+    ]
