@@ -1,0 +1,108 @@
+"""Log lines as a log collector would read them, and request ids over a real socket."""
+
+import io
+import json
+import logging
+import socket
+import threading
+
+import httpx
+import pytest
+import structlog
+import uvicorn
+
+from service import logs
+
+
+@pytest.fixture
+def lines():
+    """Configure logging into memory; calling the fixture's value parses what was written."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    logs.configure("info", stream=stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_a_stream_is_one_line(lines):
+    logs.session_ended("s1", "normal", audio_s=1.5, tokens=50)
+    (line,) = lines()
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "event": "session",
+        "level": "info",
+        "logger": "deltaspot",
+        "session": "s1",
+        "outcome": "normal",
+        "audio_s": 1.5,
+        "tokens": 50,
+    }
+
+
+def test_a_clip_is_one_line(lines):
+    logs.clip_judged("judged", audio_s=1.0)
+    assert [(line["event"], line["outcome"]) for line in lines()] == [("clip", "judged")]
+
+
+def test_lines_of_libraries_have_the_same_form(lines):
+    logging.getLogger("uvicorn.error").warning("%s is odd", "this", extra={"port": 80})
+    (line,) = lines()
+    assert (line["event"], line["level"], line["logger"], line["port"]) == (
+        "this is odd",
+        "warning",
+        "uvicorn.error",
+        80,
+    )
+
+
+def test_less_severe_lines_are_not_written(lines):
+    logs.log.debug("whisper")
+    assert lines() == []
+
+
+def test_audio_never_reaches_a_line(lines):
+    logs.log.warning("odd chunk", payload=b"\x01secret", view=memoryview(b"abc"))
+    (line,) = lines()
+    assert (line["payload"], line["view"]) == ("<7 bytes>", "<3 bytes>")
+
+
+def test_an_exception_is_told_with_its_traceback(lines):
+    try:
+        int("seven")
+    except ValueError:
+        logs.log.exception("step failed")
+    assert "ValueError: invalid literal" in lines()[0]["exception"]
+
+
+@pytest.mark.parametrize(
+    ("brought", "kept"),
+    [(b"abc-1.2_3", True), (b"", False), (b"a" * 65, False), (b'x"} injected', False), (b"caf\xe9", False)],
+)
+def test_request_id_is_kept_only_if_harmless(brought, kept):
+    name = logs.request_id([(b"x-request-id", brought)])
+    assert (name == brought.decode("latin-1")) is kept
+    assert logs.ACCEPTABLE.fullmatch(name.encode())
+
+
+def test_request_ids_over_a_socket(lines):
+    async def hello(_scope, _receive, send):
+        logs.log.info("hello")
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(logs.RequestIds(hello), lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    mine = httpx.get(url, headers={"X-Request-ID": "mine"})
+    new = httpx.get(url)
+    server.should_exit = True
+    thread.join(10)
+    listener.close()
+    said = [line["request_id"] for line in lines() if line["event"] == "hello"]
+    assert mine.headers["x-request-id"] == "mine"
+    assert said == ["mine", new.headers["x-request-id"]]
