@@ -117,3 +117,7 @@ def main() -> None:
             raise
         print(f"deltaspot: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
