@@ -13,7 +13,7 @@ Knows no model, no wall clock and no socket: the same posteriors give the same d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -98,22 +98,25 @@ class Detector:
         self._words = {word: _Word() for word in self.rules}
         self._still = False
 
-    def feed(self, posteriors: Array) -> list[Hit]:
-        """Judge the next tokens' posteriors (N, K); return what fired, in order."""
-        if not len(posteriors) or not len(self._columns):
-            self.token += len(posteriors)
-            return []
+    def hear(self, posteriors: Array) -> Array:
+        """Take posteriors (N, K) into the average and decide nothing; return them with the past they need."""
         history = np.concatenate((self._past, posteriors))
         self._past = history[len(posteriors) :]
+        self.token += len(posteriors)
+        return history
+
+    def feed(self, posteriors: Array) -> Iterator[Hit]:
+        """Judge the next tokens' posteriors (N, K); yield what fires, with `state()` as of that token."""
+        history = self.hear(posteriors)
         columns = history[:, self._columns]
-        if self._still and columns.max() < self._quiet:
-            self.token += len(posteriors)  # no average can reach a threshold: by far the most common case
-            return []
+        if not len(posteriors) or not self.rules or (self._still and columns.max() < self._quiet):
+            return  # no average can reach a threshold: by far the most common case
+        self.token -= len(posteriors)
         sums = np.cumsum(np.vstack((np.zeros_like(columns[:1]), columns)), axis=0, dtype=np.float64)
         smoothed = (sums[self.window :] - sums[: -self.window]) / self.window
-        hits = [hit for row in smoothed.tolist() for hit in self._step(row)]
+        for row in smoothed.tolist():
+            yield from self._step(row)
         self._still = all(word.still for word in self._words.values())
-        return hits
 
     def _step(self, row: list[float]) -> list[Hit]:
         top = max(row)

@@ -248,7 +248,7 @@ class Scores(Strict):
     at_s: Seconds = Field(description="end of the audio behind the newest row, s")
     hop_s: float = Field(gt=0, description="time between two rows, s")
     posteriors: list[list[float]] = Field(description="(tokens, labels), each 0 to 1")
-    work: dict[str, float] = Field(description="share of dense work done in these tokens, by group of layers, 0 to 1")
+    work: list[float] = Field(description="share of dense work done in these tokens: stem, blocks in order, read-out")
 
 
 class Heartbeat(Strict):

@@ -1,0 +1,440 @@
+"""The model's only owner: one thread that judges the tokens of all streams in batches.
+
+A stream holds a `Slot`, which is a row of a model's cache. The event loop puts jobs into slots (windows to judge, or
+something to do in between, such as a reset); the thread takes turns: from every slot that has work up to a few
+tokens, one front end and one step of the network for all of them, then one callback to the loop for the whole batch.
+
+    fair      every waiting slot gets a turn in every batch, and the same share of it
+    bounded   a slot counts its tokens; whoever feeds it waits, see `Slot.pending`
+    honest    lag is how long a slot waits for its turn, so a client that pushes a file at once lags alone
+
+When turns take too long, precision is shed first: the factor on all delta thresholds rises, up to what each stream
+allows. Knows sessions, sockets and messages not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from models.counting import count
+from models.features import Array, log_mel
+from service.errors import Capacity, Draining, UnknownModel
+from service.session import Spec
+
+if TYPE_CHECKING:
+    from models.cache import Cache
+    from models.counting import Count
+    from models.network import Network
+
+TURN_TOKENS = 8
+"""Tokens of one slot in one batch when many wait."""
+BATCH_TOKENS = 256
+"""Tokens that a batch may have anyway, so that few streams are not held up."""
+COARSEST = 4.0
+"""Largest factor on the delta thresholds."""
+SHED_EVERY_S = 0.25
+
+clock = time.monotonic
+log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """What a slot's owner is told, on the event loop."""
+
+    def judged(self, posteriors: Array, arrival: float) -> None:
+        """The next tokens' posteriors (N, K); the newest of them arrived at `arrival`."""
+
+    def broken(self) -> None:
+        """The model failed; nothing more will be judged."""
+
+
+class Watcher(Protocol):
+    """What the engine tells of itself; see service/metrics.py."""
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """One step of the network for `rows` streams."""
+
+    def waited(self, seconds: float) -> None:
+        """How long the streams of a batch waited for their turn, at most."""
+
+    def lag(self, seconds: float) -> None:
+        """The wait of the slot that waits longest."""
+
+    def delta_scale(self, scale: float) -> None:
+        """Factor on the delta thresholds."""
+
+
+@dataclass(eq=False)
+class Hosted:
+    """A network, its cache, and the rows that are free. Replaced by a newer one, it lives until its last slot closes."""
+
+    name: str
+    network: Network
+    cache: Cache
+    free: list[int]
+    spec: Spec
+
+    @classmethod
+    def of(cls, name: str, network: Network, slots: int) -> Hosted:
+        """Give a network room for `slots` streams."""
+        checkpoint = network.checkpoint
+        spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+        return cls(name, network, network.new_cache(slots), list(range(slots)), spec)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One stream's place in the engine.
+
+    Attributes:
+        pending: tokens submitted and not yet judged.
+        compute_s: the stream's share of the time that batches took.
+    """
+
+    engine: Engine
+    hosted: Hosted
+    row: int
+    listener: Listener
+    coarsest: float = 1.0
+    pending: int = 0
+    compute_s: float = 0.0
+    jobs: deque[tuple[Array | Callable[[], None], float]] = field(default_factory=deque)
+    queued_at: float | None = None
+    _before: Count | None = None
+
+    def submit(self, windows: Array) -> None:
+        """Queue tokens' windows (N, stride, window); N may be 0."""
+        if len(windows):
+            self.pending += len(windows)
+            self.engine.enqueue(self, windows)
+
+    def reset(self) -> None:
+        """Forget the past, once everything submitted so far is judged."""
+
+        def reset() -> None:
+            self._before = self.count
+            self.hosted.cache.reset(self.row)
+
+        self.engine.enqueue(self, reset)
+
+    def configure(self, point: str, coarsest: float) -> None:
+        """Change the operating point, once everything submitted so far is judged."""
+
+        def configure() -> None:
+            self.coarsest = coarsest
+            self.hosted.cache.configure(self.row, self.hosted.spec.points.index(point), self.scale)
+
+        self.engine.enqueue(self, configure)
+
+    def close(self) -> None:
+        """Give the row back; what still waits is dropped."""
+        self.engine.release(self)
+
+    @property
+    def scale(self) -> float:
+        """Factor on this stream's delta thresholds."""
+        return min(self.engine.scale, self.coarsest)
+
+    @property
+    def count(self) -> Count:
+        """Work done for this stream since it was opened."""
+        since_reset = count(self.hosted.cache, self.row)
+        return since_reset if self._before is None else self._before + since_reset
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest audio that waits here."""
+        with suppress(IndexError):
+            return clock() - self.jobs[0][1]
+        return 0.0
+
+
+class Engine:
+    """Judges for many streams at once; create, `start`, `stop`.
+
+    Attributes:
+        scale: factor on all delta thresholds; above 1 while precision is shed.
+        draining: no stream is admitted any more.
+    """
+
+    def __init__(self, watcher: Watcher, *, slots: int, batch_s: float, lag_s: float) -> None:
+        """Prepare an engine without models.
+
+        Args:
+            watcher: is told about batches, waits and shedding, from the engine's thread.
+            slots: streams admitted at most, over all models.
+            batch_s: longest wait for a batch to fill, when all slots are taken.
+            lag_s: wait for a turn above which no stream is admitted; precision is shed from half of it.
+        """
+        self.slots, self.batch_s, self.lag_s = slots, batch_s, lag_s
+        self.scale, self.draining = 1.0, False
+        self.hosted: dict[str, Hosted] = {}
+        self.on_shed: Callable[[bool], None] = lambda _shedding: None
+        self._watcher = watcher
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._waiting: deque[Slot] = deque()
+        self._open: set[Slot] = set()
+        self._reserved = 0
+        self._turn_s = self._worst_s = 0.0
+        self._shed_at = clock()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- life
+
+    def host(self, name: str, network: Network) -> Hosted:
+        """Serve a network under a name from now on; streams of an earlier one keep theirs."""
+        self.hosted[name] = hosted = Hosted.of(name, network, self.slots)
+        return hosted
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to judge; listeners are called on `loop`."""
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch at hand and end the thread."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there to judge."""
+        return self._thread is not None and self._thread.is_alive()
+
+    # --- admission
+
+    @property
+    def sessions(self) -> int:
+        """Streams that hold a place."""
+        return len(self._open) + self._reserved
+
+    @property
+    def wait_s(self) -> float:
+        """How long slots wait for their turn at present."""
+        with self._lock:
+            oldest = self._waiting[0].queued_at if self._waiting else None
+        return max(self._turn_s, clock() - oldest if oldest is not None else 0.0)
+
+    def admit(self) -> None:
+        """Check that one more stream would be served well.
+
+        Raises:
+            Draining: the process is about to stop.
+            Capacity: all places are taken, or the streams that are here already wait too long.
+        """
+        if self.draining:
+            raise Draining("the server is stopping; use another replica")
+        if self.sessions >= self.slots:
+            raise Capacity(f"all {self.slots} places are taken", retry_after=5)
+        if (wait := self.wait_s) > self.lag_s:
+            raise Capacity(f"the server is {wait:.1f} s behind", retry_after=5)
+
+    def reserve(self) -> None:
+        """Keep a place for a stream that has not said which model it wants; see `admit`."""
+        self.admit()
+        self._reserved += 1
+
+    def cancel(self) -> None:
+        """Give a reserved place back."""
+        self._reserved -= 1
+
+    def find(self, name: str | None) -> Hosted:
+        """The model of this name, or the first one.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        if name is None:
+            return next(iter(self.hosted.values()))
+        if name not in self.hosted:
+            raise UnknownModel(f"no model {name!r} here; there are {', '.join(self.hosted)}", "model")
+        return self.hosted[name]
+
+    def open(self, hosted: Hosted, listener: Listener) -> Slot:
+        """Turn a reserved place into a slot, with an empty past.
+
+        Raises:
+            Capacity: all rows of this model's cache are taken.
+        """
+        with self._lock:
+            if not hosted.free:
+                raise Capacity(f"all places of model {hosted.name!r} are taken", retry_after=5)
+            row = hosted.free.pop()
+        hosted.cache.reset(row)
+        slot = Slot(self, hosted, row, listener)
+        self._reserved -= 1
+        self._open.add(slot)
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Take a slot back; see `Slot.close`."""
+        if slot not in self._open:
+            return
+        self._open.discard(slot)
+
+        def free() -> None:
+            slot.hosted.free.append(slot.row)
+
+        with self._lock:
+            slot.jobs.clear()
+        self.enqueue(slot, free)
+
+    def enqueue(self, slot: Slot, job: Array | Callable[[], None]) -> None:
+        """Queue a job of a slot; called on the event loop."""
+        now = clock()
+        with self._lock:
+            slot.jobs.append((job, now))
+            if slot.queued_at is None:
+                slot.queued_at = now
+                self._waiting.append(slot)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait()
+            time.sleep(self.batch_s * min(1.0, len(self._open) / self.slots))
+            self._wake.clear()
+            turns = self._take()
+            for hosted in {turn.slot.hosted: None for turn in turns}:
+                self._judge(hosted, [turn for turn in turns if turn.slot.hosted is hosted])
+            self._shed()
+            if self._waiting:
+                self._wake.set()
+
+    def _take(self) -> list[Turn]:
+        """One turn for every slot that waits."""
+        with self._lock:
+            waiting = len(self._waiting)
+            share = max(TURN_TOKENS, BATCH_TOKENS // max(1, waiting))
+            slots = [self._waiting.popleft() for _ in range(waiting)]
+            now = clock()
+            wait = max((now - slot.queued_at for slot in slots if slot.queued_at is not None), default=0.0)
+            turns = [turn for slot in slots if (turn := self._turn(slot, share, now))]
+        self._turn_s, self._worst_s = wait, max(self._worst_s, wait)
+        if slots:
+            self._watcher.waited(wait)
+        return turns
+
+    def _turn(self, slot: Slot, share: int, now: float) -> Turn | None:
+        """Take up to `share` tokens from a slot's jobs, up to the first job that is no audio; the lock is held."""
+        turn = Turn(slot)
+        while slot.jobs and turn.tokens < share:
+            job, arrival = slot.jobs[0]
+            if callable(job):
+                if turn.tokens:
+                    break
+                slot.jobs.popleft()
+                job()
+                continue
+            room = share - turn.tokens
+            turn.add(job[:room], arrival)
+            if len(job) > room:
+                slot.jobs[0] = (job[room:], arrival)
+            else:
+                slot.jobs.popleft()
+        slot.queued_at = now if slot.jobs else None
+        if slot.jobs:
+            self._waiting.append(slot)
+        return turn if turn.tokens else None
+
+    def _judge(self, hosted: Hosted, turns: list[Turn]) -> None:
+        """Front end, network and softmax for one model's part of a batch."""
+        began = clock()
+        counts = np.array([turn.tokens for turn in turns], np.int64)
+        rows = np.array([turn.slot.row for turn in turns], np.int64)
+        windows = np.concatenate([part for turn in turns for part in turn.windows])
+        tokens, stride, window = windows.shape
+        try:
+            frames = log_mel(windows.reshape(-1, window)).reshape(tokens, stride, -1)
+            posteriors = softmax(hosted.network.step(hosted.cache, rows, frames, counts))
+        except Exception:
+            log.exception("a batch failed; its %d streams are closed", len(turns))
+            self._call(self._fail, turns)
+            return
+        seconds = clock() - began
+        self._watcher.stepped(len(turns), seconds)
+        self._call(self._deliver, turns, posteriors, seconds / tokens)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call on the event loop, if it is still there."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _shed(self) -> None:
+        """Raise or lower the factor on the thresholds, by the longest wait of the last moments."""
+        now = clock()
+        if now - self._shed_at < SHED_EVERY_S:
+            return
+        worst, self._worst_s, self._shed_at = self._worst_s, 0.0, now
+        self._watcher.lag(worst)
+        before = self.scale
+        if worst > self.lag_s / 2:
+            self.scale = min(COARSEST, self.scale * 1.5)
+        elif worst < self.lag_s / 4:
+            self.scale = max(1.0, self.scale / 1.1)
+        if self.scale == before:
+            return
+        for slot in list(self._open):
+            slot.hosted.cache.scale[slot.row] = slot.scale
+        self._watcher.delta_scale(self.scale)
+        if (before == 1.0) != (self.scale == 1.0):
+            self._call(self.on_shed, self.scale > 1.0)
+
+    # --- on the event loop again
+
+    def _deliver(self, turns: list[Turn], posteriors: Array, token_s: float) -> None:
+        begin = 0
+        for turn in turns:
+            slot, end = turn.slot, begin + turn.tokens
+            slot.pending -= turn.tokens
+            slot.compute_s += turn.tokens * token_s
+            if slot in self._open:
+                slot.listener.judged(posteriors[begin:end], turn.arrival)
+            begin = end
+
+    def _fail(self, turns: list[Turn]) -> None:
+        for turn in turns:
+            turn.slot.listener.broken()
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """What one slot puts into one batch."""
+
+    slot: Slot
+    windows: list[Array] = field(default_factory=list)
+    tokens: int = 0
+    arrival: float = 0.0
+
+    def add(self, windows: Array, arrival: float) -> None:
+        """Put tokens (N, stride, window) into the batch."""
+        self.windows.append(windows)
+        self.tokens += len(windows)
+        self.arrival = arrival
+
+
+def softmax(logits: Array) -> Array:
+    """Logits (N, K) -> posteriors (N, K)."""
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    normed: Array = exponents / exponents.sum(axis=1, keepdims=True)
+    return normed

@@ -1,0 +1,50 @@
+"""Every setting of the server: read once from the environment (prefix `DELTASPOT_`), then frozen.
+
+The only module that looks at the environment. Options of `deltaspot serve` override what stands there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MINUTE, DAY = 60.0, 86_400.0
+
+
+class Settings(BaseSettings):
+    """How one server process runs; the name of a variable is the field's in capitals, after `DELTASPOT_`."""
+
+    model_config = SettingsConfigDict(env_prefix="DELTASPOT_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8770, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    model: Path | None = Field(None, description="Checkpoint that streams get; the shipped one if unset.")
+    models: dict[str, Path] = Field({}, description='More checkpoints by name, as JSON: {"name": "path"}.')
+    sessions: int = Field(1_000, ge=1, le=100_000, description="Streams admitted at most; later ones get 503.")
+    batch_ms: float = Field(
+        20.0, ge=0, le=200, description="Longest wait for a batch to fill, ms; scaled by the share of `sessions` open."
+    )
+    queue_s: float = Field(2.0, gt=0, le=60, description="Audio of one stream not yet judged before reading pauses, s.")
+    lag_s: float = Field(0.5, gt=0, le=60, description="Wait for a turn above which the server is busy, s.")
+    behind_s: float = Field(15.0, gt=0, le=600, description="Age of unjudged audio that ends a stream, s.")
+    frame_bytes: int = Field(1 << 20, ge=1_024, le=1 << 26, description="Longest binary frame, bytes.")
+    stream_s: float = Field(DAY, gt=0, description="Longest stream, s of audio.")
+    idle_s: float = Field(MINUTE, gt=0, description="Longest time without a frame from the client, s.")
+    configure_s: float = Field(10.0, gt=0, description="Time within which `configure` must come, s.")
+    speed: float = Field(100.0, ge=1, description="Audio may arrive this many times faster than real time.")
+    burst_s: float = Field(120.0, ge=1, description="Audio that may arrive at once, whatever the speed, s.")
+    outbox: int = Field(1_000, ge=10, description="Messages waiting for a client that does not read, at most.")
+    clip_bytes: int = Field(32 << 20, ge=1_024, description="Longest body of `/v1/detect`, bytes.")
+    clip_s: float = Field(600.0, gt=0, description="Longest clip of `/v1/detect`, s.")
+    clips: int = Field(4, ge=1, description="Clips decoded at the same time; later ones wait.")
+    drain_s: float = Field(20.0, ge=0, description="Time that streams get to end after SIGTERM, s.")
+    keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
+    origins: list[str] = Field([], description="Pages that may open streams, as JSON; the server's own if empty.")
+    ticket_secret: SecretStr | None = Field(None, description="Signs tickets for browsers; unset: a new one per start.")
+    ticket_s: int = Field(60, ge=5, le=3_600, description="How long a ticket opens streams, s.")
+    capture: Path | None = Field(None, description="Directory for feedback and its audio; nothing is kept if unset.")
+    wyoming_port: int | None = Field(None, ge=0, le=65_535, description="Port of the Wyoming door; closed if unset.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="How the log is written.")

@@ -1,0 +1,297 @@
+"""A session on the engine: bytes and messages in, messages out. Every door (WebSocket, REST, Wyoming) drives one.
+
+Knows no socket. Lives on the event loop; nothing here blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.counting import nothing
+from service.engine import Engine, Hosted, Slot, clock
+from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
+from service.protocol import (
+    Close,
+    CloseCode,
+    Closed,
+    Configure,
+    Detection,
+    Feedback,
+    Flush,
+    Marker,
+    Reset,
+    ServerMessage,
+    Warned,
+    WarningCode,
+    WireError,
+)
+from service.session import Session
+
+if TYPE_CHECKING:
+    from models.counting import Count
+    from service.audio import Array
+    from service.metrics import Metrics
+    from service.protocol import ClientMessage, Limits
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Stream:
+    """One stream, open from construction to `close`.
+
+    Attributes:
+        session: its state outside the model.
+        outbox: messages nobody has fetched yet.
+        error: why it ended before its time.
+    """
+
+    def __init__(
+        self, engine: Engine, configure: Configure, limits: Limits, settings: Settings, metrics: Metrics, name: str
+    ) -> None:
+        """Take a place that was reserved.
+
+        Raises:
+            BadMessage: for a configuration that makes no sense here; the place stays reserved.
+            Capacity: no row is left for this model.
+        """
+        hosted = engine.find(configure.model)
+        self.session = Session(name, hosted.spec, configure, limits)
+        self.settings, self.metrics, self.limits = settings, metrics, limits
+        self.hosted: Hosted = hosted
+        self.slot: Slot = engine.open(hosted, self)
+        self.slot.configure(self.session.point, configure.coarsest)
+        self.outbox: list[ServerMessage] = [self.session.ready()]
+        self.error: WireError | None = None
+        self.closing = self.closed = False
+        self.last_heard = self._allowed_at = clock()
+        self._allowance_s = settings.burst_s
+        self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._changed.set()
+        self._counted = self._worked = nothing(hosted.spec.config)
+        self._arrival = clock()
+        metrics.session_opened()
+
+    # --- from the client
+
+    async def audio(self, data: bytes) -> None:
+        """Take a chunk; wait while too much of this stream's audio is not yet judged.
+
+        Raises:
+            WireError: the chunk is too long, too fast, or no audio.
+        """
+        self.last_heard = now = clock()
+        if len(data) > self.limits.frame_bytes:
+            raise TooLong(f"a frame may have {self.limits.frame_bytes} bytes, this one has {len(data)}")
+        before = self.session.audio_s
+        windows = self.session.audio(data)
+        self._allow(self.session.audio_s - before, now)
+        self.slot.submit(windows)
+        if self.slot.pending > self._queue_tokens:
+            await self.drained(self._queue_tokens)
+
+    async def samples(self, samples: Array) -> None:
+        """Take 16 kHz samples of a clip, without a limit on their speed; wait as `audio` does."""
+        self.last_heard = clock()
+        self.slot.submit(self.session.samples(samples))
+        await self.drained(self._queue_tokens)
+
+    def tell(self, message: ClientMessage) -> None:
+        """Take a message.
+
+        Raises:
+            WireError: it makes no sense now.
+        """
+        self.last_heard = clock()
+        match message:
+            case Marker():
+                self.say(self.session.marker(message))
+            case Flush():
+                self.slot.submit(self.session.flush())
+                self.say(self.session.due())
+            case Reset():
+                self.session.reset()
+                self.slot.reset()
+                self.say(self.session.due())
+            case Configure():
+                self.say(self.session.configure(message))
+                self.slot.configure(message.point or self.hosted.spec.default_point, message.coarsest)
+            case Feedback():
+                self._feedback(message)
+            case Close():
+                self.closing = True
+                self.slot.submit(self.session.flush())
+
+    async def drained(self, tokens: int = 0) -> None:
+        """Wait until at most this many tokens are not judged."""
+        while self.slot.pending > tokens and self.error is None:
+            self._room.clear()
+            await self._room.wait()
+
+    # --- to the client
+
+    def say(self, messages: list[ServerMessage]) -> None:
+        """Put messages into the outbox."""
+        if not messages:
+            return
+        self.outbox += messages
+        if len(self.outbox) > self.settings.outbox:
+            self.fail(QueueFull("the client does not read its messages"))
+        self._changed.set()
+
+    def warn(self, code: WarningCode, message: str) -> None:
+        """Say something that does not end the stream."""
+        self.say([Warned(code=code, message=message)])
+
+    async def fetch(self) -> list[ServerMessage]:
+        """Wait for messages and take them all; none once the stream failed."""
+        await self._changed.wait()
+        self._changed.clear()
+        messages, self.outbox = self.outbox, []
+        return messages
+
+    def fail(self, error: WireError) -> None:
+        """End the stream; the first reason stands."""
+        if self.error is None:
+            self.error = error
+        self._changed.set()
+        self._room.set()
+
+    def check(self) -> None:
+        """Fail if the client has been silent, or its audio has waited, for too long; called now and then."""
+        if clock() - self.last_heard > self.limits.idle_s and not self.slot.pending:
+            self.fail(Idle(f"nothing came for {self.limits.idle_s:g} s; send keepalive during pauses"))
+        elif self.slot.lag_s > self.settings.behind_s:
+            self.fail(QueueFull("the server fell behind; resume on another replica"))
+
+    def close(self, outcome: str | None = None) -> list[ServerMessage]:
+        """Give the place back and return what is left to say, `closed` at the end."""
+        if self.closed:
+            return []
+        self.closed = True
+        self._count()
+        code = self.error.code if self.error else CloseCode.NORMAL
+        last: list[ServerMessage] = [*self.outbox]
+        if self.error is not None:
+            last.append(failed(self.error))
+        last.append(Closed(reason=code.wire, totals=self.session.totals(self)))
+        self.slot.close()
+        self._report(outcome or code.wire)
+        return last
+
+    # --- from the engine
+
+    def judged(self, posteriors: Array, arrival: float) -> None:
+        """See `service.engine.Listener`."""
+        self._arrival = arrival
+        try:
+            messages = self.session.judge(posteriors, self)
+        except Exception:
+            log.exception("session %s failed", self.session.id)
+            self.fail(Internal("the server made a mistake; it is logged"))
+            return
+        if messages:
+            self._note(messages)
+            self.say(messages)
+        self.metrics.verdict(clock() - arrival, self.session.id)
+        self._room.set()
+
+    def broken(self) -> None:
+        """See `service.engine.Listener`."""
+        self.fail(Internal("the model failed; it is logged"))
+
+    # --- vitals of the session
+
+    @property
+    def latency_ms(self) -> float:
+        """Age of the newest judged audio."""
+        return max(0.0, (clock() - self._arrival) * 1000)
+
+    @property
+    def lag_ms(self) -> float:
+        """Age of the oldest audio not yet judged."""
+        return max(0.0, self.slot.lag_s * 1000)
+
+    @property
+    def compute_s(self) -> float:
+        """Time the model has spent on this stream."""
+        return self.slot.compute_s
+
+    @property
+    def scale(self) -> float:
+        """Factor on the delta thresholds."""
+        return self.slot.scale
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory inside the model."""
+        return self.hosted.cache.bytes_per_row
+
+    @property
+    def macs(self) -> Count:
+        """Work since the stream began."""
+        return self.slot.count
+
+    def work(self) -> list[float]:
+        """Share of dense work done since the last call: stem, blocks in order, read-out."""
+        now = self.slot.count
+        since, self._worked = now - self._worked, now
+        blocks = len(since.layers) - 2
+        inner = sum(since.causal.values()) - since.causal["stem"] - since.causal["readout"]
+        dense = np.array([since.causal["stem"], *[inner / blocks] * blocks, since.causal["readout"]])
+        shares: list[float] = np.round(since.layers.sum(axis=1) / np.maximum(dense, 1), 4).tolist()
+        return shares
+
+    # --- inside
+
+    def _allow(self, audio_s: float, now: float) -> None:
+        """A bucket of `burst_s` of audio, refilled at `speed` times real time."""
+        total = self._allowance_s + (now - self._allowed_at) * self.limits.speed
+        self._allowance_s, self._allowed_at = min(self.settings.burst_s, total) - audio_s, now
+        if self._allowance_s < 0:
+            raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
+        if self.session.audio_s > self.limits.stream_s:
+            raise TooLong(f"a stream may last {self.limits.stream_s:g} s")
+        self.metrics.audio_received(audio_s)
+
+    def _feedback(self, message: Feedback) -> None:
+        known, warnings = self.session.feedback(message)
+        self.say(warnings)
+        if known is not None:
+            log.info(
+                "feedback",
+                extra={
+                    "session": self.session.id,
+                    "keyword": known.keyword,
+                    "score": known.score,
+                    "correct": message.correct,
+                },
+            )
+
+    def _note(self, messages: list[ServerMessage]) -> None:
+        """Tell the metrics what the client is told."""
+        for message in messages:
+            if isinstance(message, Detection):
+                self.metrics.detected(message.keyword, self.session.id)
+            elif message.type == "heartbeat":
+                self._count()
+
+    def _count(self) -> None:
+        now = self.slot.count
+        self.metrics.worked(now - self._counted)
+        self._counted = now
+
+    def _report(self, outcome: str) -> None:
+        """The stream in the metrics."""
+        for word, times in self.session.near_misses.items():
+            for _ in range(times):
+                self.metrics.near_missed(word)
+        for reason, times in self.session.suppressed.items():
+            for _ in range(times):
+                self.metrics.suppressed(reason)
+        self.metrics.session_closed(outcome, self.session.audio_s)
