@@ -1,0 +1,64 @@
+"""The sample says what its table says, and the demo succeeds only if that is heard."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from models.config import KEYWORDS
+from service.commands import demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", "demo", "--once", "--speed", "5", "--port", "0", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_sample_holds_every_keyword_once_and_other_words():
+    said = [word.text for word in demo.script()]
+    assert sorted(word for word in said if word in KEYWORDS) == sorted(KEYWORDS)
+    assert len(said) > len(KEYWORDS)
+
+
+def test_sample_is_loud_where_its_table_says_so():
+    samples, rate = soundfile.read(demo.SAMPLE / "commands.flac")
+    words = demo.script()
+    between = zip(
+        [0.0, *(word.end_s for word in words)], [*(word.start_s for word in words), len(samples) / rate], strict=True
+    )
+
+    def power(start_s, end_s):
+        return np.mean(samples[round(start_s * rate) : round(end_s * rate)] ** 2)
+
+    pauses = max(power(*pause) for pause in between)
+    assert min(power(word.start_s, word.end_s) for word in words) > 10 * pauses
+
+
+def test_a_taken_port_is_replaced():
+    with demo.socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert demo.free_port(port) not in {port, 0}
+
+
+@pytest.mark.system
+def test_demo_hears_the_sample():
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Multiplications skipped" in done.stdout
+
+
+@pytest.mark.system
+def test_demo_fails_on_silence(tmp_path, monkeypatch):
+    shutil.copy(demo.SAMPLE / "commands.tsv", tmp_path)
+    soundfile.write(tmp_path / "commands.flac", np.zeros(3 * 16_000), 16_000)
+    monkeypatch.setattr(demo, "SAMPLE", tmp_path)
+    with pytest.raises(demo.DemoError, match="yes, no, up, down, left, right, on, off, stop, go"):
+        demo.demo(once=True, speed=50, port=0)
