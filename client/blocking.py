@@ -1,0 +1,84 @@
+"""The same stream for programs without asyncio: its event loop runs on a thread of its own.
+
+with connect("ws://127.0.0.1:8770", keywords=["yes"]) as spotter:
+    spotter.send(pcm)
+    for event in spotter.finish():
+        print(event)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from client import connection
+from client.connection import Event
+from service.protocol import KeywordSettings
+
+T = TypeVar("T")
+
+
+def connect(url: str, **settings: Any) -> BlockingSpotter:  # noqa: ANN401 (those of client.connection.connect)
+    """A stream to the server at `url`, to be entered with `with`; see `client.connection.connect`."""
+    return BlockingSpotter(url, settings)
+
+
+class BlockingSpotter:
+    """One stream. Audio may be sent on one thread while another iterates the events."""
+
+    def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
+        """Prepare; nothing is opened before `with`."""
+        self._url, self._settings = url, settings
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Open the connection.
+
+        Raises:
+            CannotConnect, StreamFailed: as in `client.connection`.
+        """
+        self._thread.start()
+        try:
+            self._spotter = self._do(self._open())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Let go of the connection."""
+        self._do(self._spotter.__aexit__(kind, error, None))
+        self._stop()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events as they come, until the stream is closed."""
+        while (event := self._do(anext(self._spotter, None))) is not None:
+            yield event
+
+    def send(self, audio: bytes) -> None:
+        """Send bytes of audio, in any split; wait while too much of it is not acknowledged."""
+        self._do(self._spotter.send(audio))
+
+    def finish(self) -> Iterator[Event]:
+        """No more audio: have everything judged; the events that were not read yet, to the last."""
+        self._do(self._spotter.finish())
+        return iter(self)
+
+    def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
+        """Detect these keywords from now on."""
+        self._loop.call_soon_threadsafe(self._spotter.adjust, keywords)
+
+    async def _open(self) -> connection.Spotter:
+        return await connection.connect(self._url, **self._settings).__aenter__()
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,400 @@
+"""A stream to a server that outlives its connection.
+
+    async with connect("ws://127.0.0.1:8000", keywords=["yes", "no"]) as spotter:
+        spotter.play(source)                # any async iterable of bytes; or: await spotter.send(pcm)
+        async for event in spotter:
+            print(event)
+
+If the connection breaks or the server stops, the same stream goes on with the next connection: what the server has not
+acknowledged is sent again, and no detection is told twice. Knows nothing of microphones and screens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from client.errors import CannotConnect, ClientError, StreamFailed
+from client.outbox import Outbox
+from service.protocol import (
+    BadMessage,
+    Checkpoint,
+    Close,
+    CloseCode,
+    Closed,
+    Configure,
+    Detection,
+    Encoding,
+    Failed,
+    Feedback,
+    Flush,
+    Heartbeat,
+    Keepalive,
+    KeywordSettings,
+    Marker,
+    Ready,
+    Reset,
+    Resume,
+    Scores,
+    ServerMessage,
+    Totals,
+    Warned,
+    parse_server,
+)
+
+IN_FLIGHT_S: Final = 4.0
+"""Audio that may be sent before the server has acknowledged it, s: bounds what a replay pushes at once."""
+BACKLOG_S: Final = 60.0
+"""Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
+LONGEST_PAUSE_S: Final = 5.0
+WIDTH: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
+"""Bytes of a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The connection broke; another will be tried, and the stream goes on.
+
+    Attributes:
+        reason: one sentence for a person.
+        retry_s: when it is tried, from now.
+    """
+
+    reason: str
+    retry_s: float
+
+
+Event = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed | Interrupted
+
+
+def connect(
+    url: str,
+    *,
+    keywords: Iterable[str] | Mapping[str, KeywordSettings] | None = None,
+    key: str | None = None,
+    retry_s: float = 60.0,
+    **settings: Any,  # noqa: ANN401 (every field of Configure, which checks them)
+) -> Spotter:
+    """A stream to the server at `url`, to be entered with `async with`.
+
+    Args:
+        url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out.
+        keywords: the words to detect, or settings for each; the model's own if left out.
+        key: sent as a bearer token.
+        retry_s: how long to try again without any progress before giving up, s.
+        settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
+
+    Raises:
+        pydantic.ValidationError: for settings that the protocol does not know.
+    """
+    if isinstance(keywords, Mapping):
+        settings["keywords"] = dict(keywords)
+    elif keywords is not None:
+        settings["keywords"] = {word: KeywordSettings() for word in keywords}
+    return Spotter(stream_url(url), Configure(**settings), key=key, retry_s=retry_s)
+
+
+def stream_url(url: str) -> str:
+    """Any way to name a server -> its WebSocket's address."""
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = parts.path if parts.path.strip("/") else "/v1/stream"
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+class Spotter:
+    """One stream; see `connect`.
+
+    Attributes:
+        ready: the server's answer to `configure`, of the connection in use.
+        totals: the stream in numbers, once it is closed.
+        connections: how many it has taken so far.
+    """
+
+    ready: Ready
+
+    def __init__(self, url: str, configure: Configure, *, key: str | None, retry_s: float) -> None:
+        """Prepare; nothing is opened before `async with`."""
+        self.url, self.configure = url, configure
+        self.totals: Totals | None = None
+        self.connections = 0
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._retry_s = retry_s
+        frame = WIDTH[configure.encoding] * configure.channels
+        self._second = frame * configure.sample_rate
+        self._outbox = Outbox(frame, piece=self._second // 4)
+        self._checkpoint: Checkpoint | None = None
+        self._markers: set[int | str] = set()
+        self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self._work, self._room = asyncio.Event(), asyncio.Event()
+        self._failed: Failed | None = None
+        self._trouble: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Open the first connection.
+
+        Raises:
+            CannotConnect: if there is no server, or it refuses; the first connection is not tried twice.
+            StreamFailed: if the server does not accept the settings.
+        """
+        try:
+            socket = await self._open()
+        except (OSError, ConnectionClosed) as error:
+            raise CannotConnect(f"no server answers at {self.url}: {error}") from None
+        self._tasks.append(asyncio.create_task(self._run(socket)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        """Let go of the connection; `finish` beforehand to have everything judged."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def __aiter__(self) -> Self:
+        """Events, until the stream is closed."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """Next event.
+
+        Raises:
+            StreamFailed, CannotConnect: when the stream cannot go on; also whatever the source in `play` raised.
+        """
+        event = await self._events.get()
+        if isinstance(event, Event):
+            return event
+        self._events.put_nowait(event)  # the end is the end, however often one asks
+        raise event or StopAsyncIteration
+
+    async def send(self, audio: bytes) -> None:
+        """Send bytes of audio, in any split; wait while more than a minute of it is not acknowledged.
+
+        Raises:
+            StreamFailed, CannotConnect: if the stream has ended.
+        """
+        self._outbox.add_audio(audio)
+        self._work.set()
+        while self._outbox.unjudged > BACKLOG_S * self._second and not self._ended:
+            self._room.clear()
+            await self._room.wait()
+        if self._ended:
+            self._tasks[0].result()
+
+    def play(self, source: AsyncIterable[bytes]) -> None:
+        """Send all of `source` in the background, then finish; its errors are raised where events are awaited."""
+        self._tasks.append(asyncio.create_task(self._play(source)))
+
+    async def finish(self) -> Totals | None:
+        """No more audio: have everything judged; events stay to be read. Return the stream in numbers."""
+        self._say(Close())
+        await asyncio.wait(self._tasks[:1])
+        self._tasks[0].result()
+        return self.totals
+
+    def marker(self, name: int | str) -> None:
+        """Have `name` come back as an event once all audio so far has been judged."""
+        self._markers.add(name)
+        self._say(Marker(id=name))
+
+    def flush(self) -> None:
+        """Have the rest in the server's buffers judged as if silence followed."""
+        self._say(Flush())
+
+    def reset(self) -> None:
+        """Have everything so far forgotten."""
+        self._say(Reset())
+
+    def feedback(self, detection: int, *, correct: bool) -> None:
+        """Tell whether a detection was right."""
+        self._say(Feedback(detection=detection, correct=correct))
+
+    def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
+        """Detect these keywords from now on; a connection to come begins with them."""
+        self.configure = self.configure.model_copy(update={"keywords": dict(keywords)})
+        self._say(self.configure)
+
+    @property
+    def _ended(self) -> bool:
+        return self._tasks[0].done()
+
+    def _say(self, message: Marker | Flush | Reset | Feedback | Configure | Close) -> None:
+        self._outbox.add_text(message.model_dump_json(exclude_none=True))
+        self._work.set()
+
+    async def _play(self, source: AsyncIterable[bytes]) -> None:
+        try:
+            async for audio in source:
+                await self.send(audio)
+            await self.finish()
+        except ClientError as error:
+            if not self._ended:
+                self._events.put_nowait(error)
+
+    async def _run(self, socket: ClientConnection) -> None:
+        """Go through connections until the server says that everything has been judged."""
+        try:
+            while (reason := await self._converse(socket)) is not None:
+                socket = await self._reopen(reason)
+            self._events.put_nowait(None)
+        except ClientError as error:
+            self._events.put_nowait(error)
+            raise
+        finally:
+            self._room.set()
+
+    async def _converse(self, socket: ClientConnection) -> str | None:
+        """Send and receive until this connection ends; return why, or None if it ended as it should."""
+        pump = asyncio.create_task(self._pump(socket))
+        try:
+            async for text in socket:
+                self._receive(text)
+        except ConnectionClosed as error:
+            if error.rcvd is None:
+                return "the connection broke"
+            return self._reason(error.rcvd.code, error.rcvd.reason)
+        finally:
+            pump.cancel()
+            await socket.close()
+        return None if self.totals else "the server went away"
+
+    def _reason(self, code: int, text: str) -> str:
+        """Why to try again, or an exception if that would not help."""
+        failed, self._failed = self._failed, None
+        message = failed.message if failed else text or "the server went away"
+        known = next((c for c in CloseCode if c == code), None)
+        if known is not None and not known.retry:
+            raise StreamFailed(known, message, failed.field if failed else None)
+        return message
+
+    async def _pump(self, socket: ClientConnection) -> None:
+        """Send what there is, keeping at most `IN_FLIGHT_S` unacknowledged."""
+        window = max(IN_FLIGHT_S, 2 * self.configure.heartbeat_ms / 1_000) * self._second
+        with suppress(ConnectionClosed):  # the receiving side sees it as well, and acts
+            while True:
+                self._work.clear()
+                for item in self._outbox.take(int(window)):
+                    await socket.send(item)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._work.wait(), self.ready.limits.idle_s / 3)
+                    continue
+                await socket.send(Keepalive().model_dump_json())
+
+    def _receive(self, text: str | bytes) -> None:
+        message = _parsed(text)
+        if isinstance(message, Failed):
+            self._failed = message
+        elif isinstance(message, Marker) and message.id not in self._markers:
+            return  # asked again after a reconnection, and answered before
+        elif isinstance(message, Closed) and message.reason != CloseCode.NORMAL.wire:
+            return  # this connection ends; the close code tells whether the stream goes on
+        elif message is not None:
+            self._note(message)
+            self._events.put_nowait(message)
+
+    def _note(self, message: ServerMessage) -> None:
+        """Keep what a message says about the stream itself."""
+        if isinstance(message, Detection | Heartbeat):
+            self._checkpoint = message.checkpoint
+            if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
+                self._trouble = None
+            self._work.set()
+            self._room.set()
+        elif isinstance(message, Marker):
+            self._markers.discard(message.id)
+        elif isinstance(message, Closed):
+            self.totals = message.totals
+
+    async def _reopen(self, reason: str) -> ClientConnection:
+        """Try again, ever more patiently, while there was progress within `retry_s`."""
+        clock = asyncio.get_running_loop().time
+        attempt = 0
+        while True:
+            self._trouble = self._trouble or clock()
+            if clock() - self._trouble > self._retry_s:
+                raise CannotConnect(f"gave up on {self.url} after {self._retry_s:g} s: {reason}")
+            pause = min(0.1 * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311 (spreads clients out)
+            self._events.put_nowait(Interrupted(reason, pause))
+            await asyncio.sleep(pause)
+            attempt += 1
+            try:
+                return await self._open()
+            except (OSError, ConnectionClosed) as error:
+                reason = str(error)
+            except _Busy as busy:
+                reason = str(busy)
+                await asyncio.sleep(min(busy.retry_after, LONGEST_PAUSE_S))
+
+    async def _open(self) -> ClientConnection:
+        """Connect, configure, and be ready to send from where the server wants the stream to go on."""
+        try:
+            socket = await open_socket(
+                self.url, additional_headers=self._headers, compression=None, max_size=2**22, open_timeout=10
+            )
+        except InvalidStatus as error:
+            raise _refusal(self.url, error) from None
+        except (InvalidURI, InvalidHandshake) as error:
+            raise CannotConnect(f"{self.url} is no stream of a deltaspot server: {error}") from None
+        try:
+            await self._introduce(socket)
+        except BaseException:
+            await socket.close()
+            raise
+        self.connections += 1
+        self._work.set()
+        return socket
+
+    async def _introduce(self, socket: ClientConnection) -> None:
+        sample = self._outbox.rewind()
+        resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
+        hello = self.configure.model_copy(update={"resume": resume})
+        await socket.send(hello.model_dump_json(exclude_none=True))
+        try:
+            message = _parsed(await socket.recv())
+            if isinstance(message, Failed):
+                self._failed = message
+                await socket.recv()  # the close that follows
+        except ConnectionClosed as error:
+            if error.rcvd is not None:
+                self._reason(error.rcvd.code, error.rcvd.reason)
+            raise
+        if not isinstance(message, Ready):
+            raise StreamFailed(CloseCode.BAD_MESSAGE, f"{self.url} answers, but not as a deltaspot server does")
+        self.ready = message
+        self._events.put_nowait(message)
+
+
+class _Busy(CannotConnect):
+    """No room now; the server says when to ask again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def _parsed(text: str | bytes) -> ServerMessage | None:
+    try:
+        return parse_server(text)
+    except BadMessage as error:
+        raise StreamFailed(error.code, f"the server sent what this client cannot read: {error}") from None
+
+
+def _refusal(url: str, error: InvalidStatus) -> ClientError:
+    """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
+    status, headers = error.response.status_code, error.response.headers
+    if status in {429, 503}:
+        return _Busy(f"{url} has no room for another stream now (HTTP {status})", float(headers.get("Retry-After", 1)))
+    why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
+    return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")

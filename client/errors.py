@@ -1,0 +1,37 @@
+"""Everything that a client raises, in one tree; each message is one sentence for a person.
+
+ClientError
+├── CannotConnect    no server there, or it refuses this client
+├── StreamFailed     a stream ended for a reason that trying again does not mend; carries the close code
+└── SourceError      no microphone, no such file, or a file that is no audio
+"""
+
+from __future__ import annotations
+
+from service.protocol import CloseCode
+
+
+class ClientError(Exception):
+    """Root of the tree."""
+
+
+class CannotConnect(ClientError):
+    """There is no server, it is not reachable, or it refuses this client before the stream begins."""
+
+
+class StreamFailed(ClientError):
+    """The server ended the stream.
+
+    Attributes:
+        code: why, from the table of close codes.
+        field: the field of `configure` at fault, as a dotted path, if there is one.
+    """
+
+    def __init__(self, code: CloseCode, message: str, field: str | None = None) -> None:
+        """Keep the reason."""
+        super().__init__(f"{message} ({code.wire})")
+        self.code, self.field = code, field
+
+
+class SourceError(ClientError):
+    """Audio cannot be had from where it should come."""

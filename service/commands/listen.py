@@ -1,0 +1,160 @@
+"""`deltaspot listen`: a microphone, a file or a pipe -> detections as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import shlex
+import sys
+import wave
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from client.connection import Spotter, connect
+from client.display import Display, JsonLines, LivePanel, PlainLines
+from client.sources import SAMPLE_RATE, file_blocks, level_db, pipe_blocks
+from service.protocol import Detection
+
+app = typer.Typer()
+
+SERVER: Final = "ws://127.0.0.1:8770"
+PREROLL_MS: Final = 300
+
+
+@app.command()
+def listen(
+    source: Annotated[str, typer.Argument(help="A file, `mic`, or `-` for raw s16le mono samples on standard input.")],
+    url: Annotated[str, typer.Option(envvar="DELTASPOT_URL", help="The server.")] = SERVER,
+    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
+    keywords: Annotated[
+        str | None, typer.Option(help="Words to detect, with commas; all of the model if left out.")
+    ] = None,
+    point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
+    speed: Annotated[
+        float, typer.Option(min=0, help="A file's pace, times real time; 0: as fast as it is taken.")
+    ] = 1.0,
+    device: Annotated[
+        str | None, typer.Option(help="Microphone, by number or part of its name; see `mic --devices`.")
+    ] = None,
+    devices: Annotated[bool, typer.Option("--devices", help="List microphones and stop.")] = False,
+    rate: Annotated[int, typer.Option(min=4_000, max=192_000, help="Rate of standard input, Hz.")] = SAMPLE_RATE,
+    on_detect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CMD",
+            help="Run this at each detection, without a shell; {keyword} {score} {start_s} are filled in.",
+        ),
+    ] = None,
+    save_clips: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the sound of each detection.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event.")] = False,
+) -> None:
+    """Stream a microphone, a file or standard input to a server and print detections as they come."""
+    if devices:
+        from client.microphone import devices as listed
+
+        print("\n".join(listed()) or "no microphone is to be seen")
+        return
+    words = [word.strip() for word in keywords.split(",")] if keywords else None
+    console = Console(highlight=False)
+    live = console.is_terminal and not as_json
+    spotter = connect(
+        url, keywords=words, key=key, point=point, scores=live or as_json, preroll_ms=PREROLL_MS if save_clips else 0
+    )
+    panel = LivePanel(console, f"{source} → {spotter.url}") if live else nullcontext()
+    display: Display = panel if isinstance(panel, LivePanel) else (JsonLines if as_json else PlainLines)(console)
+    actions: list[Callable[[Detection], None]] = []
+    if on_detect:
+        actions.append(Runner(on_detect))
+    if save_clips:
+        actions.append(Saver(save_clips))
+    with panel:
+        try:
+            asyncio.run(follow(spotter, blocks(source, speed, device, rate, display), display, actions))
+        except KeyboardInterrupt:
+            display.note("stopped")
+
+
+def blocks(source: str, speed: float, device: str | None, rate: int, display: Display) -> AsyncIterable[bytes]:
+    """The audio that `listen` is about."""
+    if source == "-":
+        return pipe_blocks(sys.stdin.buffer, rate)
+    if source == "mic":
+        from client.microphone import Microphone
+
+        return Microphone(int(device) if device and device.isdigit() else device, display.note)
+    return file_blocks(source, speed)
+
+
+async def follow(
+    spotter: Spotter, source: AsyncIterable[bytes], display: Display, actions: list[Callable[[Detection], None]]
+) -> None:
+    """Send all of `source`, show every event, act on detections."""
+
+    async def metered() -> AsyncIterator[bytes]:
+        async for block in source:
+            display.level(level_db(block))
+            yield block
+
+    async with spotter:
+        spotter.play(metered())
+        async for event in spotter:
+            display.show(event)
+            if isinstance(event, Detection):
+                for act in actions:
+                    act(event)
+
+
+class Runner:
+    """Runs a command at each detection: split into arguments once, filled in afterwards, so that no shell reads it."""
+
+    def __init__(self, command: str) -> None:
+        """Split `command` as a shell would."""
+        self._arguments = shlex.split(command)
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __call__(self, detection: Detection) -> None:
+        """Start it, and do not wait."""
+        task = asyncio.create_task(self._run(self.filled(detection)))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def filled(self, detection: Detection) -> list[str]:
+        """The arguments for a detection; braces that mean nothing stay as they are."""
+        values = {
+            "keyword": detection.keyword,
+            "score": f"{detection.score:.3f}",
+            "start_s": f"{detection.start_s:.2f}",
+            "end_s": f"{detection.end_s:.2f}",
+        }
+        return [re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), argument) for argument in self._arguments]
+
+    async def _run(self, arguments: list[str]) -> None:
+        try:
+            process = await asyncio.create_subprocess_exec(*arguments)
+        except OSError as error:
+            print(f"deltaspot: --on-detect: {error}", file=sys.stderr)
+        else:
+            await process.wait()
+
+
+class Saver:
+    """Writes the sound of each detection as a WAV file, from a little before the word to the decision."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write into `folder`, which is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def __call__(self, detection: Detection) -> None:
+        """Write one file; its name has the time and the word."""
+        word = re.sub(r"\W", "_", detection.keyword)  # a server's word is no path
+        path = self._folder / f"{detection.start_s:09.2f}-{word}.wav"
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+            file.writeframes(base64.b64decode(detection.clip or ""))
