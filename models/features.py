@@ -117,6 +117,7 @@ class FrameStream:
     def reset(self) -> None:
         """Back to the start of a stream."""
         self._samples = np.zeros(0, np.float32)
+        self._seen = 0  # how many of them an earlier token held already
 
     def feed(self, samples: Array) -> Array:
         """Take samples (S,), int16 values; return the tokens now complete, (N, stride, window), N >= 0."""
@@ -126,7 +127,7 @@ class FrameStream:
             return np.zeros((0, self.stride, self.frontend.window), np.float32)
         used = tokens * self._token_samples
         windows = sliding_windows(self._samples[: used + self._overlap], self.frontend)
-        self._samples = self._samples[used:]
+        self._samples, self._seen = self._samples[used:], self._overlap
         return windows.reshape(tokens, self.stride, self.frontend.window)
 
     def flush(self) -> Array:
@@ -135,6 +136,8 @@ class FrameStream:
         Returns:
             (N, stride, window), N = 0 when nothing was fed since the last whole token.
         """
-        left = len(self._samples) - self._overlap
-        missing = -left if left < 0 < len(self._samples) else -left % self._token_samples
+        if len(self._samples) == self._seen:
+            return self.feed(np.zeros(0, np.float32))
+        tokens = max(1, -(-(len(self._samples) - self._overlap) // self._token_samples))
+        missing = tokens * self._token_samples + self._overlap - len(self._samples)
         return self.feed(np.zeros(missing, np.float32))

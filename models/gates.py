@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Thresholds = Mapping[str, "float | Tensor"]
 """Threshold of each gate, by the gate's name (`models.config.gate_names`)."""
 
+
 def hold(
     x: Tensor, theta: float | Tensor, reference: Tensor | None = None, window: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -29,8 +30,8 @@ def hold(
     Args:
         x: (..., N, C), N tokens in order.
         theta: threshold, at least 0.
-        reference: (..., C) values last propagated before the first token, or None for zeros. For a gated
-            attention row (`window` given) it covers the past keys only and is padded with zeros.
+        reference: (..., R) values last propagated before the first token, or None for zeros. R = C, but for a
+            gated attention row (`window` given) the newest of them belong to the past keys, and new keys begin at 0.
         window: (N, C) bool, or None; where False the channel has left the window and is forgotten (0).
 
     Returns:
@@ -38,7 +39,8 @@ def hold(
     """
     held = x.new_zeros(x.shape[:-2] + x.shape[-1:])
     if reference is not None:
-        held[..., : reference.shape[-1]] = reference
+        known = x.shape[-1] if window is None else x.shape[-1] - x.shape[-2]
+        held[..., :known] = reference[..., reference.shape[-1] - known :]
     rows = []
     for t in range(x.shape[-2]):
         value = x[..., t, :]
