@@ -29,7 +29,9 @@ class Recipe:
     """How training streams are made. Levels in dB, lengths in frames of 10 ms, shares in 0..1."""
 
     segments: int = 3
-    shares: tuple[float, float, float, float] = (0.66, 0.16, 0.08, 0.10)
+    shares: tuple[float, float, float, float] = (0.58, 0.18, 0.14, 0.10)
+    background: float = 0.12
+    """Share of streams without any speech, in which noise keeps its own level."""
     stretch: float = 0.15
     warp: float = 0.08
     shift: int = 10
@@ -38,12 +40,19 @@ class Recipe:
     segment_gain_db: float = 4.0
     noisy: float = 0.8
     snr_db: tuple[float, float] = (-3.0, 30.0)
+    reversed: float = 0.3
+    """Share of unknown words that are played backwards: speech that nobody has heard."""
+    shred: int = 20
+    bursts: float = 0.3
+    """Share of streams with knocks and clicks."""
     babble: float = 0.15
     babble_snr_db: tuple[float, float] = (6.0, 25.0)
     pixel_noise: float = 3.0
     band_masks: int = 2
     band_mask: int = 6
     time_mask: int = 12
+    notice: int = 15
+    """Frames after its onset from which an unknown word is asked for, so that its beginning does not fire."""
     settle: int = 8
     """Frames after the end of a word before its label is asked for."""
     linger: int = 32
@@ -90,11 +99,14 @@ class Composer:
     def batch(self, streams: int) -> Batch:
         """Compose `streams` streams."""
         pixels, labels = self._segments(streams * self.recipe.segments)
-        pixels = self._perturb(pixels)
+        pixels, labels = self._perturb(pixels), labels.view(streams, -1)
+        background = self._uniform((streams,)) < self.recipe.background
+        pixels[background.repeat_interleave(self.recipe.segments)] = 0.0
+        labels[background] = self.silence
         onset, end = active_span(pixels)
         starts = self._starts(streams)
-        energy = self._lay(pixels, labels, starts)
-        targets, weights = self._targets(labels.view(streams, -1), starts, onset, end)
+        energy = self._lay(pixels, starts, background)
+        targets, weights = self._targets(labels, starts, onset, end)
         return Batch(self._finish(energy), targets, weights)
 
     def _segments(self, count: int) -> tuple[Tensor, Tensor]:
@@ -108,6 +120,8 @@ class Composer:
         index[other], _ = self._draw(self.others, len(other))
         labels[kinds == 3] = self.silence
         pixels = self.pixels[index].float()
+        backwards = other[self._uniform((len(other),)) < self.recipe.reversed]
+        pixels[backwards] = pixels[backwards].flip(1)
         pixels[kinds == 3] = 0.0
         shreds = (kinds == 2).nonzero()[:, 0]
         if len(shreds):
@@ -115,9 +129,10 @@ class Composer:
         return pixels, labels
 
     def _shreds(self, count: int) -> Tensor:
-        """Four pieces of unknown words without a pause, as in running speech: (count, 98, M)."""
-        pieces, length = 4, 25
-        index, _ = self._draw(self.others, count * pieces)
+        """Pieces of words, too short to be one, without a pause, as in running speech: (count, 98, M)."""
+        length = self.recipe.shred
+        pieces = -(-CLIP_FRAMES // length)
+        index, _ = self._draw(self.others * 2 + self.keywords, count * pieces)
         clips = self.pixels[index].float()
         onset, end = active_span(clips)
         room = (end - onset - length).clamp(min=0)
@@ -149,7 +164,7 @@ class Composer:
         starts[:, 0] = 0
         return starts
 
-    def _lay(self, pixels: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
+    def _lay(self, pixels: Tensor, starts: Tensor, background: Tensor) -> Tensor:
         """Add segments, noise and babble: mel energies (B, T, M)."""
         recipe, (streams, segments) = self.recipe, starts.shape
         bands = pixels.shape[2]
@@ -164,10 +179,10 @@ class Composer:
         level = stream.mean(dim=(1, 2), keepdim=True)
         heard = level > ENERGY_FLOOR
         level = torch.where(heard, level, level[heard].mean() if heard.any() else torch.tensor(1e6))
-        stream = stream + self._background(stream, level)
+        stream = stream + self._background(stream, level, background)
         return stream * decibels(self._uniform((streams, 1, 1), *recipe.gain_db))
 
-    def _background(self, stream: Tensor, level: Tensor) -> Tensor:
+    def _background(self, stream: Tensor, level: Tensor, alone: Tensor) -> Tensor:
         """Noise at a random distance below the speech's mean level, and now and then other people: (B, T, M)."""
         recipe, (streams, length, _) = self.recipe, stream.shape
         start = self._integers(0, len(self.noise) - length, (streams, 1))
@@ -175,11 +190,26 @@ class Composer:
         mean = noise.mean(dim=(1, 2), keepdim=True).clamp(min=ENERGY_FLOOR / 100)
         snr = self._uniform((streams, 1, 1), *recipe.snr_db)
         noisy = self._uniform((streams, 1, 1)) < recipe.noisy
-        background = noise * (level / mean) / decibels(snr) * noisy
+        factor = (level / mean) / decibels(snr) * noisy
+        factor[alone] = 1.0
+        background = noise * factor
         others = stream.roll(1, 0).roll(37, 1)
         quiet = level / others.mean(dim=(1, 2), keepdim=True).clamp(min=ENERGY_FLOOR)
         quiet = quiet / decibels(self._uniform((streams, 1, 1), *recipe.babble_snr_db))
-        return background + others * quiet * (self._uniform((streams, 1, 1)) < recipe.babble)
+        babble = (self._uniform((streams, 1, 1)) < recipe.babble) & ~alone[:, None, None]
+        return background + others * quiet * babble + self._bursts(stream.shape) * level
+
+    def _bursts(self, shape: tuple[int, ...]) -> Tensor:
+        """Knocks and clicks, relative to the speech's mean level: sudden, coloured, decaying (B, T, M)."""
+        streams, length, bands = shape
+        energy = torch.zeros(shape)
+        for _ in range(3):
+            age = torch.arange(length)[None] - self._integers(0, length, (streams, 1))
+            decay = torch.exp(-age.clamp(min=0) / self._uniform((streams, 1), 0.5, 6.0)) * (age >= 0)
+            knots = self._uniform((streams, 1, 5), -12.0, 6.0)
+            colour = F.interpolate(knots, size=bands, mode="linear", align_corners=True)
+            energy += decay[..., None] * decibels(colour + self._uniform((streams, 1, 1), -10.0, 15.0))
+        return energy * (self._uniform((streams, 1, 1)) < self.recipe.bursts)
 
     def _finish(self, energy: Tensor) -> Tensor:
         """Mel energies -> masked, slightly noisy network input."""
@@ -214,7 +244,11 @@ class Composer:
             last = torch.maximum(end[:, i : i + 1] + recipe.linger, start + CLIP_FRAMES + stride - 1)
             last = torch.where(silent, start + CLIP_FRAMES, last)
             # a silent segment counts once the word before it is out of the window
-            first = torch.where(silent, start + (30 if i == 0 else 85), end[:, i : i + 1] + recipe.settle)
+            asked_from = torch.where(
+                label == self.unknown, onset[:, i : i + 1] + recipe.notice, end[:, i : i + 1] + recipe.settle
+            )
+            heard = labels[:, i - 1 : i] != self.silence if i else torch.zeros_like(silent)
+            first = torch.where(silent, start + torch.where(heard, 85, 30), asked_from)
             first = torch.minimum(first, start + CLIP_FRAMES - 1)
             if i + 1 < segments:
                 follower = torch.where(labels[:, i + 1 :][:, :1] == self.silence, 10**6, onset[:, i + 1 : i + 2])

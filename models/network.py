@@ -11,8 +11,9 @@ from models.cache import Cache, layout, padded
 from models.checkpoint import DENSE, Checkpoint, CheckpointError
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
 from models.features import Array
-from models.kernels import Scratch, Sizes, Weights, step
+from models.kernels import Scratch
 from models.lanes import WIDTH
+from models.step import Sizes, Weights, step
 
 
 class Network:
@@ -78,11 +79,11 @@ class Network:
             self._local.scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),
-                weights=np.zeros(config.heads * config.span, np.float32),
+                weights=np.zeros(config.span, np.float32),
                 index=np.zeros(wide + WIDTH, np.int32),
                 change=np.zeros(wide + WIDTH, np.float32),
                 origin=np.zeros(WIDTH, np.float32),
-                zero=np.zeros(WIDTH, np.float32),
+                zero=np.zeros(max(config.span, config.head_channels), np.float32),
             )
         return self._local.scratch
 
@@ -90,7 +91,7 @@ class Network:
 def _sizes(config: ModelConfig) -> Sizes:
     return Sizes(
         config.frontend.bands, config.stride, config.kernel, config.channels, config.layers, config.heads,
-        config.hidden, config.span, padded(len(config.labels)),
+        config.hidden, config.span, padded(len(config.labels)), len(config.labels),
     )
 
 

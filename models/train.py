@@ -33,7 +33,7 @@ class Schedule:
     warmup: int = 600
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    label_smoothing: float = 0.05
+    label_smoothing: float = 0.02
     movement: float = 0.05
     average: float = 0.999
     clip_norm: float = 1.0
