@@ -28,6 +28,7 @@ import numpy as np
 
 from models.counting import count
 from models.features import Array, log_mel
+from models.offline import softmax
 from service.errors import Capacity, Draining, UnknownModel
 from service.session import Spec
 
@@ -76,7 +77,7 @@ class Watcher(Protocol):
 
 @dataclass(eq=False)
 class Hosted:
-    """A network, its cache, and the rows that are free. Replaced by a newer one, it lives until its last slot closes."""
+    """A network, its cache, and the rows that are free; once replaced, it lives until its last slot closes."""
 
     name: str
     network: Network
@@ -431,10 +432,3 @@ class Turn:
         self.windows.append(windows)
         self.tokens += len(windows)
         self.arrival = arrival
-
-
-def softmax(logits: Array) -> Array:
-    """Logits (N, K) -> posteriors (N, K)."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normed: Array = exponents / exponents.sum(axis=1, keepdims=True)
-    return normed

@@ -48,6 +48,8 @@ class Stream:
         session: its state outside the model.
         outbox: messages nobody has fetched yet.
         error: why it ended before its time.
+        closing: the client said `close`.
+        over: nothing more will be judged, for better or worse.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Stream:
         self.slot.configure(self.session.point, configure.coarsest)
         self.outbox: list[ServerMessage] = [self.session.ready()]
         self.error: WireError | None = None
-        self.closing = self.closed = False
+        self.closing = self.over = False
         self.last_heard = self._allowed_at = clock()
         self._allowance_s = settings.burst_s
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
@@ -75,7 +77,6 @@ class Stream:
         self._changed.set()
         self._counted = self._worked = nothing(hosted.spec.config)
         self._arrival = clock()
-        metrics.session_opened()
 
     # --- from the client
 
@@ -149,7 +150,7 @@ class Stream:
         self.say([Warned(code=code, message=message)])
 
     async def fetch(self) -> list[ServerMessage]:
-        """Wait for messages and take them all; none once the stream failed."""
+        """Wait for messages and take them all; there may be none once the stream is over."""
         await self._changed.wait()
         self._changed.clear()
         messages, self.outbox = self.outbox, []
@@ -159,8 +160,13 @@ class Stream:
         """End the stream; the first reason stands."""
         if self.error is None:
             self.error = error
-        self._changed.set()
+        self.finish()
         self._room.set()
+
+    def finish(self) -> None:
+        """Let whoever waits for messages know that there will be no more."""
+        self.over = True
+        self._changed.set()
 
     def check(self) -> None:
         """Fail if the client has been silent, or its audio has waited, for too long; called now and then."""
@@ -169,19 +175,18 @@ class Stream:
         elif self.slot.lag_s > self.settings.behind_s:
             self.fail(QueueFull("the server fell behind; resume on another replica"))
 
-    def close(self, outcome: str | None = None) -> list[ServerMessage]:
-        """Give the place back and return what is left to say, `closed` at the end."""
-        if self.closed:
-            return []
-        self.closed = True
+    @property
+    def code(self) -> CloseCode:
+        """Why it ended."""
+        return self.error.code if self.error else CloseCode.NORMAL
+
+    def close(self) -> list[ServerMessage]:
+        """Give the place back; return what is left to say, `closed` at the end."""
         self._count()
-        code = self.error.code if self.error else CloseCode.NORMAL
-        last: list[ServerMessage] = [*self.outbox]
-        if self.error is not None:
-            last.append(failed(self.error))
-        last.append(Closed(reason=code.wire, totals=self.session.totals(self)))
+        self._report()
+        failure = [failed(self.error)] if self.error else []
+        last = [*self.outbox, *failure, Closed(reason=self.code.wire, totals=self.session.totals(self))]
         self.slot.close()
-        self._report(outcome or code.wire)
         return last
 
     # --- from the engine
@@ -286,12 +291,11 @@ class Stream:
         self.metrics.worked(now - self._counted)
         self._counted = now
 
-    def _report(self, outcome: str) -> None:
-        """The stream in the metrics."""
+    def _report(self) -> None:
+        """What the detector held back, in the metrics."""
         for word, times in self.session.near_misses.items():
             for _ in range(times):
                 self.metrics.near_missed(word)
         for reason, times in self.session.suppressed.items():
             for _ in range(times):
                 self.metrics.suppressed(reason)
-        self.metrics.session_closed(outcome, self.session.audio_s)

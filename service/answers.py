@@ -1,0 +1,88 @@
+"""What REST answers with, one class each, and how it is made from the state of the server. Knows no HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel, Field
+
+from service.protocol import KeywordSettings
+
+if TYPE_CHECKING:
+    from service.engine import Hosted
+    from service.server import Server
+    from service.stream import Stream
+
+
+class ModelInfo(BaseModel):
+    """One model that streams and clips may ask for."""
+
+    name: str
+    fingerprint: str
+    labels: tuple[str, ...]
+    keywords: dict[str, KeywordSettings]
+    points: tuple[str, ...]
+    point: str = Field(description="the operating point that streams get")
+    sample_rate: int
+    hop_samples: int = Field(description="samples between two posteriors")
+    cache_bytes: int = Field(description="memory of one stream, bytes")
+
+    @classmethod
+    def of(cls, hosted: Hosted) -> Self:
+        """Describe a model."""
+        spec = hosted.spec
+        return cls(
+            name=spec.name,
+            fingerprint=spec.fingerprint,
+            labels=spec.config.labels,
+            keywords={word: spec.settings(spec.rule(word, KeywordSettings())) for word in spec.config.keywords},
+            points=spec.points,
+            point=spec.default_point,
+            sample_rate=spec.config.frontend.sample_rate,
+            hop_samples=spec.config.token_samples,
+            cache_bytes=hosted.cache.bytes_per_row,
+        )
+
+
+class SessionInfo(BaseModel):
+    """One stream that is open."""
+
+    session: str
+    model: str
+    point: str
+    audio_s: float
+    lag_ms: float
+    detections: int
+
+    @classmethod
+    def of(cls, stream: Stream) -> Self:
+        """Describe a stream."""
+        session = stream.session
+        return cls(
+            session=session.id,
+            model=stream.hosted.name,
+            point=session.point,
+            audio_s=session.audio_s,
+            lag_ms=stream.lag_ms,
+            detections=session.detections,
+        )
+
+
+class Ticket(BaseModel):
+    """Opens streams for a short time, without a key."""
+
+    ticket: str = Field(description="goes into the query of /v1/stream as `ticket`")
+    expires_s: int
+
+
+class Health(BaseModel):
+    """The state of the process."""
+
+    status: str
+    sessions: int
+    wait_ms: float = Field(description="how long streams wait for their turn, ms")
+
+    @classmethod
+    def of(cls, server: Server, status: str) -> Self:
+        """Describe a process."""
+        return cls(status=status, sessions=server.engine.sessions, wait_ms=server.engine.wait_s * 1000)

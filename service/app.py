@@ -1,0 +1,258 @@
+"""The doors of a server on the web: WebSocket, REST, probes, metrics, documents, page. FastAPI lives here only."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers, QueryParams
+from starlette.routing import Route, WebSocketRoute
+
+from service import clips, live
+from service.answers import Health, ModelInfo, SessionInfo, Ticket
+from service.asyncapi import document
+from service.auth import Caller, Scope
+from service.engine import clock
+from service.errors import HTTP_STATUS, Capacity, TooLong, Unauthorised, failed
+from service.logs import RequestIds, clip_judged
+from service.protocol import Configure, Encoding, Failed, WireError
+from service.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Send
+    from starlette.types import Scope as Connection
+
+PAGE: Final = Path(__file__).parent.parent / "client" / "web"
+POLICY: Final = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+}
+REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
+ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
+REFUSED: Final = {status: ANSWERS[status] for status in REFUSALS}
+AUDIO_BODY: Final = {
+    "requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+}
+"""How OpenAPI says that the body is a file."""
+
+rest = APIRouter()
+
+
+def create_app(server: Server) -> FastAPI:
+    """Give a server its doors; models warm up once the app has started."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(server.start())
+        yield
+        await server.drain()
+        await warming
+        await server.stop()
+
+    app = FastAPI(title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.server = server
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestIds)
+    app.add_exception_handler(WireError, _refuse)
+    app.include_router(rest)
+    app.router.routes += [
+        WebSocketRoute("/v1/stream", StreamDoor(server)),
+        Route("/metrics", _metrics),
+        Route("/asyncapi.json", _asyncapi),
+    ]
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+class StreamDoor:
+    """`/v1/stream`: refuses before the upgrade, then hands over to service/live.py."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        headers, server = Headers(scope=scope), self._server
+        await receive()
+        try:
+            ticket = QueryParams(scope["query_string"]).get("ticket")
+            caller = server.guard.upgrade(headers, ticket, headers.get("host", ""))
+            server.admit()
+        except WireError as error:
+            _count(server, error)
+            await _answer(error)(scope, receive, send)
+            return
+        await send({"type": "websocket.accept"})
+        await live.serve(server, caller, receive, send)
+
+
+class SecurityHeaders:
+    """Puts what browsers must not do into every HTTP answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in POLICY.items()]
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers]
+            await send(message)
+
+        await self._app(scope, receive, secured if scope["type"] == "http" else send)
+
+
+def _the_server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+def _may(scope: Scope) -> Callable[[Request], Caller]:
+    """A dependency: the caller, if their key is for this."""
+
+    def check(request: Request) -> Caller:
+        server = _the_server(request)
+        try:
+            return server.guard.request(scope, request.headers)
+        except WireError as error:
+            _count(server, error)
+            raise
+
+    return check
+
+
+TheServer = Annotated[Server, Depends(_the_server)]
+Streamer = Annotated[Caller, Depends(_may(Scope.STREAM))]
+Detector = Annotated[Caller, Depends(_may(Scope.DETECT))]
+Admin = Annotated[Caller, Depends(_may(Scope.ADMIN))]
+
+
+@rest.post("/v1/detect", responses=ANSWERS, openapi_extra=AUDIO_BODY)
+async def detect(
+    request: Request,
+    server: TheServer,
+    _caller: Detector,
+    encoding: Annotated[Encoding | None, Query(description="of bare samples; unset for a file with a header")] = None,
+    sample_rate: Annotated[int, Query(ge=8_000, le=48_000, description="of bare samples, Hz")] = 16_000,
+    channels: Annotated[int, Query(ge=1, le=8, description="of bare samples")] = 1,
+    model: Annotated[str | None, Query(max_length=64)] = None,
+    point: Annotated[str | None, Query(max_length=32)] = None,
+) -> clips.ClipResult:
+    """Find the keywords in one recording: WAV, FLAC, OGG, MP3, or bare samples."""
+    configure = Configure(
+        sample_rate=sample_rate, channels=channels, model=model, point=point, scores=True, heartbeat_ms=60_000
+    )
+    began, outcome = clock(), "failed"
+    try:
+        server.admit()
+        result = await _judge(server, request, encoding, configure)
+        outcome = "judged"
+    except WireError:
+        outcome = "refused"
+        raise
+    finally:
+        server.metrics.clip(outcome, clock() - began)
+    clip_judged(outcome, seconds=result.seconds, detections=len(result.detections), time_ms=result.time_ms)
+    return result
+
+
+@rest.get("/v1/models", responses=REFUSED)
+async def models(server: TheServer, _caller: Detector) -> list[ModelInfo]:
+    """The models that streams and clips may ask for; the first one is the default."""
+    return [ModelInfo.of(hosted) for hosted in server.engine.hosted.values()]
+
+
+@rest.get("/v1/sessions", responses=REFUSED)
+async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
+    """The streams that are open."""
+    return [SessionInfo.of(stream) for stream in server.streams]
+
+
+@rest.post("/v1/reload", responses=REFUSED, status_code=204)
+async def reload(server: TheServer, _caller: Admin) -> None:
+    """Read all checkpoints again; open streams keep the one they have."""
+    await server.reload()
+
+
+@rest.post("/v1/tickets", responses=REFUSED)
+async def tickets(server: TheServer, caller: Streamer) -> Ticket:
+    """A short-lived ticket for a browser, which cannot send a key with a WebSocket."""
+    return Ticket(ticket=server.guard.ticket(caller), expires_s=server.settings.ticket_s)
+
+
+@rest.get("/healthz", responses={500: {"model": Health}})
+async def healthz(server: TheServer, response: Response) -> Health:
+    """Whether the process works; if not, restart it."""
+    broken = server.warm and not server.engine.alive
+    response.status_code = 500 if broken else 200
+    return Health.of(server, "broken" if broken else "ok")
+
+
+@rest.get("/readyz", responses={503: {"model": Health}})
+async def readyz(server: TheServer, response: Response) -> Health:
+    """Whether new streams are welcome: models warm, not draining, not behind."""
+    response.status_code = 200 if server.ready else 503
+    return Health.of(server, "ready" if server.ready else "not ready")
+
+
+async def _metrics(request: Request) -> Response:
+    body, content_type = _the_server(request).metrics.expose(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})
+
+
+async def _asyncapi(_request: Request) -> Response:
+    return JSONResponse(document())
+
+
+async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
+    """Read the body as far as it is allowed to go, and judge it; the reserved place is used or given back."""
+    try:
+        data = await _body(request, server.settings.clip_bytes)
+    except BaseException:
+        server.engine.cancel()
+        raise
+    return await clips.judge(server, data, raw, configure)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise TooLong(f"a clip may have {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _answer(error: WireError) -> JSONResponse:
+    """An error as an HTTP answer."""
+    headers = {}
+    if isinstance(error, Capacity):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(failed(error).model_dump(exclude_none=True), HTTP_STATUS[error.code], headers)
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, WireError)  # noqa: S101 (FastAPI calls it for nothing else)
+    return _answer(error)
+
+
+def _count(server: Server, error: WireError) -> None:
+    """Count who was turned away; `Server.admit` counts what it refuses itself."""
+    if reason := REFUSALS.get(HTTP_STATUS[error.code]):
+        server.metrics.refused(reason)

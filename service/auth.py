@@ -1,0 +1,234 @@
+"""Who may do what: API keys, tickets for browsers, origins, and limits per key.
+
+A key is 32 random bytes in text form; the file of keys holds its SHA-256 only. A line of that file:
+
+    NAME  SHA256-HEX  SCOPE[,SCOPE...]  [sessions=N] [speed=X] [requests=N/minute]
+
+A key with this much randomness needs no slow hash: there is nothing to guess. Knows no sockets and no streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from urllib.parse import urlsplit
+
+import jwt
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from service.errors import Forbidden, TooFast, Unauthorised
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from service.settings import Settings
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    STREAM = "stream"
+    DETECT = "detect"
+    ADMIN = "admin"
+
+
+ALGORITHM: Final = "HS256"
+
+
+class KeyFileError(ValueError):
+    """A line in the file of keys that cannot be read; the message says which."""
+
+
+@dataclass(eq=False)
+class Caller:
+    """Somebody with a key, or anybody.
+
+    Attributes:
+        name: of the key, for logs.
+        sessions: streams at the same time, at most.
+        speed: times real time, if less than the server's.
+        requests: a rate such as `60/minute`.
+        open: streams now.
+    """
+
+    name: str
+    scopes: frozenset[Scope]
+    sessions: int | None = None
+    speed: float | None = None
+    requests: str | None = None
+    open: int = field(default=0)
+
+
+class Callers(Protocol):
+    """Where keys are looked up."""
+
+    def find(self, key: str | None) -> Caller:
+        """Return the owner of a key.
+
+        Raises:
+            Unauthorised: nobody was given it.
+        """
+
+    def named(self, name: str) -> Caller:
+        """Return the caller of this name; a ticket holds it.
+
+        Raises:
+            Unauthorised: the key was withdrawn.
+        """
+
+
+class Anyone:
+    """No keys: everybody is welcome to everything."""
+
+    def __init__(self) -> None:
+        self._caller = Caller("anyone", frozenset(Scope))
+
+    def find(self, _key: str | None) -> Caller:
+        """Whoever it is."""
+        return self._caller
+
+    def named(self, _name: str) -> Caller:
+        """Whoever it is."""
+        return self._caller
+
+
+class Keys:
+    """The keys of a file."""
+
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        """Use callers by the SHA-256 of their keys, in hex."""
+        self._callers = dict(callers)
+        self._names = {caller.name: caller for caller in callers.values()}
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file of keys.
+
+        Raises:
+            KeyFileError: naming the line at fault.
+        """
+        callers = {}
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if words := line.partition("#")[0].split():
+                try:
+                    digest, caller = _entry(words)
+                except (ValueError, KeyError) as error:
+                    raise KeyFileError(f"{path}, line {number}: {error}") from None
+                callers[digest] = caller
+        return cls(callers)
+
+    def find(self, key: str | None) -> Caller:
+        """Return the owner of a key, in the same time whichever it is."""
+        if not key:
+            raise Unauthorised("this needs an API key: Authorization: Bearer KEY")
+        digest = hash_key(key)
+        found = None
+        for known, caller in self._callers.items():
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is None:
+            raise Unauthorised("nobody was given this API key")
+        return found
+
+    def named(self, name: str) -> Caller:
+        """Return the owner of this name."""
+        if name not in self._names:
+            raise Unauthorised("the key behind this ticket was withdrawn")
+        return self._names[name]
+
+
+class Guard:
+    """Says who is calling, and whether they may."""
+
+    def __init__(self, callers: Callers, settings: Settings) -> None:
+        self._callers, self._origins, self._ticket_s = callers, settings.origins, settings.ticket_s
+        given = settings.ticket_secret
+        self._secret = given.get_secret_value() if given else secrets.token_hex(32)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+    def request(self, scope: Scope, headers: Mapping[str, str]) -> Caller:
+        """Check a request's key.
+
+        Raises:
+            Unauthorised, Forbidden, TooFast: by whom, what, how often.
+        """
+        caller = self._callers.find(_bearer(headers))
+        return self._allow(caller, scope)
+
+    def upgrade(self, headers: Mapping[str, str], ticket: str | None, host: str) -> Caller:
+        """Check what opens a WebSocket: the page's origin, and a ticket or a key.
+
+        Raises:
+            Unauthorised, Forbidden, TooFast: by whom, from where, how often.
+        """
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+            raise Forbidden("pages of this origin may not open streams here")
+        caller = self._redeem(ticket) if ticket else self._callers.find(_bearer(headers))
+        self._allow(caller, Scope.STREAM)
+        if caller.sessions is not None and caller.open >= caller.sessions:
+            raise TooFast(f"this key may have {caller.sessions} streams at a time")
+        return caller
+
+    def ticket(self, caller: Caller) -> str:
+        """A ticket that opens streams for a short time, in the caller's name."""
+        claims = {"sub": caller.name, "exp": int(time.time()) + self._ticket_s, "jti": secrets.token_hex(8)}
+        return jwt.encode(claims, self._secret, ALGORITHM)
+
+    def _redeem(self, ticket: str) -> Caller:
+        try:
+            claims: dict[str, Any] = jwt.decode(ticket, self._secret, [ALGORITHM], options={"require": ["sub", "exp"]})
+        except jwt.InvalidTokenError:
+            raise Unauthorised("the ticket is expired or was not made here") from None
+        return self._callers.named(claims["sub"])
+
+    def _allow(self, caller: Caller, scope: Scope) -> Caller:
+        if scope not in caller.scopes:
+            raise Forbidden(f"this key is not for {scope.value}")
+        if caller.requests and not self._limiter.hit(parse(caller.requests), caller.name):
+            raise TooFast(f"this key may make {caller.requests} requests")
+        return caller
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key, in hex: what the file of keys holds."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key() -> str:
+    """A key to hand out."""
+    return f"ds_{secrets.token_urlsafe(32)}"
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else None
+
+
+def _entry(words: list[str]) -> tuple[str, Caller]:
+    """One line of the file of keys."""
+    if len(words) < 3:
+        raise ValueError("a line is NAME SHA256 SCOPES")
+    name, digest, scopes, *rest = words
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ValueError("the second word is no SHA-256 in hex")
+    options = dict(word.split("=", 1) for word in rest)
+    if unknown := set(options) - {"sessions", "speed", "requests"}:
+        raise ValueError(f"unknown option {min(unknown)}")
+    if "requests" in options:
+        parse(options["requests"])
+    return digest, Caller(
+        name,
+        frozenset(Scope(scope) for scope in scopes.split(",")),
+        sessions=int(options["sessions"]) if "sessions" in options else None,
+        speed=float(options["speed"]) if "speed" in options else None,
+        requests=options.get("requests"),
+    )

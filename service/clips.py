@@ -1,0 +1,164 @@
+"""The REST door's work: one recording in, its keywords out. A clip is a stream with an empty past, pushed fast."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from models.data import pad_clip
+from service.audio import SAMPLE_RATE, Array, Decoder, clip_blocks
+from service.engine import clock
+from service.errors import TooLong, UnsupportedAudio
+from service.protocol import Configure, Detection, Encoding, Scores
+from service.stream import Stream
+
+if TYPE_CHECKING:
+    from service.server import Server
+
+BLOCK_BYTES = 1 << 16
+
+
+class Found(BaseModel):
+    """One keyword in a clip."""
+
+    keyword: str
+    score: float = Field(description="highest smoothed posterior, 0 to 1")
+    start_s: float
+    end_s: float
+
+
+class LabelScore(BaseModel):
+    """One of the model's labels."""
+
+    label: str
+    score: float = Field(description="of a clip up to 1 s: the final posterior; of a longer one: the highest, 0 to 1")
+
+
+class Work(BaseModel):
+    """Multiply-accumulates of the clip."""
+
+    done: int
+    skipped_vs_window: float = Field(description="share saved against recomputing a whole window at every token")
+    skipped_vs_causal: float = Field(description="share saved against dense arithmetic on new tokens only")
+
+
+class ClipResult(BaseModel):
+    """What was heard in a clip."""
+
+    model: str
+    seconds: float = Field(description="length of the audio, s")
+    detections: list[Found]
+    top: list[LabelScore] = Field(description="all labels, most likely first")
+    macs: Work
+    time_ms: float = Field(description="time on the server, ms")
+
+
+async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Configure) -> ClipResult:
+    """Judge a recording.
+
+    Args:
+        server: where; a place must have been reserved.
+        data: a whole file, or bare samples if `raw` says how they are written.
+        raw: encoding of bare samples; their rate and channels stand in `configure`.
+        configure: the model, the operating point and the keywords; with scores.
+
+    Raises:
+        WireError: no audio, too long, or a configuration that makes no sense; the place is free again.
+    """
+    began = clock()
+    try:
+        stream = Stream(server.engine, configure, server.limits, server.settings, server.metrics, "clip")
+    except Exception:
+        server.engine.cancel()
+        raise
+    try:
+        limit = server.settings.clip_s
+        blocks = raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit)
+        heard = await _push(stream, blocks, server.decoding)
+        return _result(stream, heard, (clock() - began) * 1000)
+    finally:
+        stream.close()
+
+
+def raw_blocks(data: bytes, encoding: Encoding, configure: Configure, max_seconds: float) -> Iterator[Array]:
+    """Bare samples -> blocks of 16 kHz samples.
+
+    Raises:
+        TooLong: there are more than `max_seconds` of them.
+        UnsupportedAudio: they are no finite numbers.
+    """
+    decoder = Decoder(encoding, configure.channels, configure.sample_rate)
+    for begin in range(0, len(data), BLOCK_BYTES):
+        yield decoder.feed(data[begin : begin + BLOCK_BYTES])
+        if decoder.samples > max_seconds * configure.sample_rate:
+            raise TooLong(f"the clip is longer than {max_seconds:g} s")
+    yield decoder.flush()
+
+
+@dataclass
+class Heard:
+    """What came out of a clip: its samples, and everything that was said of them."""
+
+    samples: int
+    detections: list[Detection] = field(default_factory=list)
+    posteriors: list[list[float]] = field(default_factory=list)
+
+    def take(self, stream: Stream) -> None:
+        """Empty the stream's outbox."""
+        messages, stream.outbox = stream.outbox, []
+        self.detections += [m for m in messages if isinstance(m, Detection)]
+        self.posteriors += [row for m in messages if isinstance(m, Scores) for row in m.posteriors]
+
+
+async def _push(stream: Stream, blocks: Iterator[Array], decoding: asyncio.Semaphore) -> Heard:
+    """All blocks through the stream; decoding happens in a thread, a block at a time."""
+    async with decoding:
+        first = [block async for block in _unhurried(blocks, SAMPLE_RATE)]
+    clip = np.concatenate(first) if first else np.zeros(0, np.float32)
+    if not len(clip):
+        raise UnsupportedAudio("the clip holds no audio")
+    heard = Heard(len(clip))
+    await stream.samples(pad_clip(clip) if len(clip) < SAMPLE_RATE else clip)
+    heard.take(stream)
+    async with decoding:
+        async for block in _unhurried(blocks):
+            heard.samples += len(block)
+            await stream.samples(block)
+            heard.take(stream)
+    stream.slot.submit(stream.session.flush())
+    await stream.drained()
+    heard.take(stream)
+    if stream.error is not None:
+        raise stream.error
+    return heard
+
+
+async def _unhurried(blocks: Iterator[Array], samples: int | None = None) -> AsyncIterator[Array]:
+    """Blocks made in a thread, until there are this many samples if that is said."""
+    while (samples is None or samples > 0) and (block := await asyncio.to_thread(next, blocks, None)) is not None:
+        samples = None if samples is None else samples - len(block)
+        yield block
+
+
+def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
+    """What is told of a clip."""
+    macs, posteriors = stream.macs, np.array(heard.posteriors)
+    best = posteriors[-1] if heard.samples <= SAMPLE_RATE else posteriors.max(axis=0)
+    scores = zip(stream.hosted.spec.config.labels, best.tolist(), strict=True)
+    return ClipResult(
+        model=stream.hosted.name,
+        seconds=heard.samples / SAMPLE_RATE,
+        detections=[Found(**d.model_dump(include=set(Found.model_fields))) for d in heard.detections],
+        top=[LabelScore(label=label, score=score) for label, score in sorted(scores, key=lambda pair: -pair[1])],
+        macs=Work(
+            done=macs.total,
+            skipped_vs_window=macs.skipped_vs_window,
+            skipped_vs_causal=macs.skipped_vs_causal,
+        ),
+        time_ms=time_ms,
+    )

@@ -1,0 +1,89 @@
+"""`deltaspot serve`: one server process, from its settings to its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import uvicorn
+
+from models.checkpoint import load_checkpoint, shipped_path
+from service import logs
+from service.app import create_app
+from service.server import Server
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer()
+
+SWITCH_S = 0.0005
+"""The engine's thread asks for the interpreter this often; the default of 5 ms would add itself to every batch."""
+
+
+class Polite(uvicorn.Server):
+    """Drains before it stops: the first signal starts it, the second one ends it at once."""
+
+    server: Server
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; uvicorn stops once that is over."""
+        if self.server.engine.draining:
+            super().handle_exit(sig, frame)
+            return
+        self.server.engine.draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain, sig, frame)
+
+    def _drain(self, sig: int, frame: FrameType | None) -> None:
+        drained = asyncio.get_running_loop().create_task(self.server.drain())
+        drained.add_done_callback(lambda _: uvicorn.Server.handle_exit(self, sig, frame))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint to serve; the shipped one if left out.")] = None,
+    sessions: Annotated[int | None, typer.Option(help="Streams admitted at most.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+) -> None:
+    """Run the server until SIGTERM; other settings come from the environment, see README."""
+    given = {"host": host, "port": port, "model": model, "sessions": sessions}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    logs.configure(pretty=pretty)
+    load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
+    sys.setswitchinterval(SWITCH_S)
+    server = Server(settings)
+    polite = Polite(uvicorn_config(server, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+    polite.server = server
+    signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
+    polite.run()
+
+
+def _reload(server: Server) -> None:
+    server.reloading = asyncio.get_running_loop().create_task(server.reload())
+
+
+def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's own options)
+    """How uvicorn runs our application: frames are not compressed, and our limits come before its own."""
+    settings = server.settings
+    return uvicorn.Config(
+        create_app(server),
+        host=settings.host,
+        port=settings.port,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        ws_max_size=2 * settings.frame_bytes,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        **more,
+    )

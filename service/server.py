@@ -1,0 +1,192 @@
+"""What one process owns: settings, engine, metrics, and the streams that are open. Its life from warm-up to drain.
+
+Knows no sockets; service/app.py gives it doors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from models.checkpoint import load_checkpoint, shipped_path
+from models.config import KEYWORDS
+from models.network import Network
+from service.auth import Anyone, Guard, Keys
+from service.engine import Engine
+from service.errors import Capacity, Draining
+from service.logs import session_ended
+from service.metrics import Metrics
+from service.protocol import Configure, Limits, WarningCode
+from service.stream import Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from service.auth import Caller
+    from service.protocol import ServerMessage
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "default"
+CHECK_S = 1.0
+LAST_WORDS_S = 2.0
+"""Time for streams that are ended to say so."""
+
+
+class Server:
+    """One process.
+
+    Attributes:
+        streams: those that are open.
+        warm: the models are loaded and compiled.
+        decoding: how many clips are decoded at a time.
+        reloading: the newest reload, kept so that it is not forgotten half-way.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare; `start` loads the models."""
+        self.settings = settings
+        self.metrics = Metrics(CollectorRegistry(), KEYWORDS)
+        self.engine = Engine(
+            self.metrics, slots=settings.sessions, batch_s=settings.batch_ms / 1000, lag_s=settings.lag_s
+        )
+        self.engine.on_shed = self._tell_shedding
+        self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
+        self.streams: set[Stream] = set()
+        self.warm = False
+        self.limits = Limits(
+            frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
+        )
+        self.decoding = asyncio.Semaphore(settings.clips)
+        self.reloading: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self.metrics.capacity(settings.sessions)
+        self.metrics.ready(False)
+
+    # --- life
+
+    async def start(self) -> None:
+        """Load, compile and warm the models, then judge.
+
+        Raises:
+            CheckpointError: a file is no checkpoint of ours.
+        """
+        await self.reload()
+        self.engine.start(asyncio.get_running_loop())
+        self.warm = True
+        self._watching = asyncio.create_task(self._watch())
+
+    async def reload(self) -> None:
+        """Read all checkpoints again; open streams keep the network they have."""
+        paths: dict[str, Path] = {DEFAULT: self.settings.model or shipped_path(), **self.settings.models}
+        networks = {name: await asyncio.to_thread(warm_network, path) for name, path in paths.items()}
+        for name, network in networks.items():
+            hosted = self.engine.host(name, network)
+            log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
+        first = self.engine.find(None).spec
+        self.metrics.model(first.name, first.fingerprint, first.default_point)
+
+    async def drain(self) -> None:
+        """Take no more streams, tell those that are open, and give them time to end."""
+        self.engine.draining = True
+        self.metrics.ready(False)
+        log.info("draining", extra={"streams": len(self.streams)})
+        for stream in self.streams:
+            stream.warn(WarningCode.DRAINING, f"the server stops within {self.settings.drain_s:g} s")
+        await self._emptied(self.settings.drain_s)
+        for stream in self.streams:
+            stream.fail(Draining("the server is stopping; resume on another replica"))
+        await self._emptied(LAST_WORDS_S)
+
+    async def _emptied(self, limit_s: float) -> None:
+        """Wait until no stream is open, up to a limit."""
+        self._empty.clear()
+        if self.streams:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), limit_s)
+
+    async def stop(self) -> None:
+        """End the engine; streams should be gone."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.to_thread(self.engine.stop)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams are taken and served in time."""
+        engine = self.engine
+        return self.warm and engine.alive and not engine.draining and engine.wait_s < self.settings.lag_s
+
+    # --- streams
+
+    def admit(self) -> None:
+        """Reserve a place for one more stream.
+
+        Raises:
+            Capacity: there is none, or the models are not ready yet.
+        """
+        if not self.warm:
+            self.metrics.refused("not_ready")
+            raise Capacity("the models are not ready yet", retry_after=5)
+        try:
+            self.engine.reserve()
+        except Draining:
+            self.metrics.refused("draining")
+            raise
+        except Capacity:
+            self.metrics.refused("capacity" if self.engine.sessions >= self.engine.slots else "lag")
+            raise
+
+    def open(self, configure: Configure, caller: Caller) -> Stream:
+        """Turn a reserved place into a stream.
+
+        Raises:
+            WireError: the configuration makes no sense here, or the caller may not have another stream.
+        """
+        limits = self.limits.model_copy(update={"speed": min(self.limits.speed, caller.speed or self.limits.speed)})
+        stream = Stream(self.engine, configure, limits, self.settings, self.metrics, secrets.token_hex(8))
+        self.streams.add(stream)
+        self.metrics.session_opened()
+        self.metrics.cache_bytes(len(self.streams) * stream.cache_bytes)
+        return stream
+
+    def close(self, stream: Stream, outcome: str | None = None) -> list[ServerMessage]:
+        """Close a stream and write its line; return what is left to say."""
+        last = stream.close()
+        self.streams.discard(stream)
+        if not self.streams:
+            self._empty.set()
+        outcome = outcome or stream.code.wire
+        self.metrics.session_closed(outcome, stream.session.audio_s)
+        self.metrics.cache_bytes(len(self.streams) * stream.cache_bytes)
+        session_ended(stream.session.id, outcome, **stream.session.totals(stream).model_dump())
+        return last
+
+    async def _watch(self) -> None:
+        """Look after all streams now and then, at the cost of one timer."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            self.metrics.ready(self.ready)
+            for stream in list(self.streams):
+                stream.check()
+
+    def _tell_shedding(self, shedding: bool) -> None:
+        code = WarningCode.SHEDDING if shedding else WarningCode.RESTORED
+        text = "judging with coarser thresholds for now" if shedding else "thresholds are back where they were"
+        for stream in self.streams:
+            if stream.session.asked.coarsest > 1:
+                stream.warn(code, f"the server is {'' if shedding else 'no longer '}busy: {text}")
+
+
+def warm_network(path: Path) -> Network:
+    """Load a checkpoint and compile it."""
+    network = Network(load_checkpoint(path))
+    network.warm_up()
+    return network
