@@ -1,0 +1,37 @@
+# The server, without torch, its kernels compiled while the image is built.
+#   docker build -t deltaspot .        docker run --rm -p 8770:8770 --read-only --tmpfs /tmp deltaspot
+# BASE may be any Debian-like image with Python 3.11 or newer and its venv module.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+RUN python3 -m venv /opt/deltaspot
+COPY . .
+# A wheel, not an editable checkout; versions are those that the tests ran with.
+RUN /opt/deltaspot/bin/pip install --no-cache-dir --constraint .ci/constraints.txt ".[server,otel]" \
+    && /opt/deltaspot/bin/pip uninstall --yes pip setuptools
+# The kernels' cache is bound to this kind of processor; on another one they are compiled again at start (see below).
+ENV NUMBA_CACHE_DIR=/opt/deltaspot/kernels
+RUN ["/opt/deltaspot/bin/python", "-c", "from models.checkpoint import load_checkpoint, shipped_path; from models.network import Network; Network(load_checkpoint(shipped_path())).warm_up()"]
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="deltaspot" \
+      org.opencontainers.image.description="Streaming keyword spotting that computes only what changed" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin deltaspot
+COPY --from=build /opt/deltaspot /opt/deltaspot
+COPY --chmod=755 deploy/entrypoint.sh /usr/local/bin/entrypoint
+# Numba writes beside what it reads, so the cache is copied to /tmp, which may be the only writable place.
+ENV PATH=/opt/deltaspot/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/tmp/kernels \
+    DELTASPOT_HOST=0.0.0.0 \
+    DELTASPOT_PORT=8770 \
+    DELTASPOT_LOG_FORMAT=json
+USER 10001
+EXPOSE 8770
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8770/healthz', timeout=2)"]
+ENTRYPOINT ["entrypoint"]
+CMD ["serve"]

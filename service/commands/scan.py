@@ -1,0 +1,52 @@
+"""`deltaspot scan`: thousands of recordings -> one table of detections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+app = typer.Typer()
+
+
+@app.command()
+def scan(
+    paths: Annotated[list[Path], typer.Argument(help="Recordings, and folders of them.")],
+    out: Annotated[Path, typer.Option(help="Parquet file; an earlier one of the same model is added to.")],
+    model: Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")] = None,
+    point: Annotated[str, typer.Option(help="Operating point.")] = "shipped",
+    ray: Annotated[str, typer.Option(metavar="ADDRESS", help="Scan on this Ray cluster, not in this process.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Recordings kept at once; what an interruption can cost.")] = 64,
+) -> None:
+    """Find keywords in thousands of recordings; run it again after an interruption and it goes on.
+
+    The table has the columns path, audio_s, keyword, score, start_s, end_s and error; a recording in which nothing was
+    heard, or that could not be read, has one row without a keyword.
+    """
+    from models.checkpoint import load_checkpoint, shipped_path
+    from service.scan import Output, Scanner, batches, find, on_ray
+
+    checkpoint = (model or shipped_path()).absolute()
+    output = Output(out, {"fingerprint": load_checkpoint(checkpoint).fingerprint, "point": point})
+    recordings = find(paths)
+    done = output.done()
+    todo = [path for path in recordings if path not in done]
+    if ray:
+        tables = on_ray(ray, todo, str(checkpoint), point, batch) if todo else iter(())
+    else:
+        tables = map(Scanner(str(checkpoint), point), batches(todo, batch))
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+    ) as progress:
+        bar = progress.add_task("recordings", total=len(recordings), completed=len(recordings) - len(todo))
+        for table in tables:
+            output.add(table)
+            progress.advance(bar, len(set(table["path"].to_pylist())))
+    table = output.finish()
+    heard, unread = table["keyword"], table["error"]
+    print(
+        f"{len(recordings)} recordings, {len(todo)} of them new; {len(heard) - heard.null_count} detections, "
+        f"{len(unread) - unread.null_count} unreadable, in {out}"
+    )

@@ -1,0 +1,215 @@
+"""Recordings -> a table of detections, one process or many; what a stream would have heard, without server or socket.
+
+A table has a row for each detection, and a row without a keyword for a recording in which nothing was heard or that
+could not be read. Finished batches are kept beside the output, so a scan that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.checkpoint import load_checkpoint
+from models.counting import Count, count
+from models.features import Array, log_mel
+from models.network import Network
+from models.offline import softmax
+from service.audio import clip_blocks
+from service.protocol import Configure, Detection, Limits, WireError
+from service.session import Session, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+AUDIO: Final = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"})
+"""Endings of the files that are taken from a folder; a file that is named itself may have any."""
+
+LONGEST_S: Final = 86_400.0
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("audio_s", pa.float64()),
+        pa.field("keyword", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+class ScanError(Exception):
+    """A scan that cannot go on; the message says what to do."""
+
+
+def find(paths: Iterable[Path]) -> list[str]:
+    """Files, and every recording in folders and below -> absolute paths, sorted, each once.
+
+    Raises:
+        ScanError: for a path that does not exist.
+    """
+    found: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise ScanError(f"{path} does not exist")
+        inside = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+        found.update(p.absolute() for p in (inside if path.is_dir() else [path]))
+    return sorted(str(path) for path in found)
+
+
+class Scanner:
+    """A model that turns batches of paths into tables; Ray calls it in processes of its own."""
+
+    def __init__(self, checkpoint: str, point: str) -> None:
+        """Load a checkpoint and compile it."""
+        stored = load_checkpoint(Path(checkpoint))
+        self._network = Network(stored)
+        self._network.warm_up()
+        self._cache = self._network.new_cache(1)
+        config = self._network.config
+        self._spec = Spec("scan", stored.fingerprint, config, self._network.points, stored.calibration)
+        if point not in self._network.points:
+            raise ScanError(f"the model has no operating point {point}; it has {', '.join(self._network.points)}")
+        self._configure = Configure(point=point)
+        self.identity = {"fingerprint": stored.fingerprint, "point": point}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Table with a column `path` -> table of `SCHEMA`."""
+        rows = [row for path in batch["path"].to_pylist() for row in self._recording(path)]
+        return pa.Table.from_pylist(rows, SCHEMA)
+
+    def _recording(self, path: str) -> list[dict[str, Any]]:
+        try:
+            audio_s, detections = self._judge(Path(path).read_bytes())
+        except (WireError, OSError) as error:
+            return [{"path": path, "error": str(error)}]
+        heard = [d.model_dump(include={"keyword", "score", "start_s", "end_s"}) for d in detections]
+        return [{"path": path, "audio_s": audio_s, **row} for row in heard or [{}]]
+
+    def _judge(self, data: bytes) -> tuple[float, list[Detection]]:
+        """Bytes of a file -> its length and what was heard."""
+        self._cache.reset(0)
+        self._cache.configure(0, self._network.points.index(str(self._configure.point)), 1.0)
+        session = Session("scan", self._spec, self._configure, LIMITS)
+        detections: list[Detection] = []
+        samples = 0
+        for block in clip_blocks(data, LONGEST_S):
+            samples += len(block)
+            detections += self._step(session, session.samples(block))
+        detections += self._step(session, session.flush())
+        return samples / self._spec.config.frontend.sample_rate, detections
+
+    def _step(self, session: Session, windows: Array) -> list[Detection]:
+        if not len(windows):
+            return []
+        frames = log_mel(windows.reshape(-1, windows.shape[-1])).reshape(*windows.shape[:2], -1)
+        logits = self._network.step(self._cache, np.zeros(1, np.int64), frames, np.array([len(frames)]))
+        messages = session.judge(softmax(logits), _Alone(self._cache))
+        return [message for message in messages if isinstance(message, Detection)]
+
+
+LIMITS: Final = Limits(frame_bytes=1 << 26, stream_s=LONGEST_S, idle_s=LONGEST_S, speed=1e9)
+
+
+class _Alone:
+    """Vitals of a stream that waits for nobody."""
+
+    latency_ms = lag_ms = compute_s = 0.0
+    scale = 1.0
+
+    def __init__(self, cache: Any) -> None:  # noqa: ANN401  a Cache, which importers of this module need not know
+        self._cache = cache
+        self.cache_bytes: int = cache.bytes_per_row
+
+    @property
+    def macs(self) -> Count:
+        return count(self._cache, 0)
+
+    def work(self) -> list[float]:
+        return []
+
+
+def batches(paths: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """Paths -> tables with one column, `size` paths each."""
+    for start in range(0, len(paths), size):
+        yield pa.table({"path": list(paths[start : start + size])})
+
+
+def on_ray(address: str, paths: Sequence[str], checkpoint: str, point: str, size: int) -> Iterator[pa.Table]:
+    """Scan on a Ray cluster; every node sees the recordings under the same paths and has the same deltaspot.
+
+    Args:
+        address: of the cluster, `auto` for the one this machine belongs to, `local` for one of its own.
+        paths: recordings.
+        checkpoint: path of the model, on every node.
+        point: operating point.
+        size: recordings that a worker takes at once.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False)
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    data = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=-(-len(paths) // size))
+    tables = data.map_batches(
+        Scanner,
+        fn_constructor_args=(checkpoint, point),
+        batch_format="pyarrow",
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+    )
+    yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+class Output:
+    """A parquet file in the making: finished batches lie beside it until all are there."""
+
+    def __init__(self, file: Path, identity: dict[str, str]) -> None:
+        """Go on with what an earlier scan left.
+
+        Raises:
+            ScanError: it was made with another model or operating point.
+        """
+        self.file, self.parts = file, file.with_name(f"{file.name}.parts")
+        self._schema = SCHEMA.with_metadata(identity)
+        for path in self._files():
+            if pq.read_schema(path).metadata != self._schema.metadata:
+                raise ScanError(f"{path} was made with another model or point; name another --out or remove it")
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self._next = len(list(self.parts.glob("*.parquet")))
+
+    def done(self) -> set[str]:
+        """Recordings that need not be scanned again."""
+        return {path for file in self._files() for path in pq.read_table(file, columns=["path"])["path"].to_pylist()}
+
+    def add(self, table: pa.Table) -> None:
+        """Keep a finished batch, whole or not at all."""
+        self._write(table, self.parts / f"{self._next:08d}.parquet")
+        self._next += 1
+
+    def finish(self) -> pa.Table:
+        """Merge everything into the file, in the order of paths and times; return it."""
+        tables = [pq.read_table(file) for file in self._files()]
+        merged = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        if self.file.exists():  # a merge that was interrupted after it had written the file
+            known = pa.concat_tables(tables[1:]) if tables[1:] else SCHEMA.empty_table()
+            fresh = known.filter(pc.invert(pc.is_in(known["path"], tables[0]["path"])))
+            merged = pa.concat_tables([tables[0], fresh])
+        merged = merged.sort_by([("path", "ascending"), ("start_s", "ascending")])
+        self._write(merged, self.file)
+        shutil.rmtree(self.parts)
+        return merged
+
+    def _files(self) -> list[Path]:
+        return [*([self.file] if self.file.exists() else []), *sorted(self.parts.glob("*.parquet"))]
+
+    def _write(self, table: pa.Table, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        pq.write_table(table.cast(self._schema), partial)
+        partial.replace(path)
