@@ -1,0 +1,195 @@
+"""Learned run-time pruning of attention scores (LeOPArd: Li et al. 2022), on the stock Keyword Transformer.
+
+A threshold Th per layer and head on the scaled scores. In training, with s = 10, c = 1000, k = 100::
+
+    soft(x) = x tanh(s (x - Th))  where x >= Th,   c tanh(s (x - Th))  elsewhere
+    loss    = task + lambda mean(sigmoid(k (soft(x) + c - 1)))           a smooth share of survivors
+
+At run time a score below Th is dropped before the softmax and its value row is not read; a row's maximum
+always survives. Softmax does not feel a shift of its scores but soft(x) does: near a negative Th it would lift
+scores instead of damping them, so scores and threshold are shifted together until Th is at least 1 (ours, not
+the paper's). The task is to agree with the dense network.
+
+Early termination: a dot product is read in blocks of channels, and stops once what has been read plus the
+largest that the rest can add, |q_rest| |k_rest|, stays below Th. The paper bounds bit-serial partial products;
+we bound channels, and `compact` first turns queries and keys so that their first channels say the most.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.kwt import KWT, Attention, Block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STEEPNESS, DROP, COUNT_STEEPNESS = 10.0, 1000.0, 100.0
+"""s, c and k of the equations above."""
+ROUNDING = 1e-5
+"""Share of |q| |k| by which float sums in another order may differ; the bound is widened by it."""
+
+
+def soft(x: Tensor, theta: Tensor) -> Tensor:
+    """Differentiable threshold: scores above stay, scores below sink towards -c."""
+    return torch.where(x >= theta, x, DROP) * torch.tanh(STEEPNESS * (x - theta))
+
+
+def survivors(x: Tensor, theta: Tensor) -> Tensor:
+    """Smooth 0 or 1 for each score: does it survive?"""
+    return torch.sigmoid(COUNT_STEEPNESS * (soft(x, theta) + DROP - 1))
+
+
+def kept(scores: Tensor, theta: Tensor) -> Tensor:
+    """Which scores survive at run time: those not below `theta`, and each row's maximum."""
+    return (scores >= theta) | (scores == scores.amax(dim=-1, keepdim=True))
+
+
+def channels_read(q: Tensor, k: Tensor, theta: Tensor, block: int = 8) -> tuple[Tensor, Tensor]:
+    """Dot products, each stopped as soon as it cannot reach its threshold.
+
+    Args:
+        q: queries (B, H, N, D), unscaled.
+        k: keys (B, H, N, D).
+        theta: threshold of the unscaled dot product, broadcast over (B, H, N, N).
+        block: channels read between two looks at the bound.
+
+    Returns:
+        (B, H, N, N) bool, which dot products were read to their end; and the channels read, (B, H, N, N).
+    """
+    partial = q.new_zeros(*q.shape[:-1], k.shape[-2])
+    running = torch.ones_like(partial, dtype=torch.bool)
+    read = torch.zeros_like(partial)
+    slack = ROUNDING * q.norm(dim=-1)[..., :, None] * k.norm(dim=-1)[..., None, :]
+    for start in range(0, q.shape[-1], block):
+        end = start + block
+        read += running * q[..., start:end].shape[-1]
+        partial = partial + q[..., start:end] @ k[..., start:end].transpose(-1, -2)
+        rest = q[..., end:].norm(dim=-1)[..., :, None] * k[..., end:].norm(dim=-1)[..., None, :]
+        running = running & (partial + rest + slack >= theta)
+    return running, read
+
+
+class PrunedAttention(Attention):
+    """Attention that drops scores below `thresholds` (layers, heads) and stops dot products early."""
+
+    def __init__(self, thresholds: Tensor, *, early: bool = True) -> None:
+        super().__init__()
+        self.thresholds, self.early = thresholds, early
+
+    @property
+    def theta(self) -> Tensor:
+        """Thresholds of the present layer, (H, 1, 1)."""
+        return self.thresholds[self.layer, :, None, None]
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """All scores, as if none had stopped early: those that do are below the threshold and fall anyway."""
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        read = torch.full_like(scores, q.shape[-1])
+        if self.early:
+            _, read = channels_read(q, k, self.theta * q.shape[-1] ** 0.5)
+            read[(scores < self.theta).all(dim=-1)] = q.shape[-1]
+            self.count("scores", float(q.numel() + k.numel()))
+        self.count("scores", read.sum())
+        return scores
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax over the survivors; the others weigh nothing."""
+        return scores.masked_fill(~kept(scores, self.theta), -torch.inf).softmax(dim=-1)
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Weighted values; rows without weight are not read."""
+        self.count("values", v.shape[-1] * (weights > 0).sum())
+        return weights @ v
+
+
+class LearnablePruning(PrunedAttention):
+    """The same, differentiable in its thresholds; `survived` collects the mean survivors of each layer."""
+
+    def __init__(self, thresholds: Tensor) -> None:
+        super().__init__(thresholds, early=False)
+        self.survived: list[Tensor] = []
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax over softly thresholded scores."""
+        theta = torch.minimum(self.theta, scores.detach().amax(dim=-1, keepdim=True))
+        shift = (1 - theta).clamp_min(0).detach()
+        self.survived.append(survivors(scores + shift, theta + shift).mean())
+        return soft(scores + shift, theta + shift).softmax(dim=-1)
+
+
+class _Quartile(Attention):
+    """Notes, for each layer, the score below which a quarter of each head's scores lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def weights(self, scores: Tensor) -> Tensor:
+        self.found.append(scores.transpose(0, 1).flatten(1)[:, ::101].quantile(0.25, dim=-1))
+        return super().weights(scores)
+
+
+def learn(
+    model: KWT, clips: Tensor, *, steps: int, price: float, batch: int = 32, rates: tuple[float, float] = (0.05, 1e-5)
+) -> Iterator[tuple[float, Tensor, KWT]]:
+    """Learn thresholds, and with them the weights, so that the network still agrees with its dense self.
+
+    Args:
+        model: the stock network; it is not changed.
+        clips: (n, N, C) embedded training clips (`KWT.embed`).
+        steps: optimiser steps, each on `batch` random clips.
+        price: lambda, nats per share of surviving scores.
+        batch: clips in a step.
+        rates: Adam's learning rates of thresholds and of weights; weights stay as they are where theirs is 0.
+
+    Yields:
+        After each step, the share of scores that survived (smooth count), the thresholds (layers, heads), and
+        the network with its present weights.
+    """
+    quartile = _Quartile()
+    with torch.no_grad():
+        model.judge(clips[:batch], quartile)
+        target = torch.cat([model.judge(part) for part in clips.split(64)]).log_softmax(dim=-1)
+    theta = torch.stack(quartile.found).requires_grad_()
+    student = copy.deepcopy(model).requires_grad_(rates[1] > 0)
+    groups = [{"params": [theta], "lr": rates[0]}]
+    if rates[1] > 0:
+        groups.append({"params": [*student.blocks.parameters(), *student.head.parameters()], "lr": rates[1]})
+    optimiser = torch.optim.Adam(groups)
+    for _ in range(steps):
+        chosen = torch.randperm(len(clips))[:batch]
+        attention = LearnablePruning(theta)
+        logits = student.judge(clips[chosen], attention)
+        survived = torch.stack(attention.survived).mean()
+        task = F.kl_div(logits.log_softmax(dim=-1), target[chosen], log_target=True, reduction="batchmean")
+        optimiser.zero_grad()
+        (task + price * survived).backward()
+        optimiser.step()
+        yield survived.item(), theta.detach().clone(), student
+
+
+@torch.no_grad()
+def compact(model: KWT) -> KWT:
+    """The same network with queries and keys turned so that their first channels carry the most.
+
+    For each head, W_q^T W_k = U S V^T; sqrt(S) U^T and sqrt(S) V^T project to the same scores, largest singular
+    value first.
+    """
+    turned = copy.deepcopy(model)
+    heads = model.config.heads
+    for block in turned.modules():
+        if not isinstance(block, Block):
+            continue
+        q, k, _ = block.qkv.weight.unflatten(0, (3, heads, -1))
+        u, s, vh = torch.linalg.svd(q.transpose(-1, -2).double() @ k.double())
+        d = q.shape[-2]
+        root = s[..., :d, None].sqrt()
+        q.copy_(root * u[..., :d].transpose(-1, -2))
+        k.copy_(root * vh[..., :d, :])
+    return turned
