@@ -63,7 +63,7 @@ class SessionInfo(BaseModel):
             model=stream.hosted.name,
             point=session.point,
             audio_s=session.audio_s,
-            lag_ms=stream.lag_ms,
+            lag_ms=stream.vitals.lag_ms,
             detections=session.detections,
         )
 

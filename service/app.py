@@ -39,7 +39,7 @@ POLICY: Final = {
 }
 REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
-REFUSED: Final = {status: ANSWERS[status] for status in REFUSALS}
+REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in REFUSALS}
 AUDIO_BODY: Final = {
     "requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 }

@@ -6,6 +6,7 @@ Knows nothing of sessions and frames.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from typing import Final
@@ -28,6 +29,9 @@ CLIP_CHANNELS: Final = 8
 
 RESAMPLER: Final = "LQ"
 """soxr's recipe. The network hears up to 4 kHz; this one is flat there and has half the delay of the better ones."""
+
+RECENT_SAMPLES: Final = 10 * SAMPLE_RATE
+"""Audio kept for clips: the longest pre-roll, a word, and what may lie in the queue."""
 
 
 def _expand_mulaw() -> Array:
@@ -130,6 +134,26 @@ def _blocks(file: soundfile.SoundFile, max_seconds: float) -> Iterator[Array]:
         yield mono if resampler is None else _resample(resampler, mono)
     if resampler is not None:
         yield _resample(resampler, np.zeros(0, np.float32), last=True)
+
+
+class Recent:
+    """The newest seconds of a stream, for clips of it."""
+
+    def __init__(self, position: int) -> None:
+        """Begin at a position, in samples since the stream began."""
+        self._end = position
+        self._samples = np.zeros(0, np.int16)
+
+    def feed(self, samples: Array) -> None:
+        """Take the next samples (S,), int16 values."""
+        self._end += len(samples)
+        self._samples = np.concatenate((self._samples, samples.astype(np.int16)))[-RECENT_SAMPLES:]
+
+    def cut(self, start_s: float, end_s: float) -> str:
+        """Base64 of the s16le samples from `start_s` to `end_s`, as far as they are still here."""
+        first = self._end - len(self._samples)
+        begin, end = (max(0, round(seconds * SAMPLE_RATE) - first) for seconds in (start_s, end_s))
+        return base64.b64encode(self._samples[begin:end].astype("<i2").tobytes()).decode()
 
 
 def _int16_values(values: Array) -> Array:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -23,6 +22,7 @@ from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
+from service.engine import wall_clock
 from service.errors import Forbidden, TooFast, Unauthorised
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Guard:
 
     def ticket(self, caller: Caller) -> str:
         """A ticket that opens streams for a short time, in the caller's name."""
-        claims = {"sub": caller.name, "exp": int(time.time()) + self._ticket_s, "jti": secrets.token_hex(8)}
+        claims = {"sub": caller.name, "exp": int(wall_clock()) + self._ticket_s, "jti": secrets.token_hex(8)}
         return jwt.encode(claims, self._secret, ALGORITHM)
 
     def _redeem(self, ticket: str) -> Caller:

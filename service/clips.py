@@ -147,7 +147,7 @@ async def _unhurried(blocks: Iterator[Array], samples: int | None = None) -> Asy
 
 def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
     """What is told of a clip."""
-    macs, posteriors = stream.macs, np.array(heard.posteriors)
+    macs, posteriors = stream.vitals.macs, np.array(heard.posteriors)
     best = posteriors[-1] if heard.samples <= SAMPLE_RATE else posteriors.max(axis=0)
     scores = zip(stream.hosted.spec.config.labels, best.tolist(), strict=True)
     return ClipResult(

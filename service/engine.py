@@ -21,20 +21,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.counting import count
 from models.features import Array, log_mel
 from models.offline import softmax
 from service.errors import Capacity, Draining, UnknownModel
-from service.session import Spec
+from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
-    from models.cache import Cache
-    from models.counting import Count
     from models.network import Network
 
 TURN_TOKENS = 8
@@ -45,119 +41,8 @@ COARSEST = 4.0
 """Largest factor on the delta thresholds."""
 SHED_EVERY_S = 0.25
 
-clock = time.monotonic
+clock, wall_clock = time.monotonic, time.time
 log = logging.getLogger(__name__)
-
-
-class Listener(Protocol):
-    """What a slot's owner is told, on the event loop."""
-
-    def judged(self, posteriors: Array, arrival: float) -> None:
-        """The next tokens' posteriors (N, K); the newest of them arrived at `arrival`."""
-
-    def broken(self) -> None:
-        """The model failed; nothing more will be judged."""
-
-
-class Watcher(Protocol):
-    """What the engine tells of itself; see service/metrics.py."""
-
-    def stepped(self, rows: int, seconds: float) -> None:
-        """One step of the network for `rows` streams."""
-
-    def waited(self, seconds: float) -> None:
-        """How long the streams of a batch waited for their turn, at most."""
-
-    def lag(self, seconds: float) -> None:
-        """The wait of the slot that waits longest."""
-
-    def delta_scale(self, scale: float) -> None:
-        """Factor on the delta thresholds."""
-
-
-@dataclass(eq=False)
-class Hosted:
-    """A network, its cache, and the rows that are free; once replaced, it lives until its last slot closes."""
-
-    name: str
-    network: Network
-    cache: Cache
-    free: list[int]
-    spec: Spec
-
-    @classmethod
-    def of(cls, name: str, network: Network, slots: int) -> Hosted:
-        """Give a network room for `slots` streams."""
-        checkpoint = network.checkpoint
-        spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
-        return cls(name, network, network.new_cache(slots), list(range(slots)), spec)
-
-
-@dataclass(eq=False)
-class Slot:
-    """One stream's place in the engine.
-
-    Attributes:
-        pending: tokens submitted and not yet judged.
-        compute_s: the stream's share of the time that batches took.
-    """
-
-    engine: Engine
-    hosted: Hosted
-    row: int
-    listener: Listener
-    coarsest: float = 1.0
-    pending: int = 0
-    compute_s: float = 0.0
-    jobs: deque[tuple[Array | Callable[[], None], float]] = field(default_factory=deque)
-    queued_at: float | None = None
-    _before: Count | None = None
-
-    def submit(self, windows: Array) -> None:
-        """Queue tokens' windows (N, stride, window); N may be 0."""
-        if len(windows):
-            self.pending += len(windows)
-            self.engine.enqueue(self, windows)
-
-    def reset(self) -> None:
-        """Forget the past, once everything submitted so far is judged."""
-
-        def reset() -> None:
-            self._before = self.count
-            self.hosted.cache.reset(self.row)
-
-        self.engine.enqueue(self, reset)
-
-    def configure(self, point: str, coarsest: float) -> None:
-        """Change the operating point, once everything submitted so far is judged."""
-
-        def configure() -> None:
-            self.coarsest = coarsest
-            self.hosted.cache.configure(self.row, self.hosted.spec.points.index(point), self.scale)
-
-        self.engine.enqueue(self, configure)
-
-    def close(self) -> None:
-        """Give the row back; what still waits is dropped."""
-        self.engine.release(self)
-
-    @property
-    def scale(self) -> float:
-        """Factor on this stream's delta thresholds."""
-        return min(self.engine.scale, self.coarsest)
-
-    @property
-    def count(self) -> Count:
-        """Work done for this stream since it was opened."""
-        since_reset = count(self.hosted.cache, self.row)
-        return since_reset if self._before is None else self._before + since_reset
-
-    @property
-    def lag_s(self) -> float:
-        """Age of the oldest audio that waits here."""
-        with suppress(IndexError):
-            return clock() - self.jobs[0][1]
-        return 0.0
 
 
 class Engine:
@@ -283,6 +168,12 @@ class Engine:
         self._open.add(slot)
         return slot
 
+    def age(self, slot: Slot) -> float:
+        """Age of the oldest job that waits in a slot, in seconds."""
+        with suppress(IndexError):
+            return clock() - slot.jobs[0][1]
+        return 0.0
+
     def release(self, slot: Slot) -> None:
         """Take a slot back; see `Slot.close`."""
         if slot not in self._open:
@@ -311,7 +202,7 @@ class Engine:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.wait()
+            self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
             time.sleep(self.batch_s * min(1.0, len(self._open) / self.slots))
             self._wake.clear()
             turns = self._take()
@@ -416,19 +307,3 @@ class Engine:
     def _fail(self, turns: list[Turn]) -> None:
         for turn in turns:
             turn.slot.listener.broken()
-
-
-@dataclass(eq=False, slots=True)
-class Turn:
-    """What one slot puts into one batch."""
-
-    slot: Slot
-    windows: list[Array] = field(default_factory=list)
-    tokens: int = 0
-    arrival: float = 0.0
-
-    def add(self, windows: Array, arrival: float) -> None:
-        """Put tokens (N, stride, window) into the batch."""
-        self.windows.append(windows)
-        self.tokens += len(windows)
-        self.arrival = arrival

@@ -154,7 +154,7 @@ class Server:
         stream = Stream(self.engine, configure, limits, self.settings, self.metrics, secrets.token_hex(8))
         self.streams.add(stream)
         self.metrics.session_opened()
-        self.metrics.cache_bytes(len(self.streams) * stream.cache_bytes)
+        self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
         return stream
 
     def close(self, stream: Stream, outcome: str | None = None) -> list[ServerMessage]:
@@ -165,8 +165,8 @@ class Server:
             self._empty.set()
         outcome = outcome or stream.code.wire
         self.metrics.session_closed(outcome, stream.session.audio_s)
-        self.metrics.cache_bytes(len(self.streams) * stream.cache_bytes)
-        session_ended(stream.session.id, outcome, **stream.session.totals(stream).model_dump())
+        self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
+        session_ended(stream.session.id, outcome, **stream.session.totals(stream.vitals).model_dump())
         return last
 
     async def _watch(self) -> None:

@@ -9,8 +9,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from models.counting import nothing
 from service.engine import Engine, Hosted, Slot, clock
 from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
@@ -30,9 +28,9 @@ from service.protocol import (
     WireError,
 )
 from service.session import Session
+from service.vitals import Vitals
 
 if TYPE_CHECKING:
-    from models.counting import Count
     from service.audio import Array
     from service.metrics import Metrics
     from service.protocol import ClientMessage, Limits
@@ -46,6 +44,7 @@ class Stream:
 
     Attributes:
         session: its state outside the model.
+        vitals: what the engine knows of it.
         outbox: messages nobody has fetched yet.
         error: why it ended before its time.
         closing: the client said `close`.
@@ -75,8 +74,8 @@ class Stream:
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._changed.set()
-        self._counted = self._worked = nothing(hosted.spec.config)
-        self._arrival = clock()
+        self._counted = nothing(hosted.spec.config)
+        self.vitals = Vitals(self.slot)
 
     # --- from the client
 
@@ -185,7 +184,7 @@ class Stream:
         self._count()
         self._report()
         failure = [failed(self.error)] if self.error else []
-        last = [*self.outbox, *failure, Closed(reason=self.code.wire, totals=self.session.totals(self))]
+        last = [*self.outbox, *failure, Closed(reason=self.code.wire, totals=self.session.totals(self.vitals))]
         self.slot.close()
         return last
 
@@ -193,9 +192,9 @@ class Stream:
 
     def judged(self, posteriors: Array, arrival: float) -> None:
         """See `service.engine.Listener`."""
-        self._arrival = arrival
+        self.vitals.arrival = arrival
         try:
-            messages = self.session.judge(posteriors, self)
+            messages = self.session.judge(posteriors, self.vitals)
         except Exception:
             log.exception("session %s failed", self.session.id)
             self.fail(Internal("the server made a mistake; it is logged"))
@@ -209,48 +208,6 @@ class Stream:
     def broken(self) -> None:
         """See `service.engine.Listener`."""
         self.fail(Internal("the model failed; it is logged"))
-
-    # --- vitals of the session
-
-    @property
-    def latency_ms(self) -> float:
-        """Age of the newest judged audio."""
-        return max(0.0, (clock() - self._arrival) * 1000)
-
-    @property
-    def lag_ms(self) -> float:
-        """Age of the oldest audio not yet judged."""
-        return max(0.0, self.slot.lag_s * 1000)
-
-    @property
-    def compute_s(self) -> float:
-        """Time the model has spent on this stream."""
-        return self.slot.compute_s
-
-    @property
-    def scale(self) -> float:
-        """Factor on the delta thresholds."""
-        return self.slot.scale
-
-    @property
-    def cache_bytes(self) -> int:
-        """Memory inside the model."""
-        return self.hosted.cache.bytes_per_row
-
-    @property
-    def macs(self) -> Count:
-        """Work since the stream began."""
-        return self.slot.count
-
-    def work(self) -> list[float]:
-        """Share of dense work done since the last call: stem, blocks in order, read-out."""
-        now = self.slot.count
-        since, self._worked = now - self._worked, now
-        blocks = len(since.layers) - 2
-        inner = sum(since.causal.values()) - since.causal["stem"] - since.causal["readout"]
-        dense = np.array([since.causal["stem"], *[inner / blocks] * blocks, since.causal["readout"]])
-        shares: list[float] = np.round(since.layers.sum(axis=1) / np.maximum(dense, 1), 4).tolist()
-        return shares
 
     # --- inside
 
@@ -293,9 +250,9 @@ class Stream:
 
     def _report(self) -> None:
         """What the detector held back, in the metrics."""
-        for word, times in self.session.near_misses.items():
+        for word, times in self.session.detector.near_misses.items():
             for _ in range(times):
                 self.metrics.near_missed(word)
-        for reason, times in self.session.suppressed.items():
+        for reason, times in self.session.detector.suppressed.items():
             for _ in range(times):
                 self.metrics.suppressed(reason)

@@ -1,0 +1,143 @@
+"""Places in the engine: a slot is a stream's row of a model's cache, with the jobs that wait for their turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from models.counting import count
+from service.spec import Spec
+
+if TYPE_CHECKING:
+    from models.cache import Cache
+    from models.counting import Count
+    from models.features import Array
+    from models.network import Network
+    from service.engine import Engine
+
+
+class Listener(Protocol):
+    """What a slot's owner is told, on the event loop."""
+
+    def judged(self, posteriors: Array, arrival: float) -> None:
+        """The next tokens' posteriors (N, K); the newest of them arrived at `arrival`."""
+
+    def broken(self) -> None:
+        """The model failed; nothing more will be judged."""
+
+
+class Watcher(Protocol):
+    """What the engine tells of itself; see service/metrics.py."""
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """One step of the network for `rows` streams."""
+
+    def waited(self, seconds: float) -> None:
+        """How long the streams of a batch waited for their turn, at most."""
+
+    def lag(self, seconds: float) -> None:
+        """The wait of the slot that waits longest."""
+
+    def delta_scale(self, scale: float) -> None:
+        """Factor on the delta thresholds."""
+
+
+@dataclass(eq=False)
+class Hosted:
+    """A network, its cache, and the rows that are free; once replaced, it lives until its last slot closes."""
+
+    name: str
+    network: Network
+    cache: Cache
+    free: list[int]
+    spec: Spec
+
+    @classmethod
+    def of(cls, name: str, network: Network, slots: int) -> Hosted:
+        """Give a network room for `slots` streams."""
+        checkpoint = network.checkpoint
+        spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+        return cls(name, network, network.new_cache(slots), list(range(slots)), spec)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One stream's place in the engine.
+
+    Attributes:
+        pending: tokens submitted and not yet judged.
+        compute_s: the stream's share of the time that batches took.
+    """
+
+    engine: Engine
+    hosted: Hosted
+    row: int
+    listener: Listener
+    coarsest: float = 1.0
+    pending: int = 0
+    compute_s: float = 0.0
+    jobs: deque[tuple[Array | Callable[[], None], float]] = field(default_factory=deque)
+    queued_at: float | None = None
+    _before: Count | None = None
+
+    def submit(self, windows: Array) -> None:
+        """Queue tokens' windows (N, stride, window); N may be 0."""
+        if len(windows):
+            self.pending += len(windows)
+            self.engine.enqueue(self, windows)
+
+    def reset(self) -> None:
+        """Forget the past, once everything submitted so far is judged."""
+
+        def reset() -> None:
+            self._before = self.count
+            self.hosted.cache.reset(self.row)
+
+        self.engine.enqueue(self, reset)
+
+    def configure(self, point: str, coarsest: float) -> None:
+        """Change the operating point, once everything submitted so far is judged."""
+
+        def configure() -> None:
+            self.coarsest = coarsest
+            self.hosted.cache.configure(self.row, self.hosted.spec.points.index(point), self.scale)
+
+        self.engine.enqueue(self, configure)
+
+    def close(self) -> None:
+        """Give the row back; what still waits is dropped."""
+        self.engine.release(self)
+
+    @property
+    def scale(self) -> float:
+        """Factor on this stream's delta thresholds."""
+        return min(self.engine.scale, self.coarsest)
+
+    @property
+    def count(self) -> Count:
+        """Work done for this stream since it was opened."""
+        since_reset = count(self.hosted.cache, self.row)
+        return since_reset if self._before is None else self._before + since_reset
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest audio that waits here."""
+        return self.engine.age(self)
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """What one slot puts into one batch."""
+
+    slot: Slot
+    windows: list[Array] = field(default_factory=list)
+    tokens: int = 0
+    arrival: float = 0.0
+
+    def add(self, windows: Array, arrival: float) -> None:
+        """Put tokens (N, stride, window) into the batch."""
+        self.windows.append(windows)
+        self.tokens += len(windows)
+        self.arrival = arrival

@@ -1,0 +1,119 @@
+"""What a session has to know of a model, and of the engine that runs it. Knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from service.audio import SAMPLE_RATE
+from service.detector import Rule
+from service.errors import BadMessage, UnknownModel
+from service.protocol import Configure, KeywordSettings
+
+if TYPE_CHECKING:
+    from models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a session has to know of a model.
+
+    Attributes:
+        name: as in `/v1/models`.
+        fingerprint: of its weights.
+        config: shapes and labels.
+        points: names of the operating points.
+        calibration: as in `models.checkpoint.Checkpoint`.
+    """
+
+    name: str
+    fingerprint: str
+    config: ModelConfig
+    points: tuple[str, ...]
+    calibration: Mapping[str, Any]
+
+    @property
+    def default_point(self) -> str:
+        """The point that streams get: `shipped` where there is one."""
+        return "shipped" if "shipped" in self.points else self.points[0]
+
+    def rule(self, word: str, wish: KeywordSettings) -> Rule:
+        """A keyword's calibrated rule, changed as the client wishes."""
+        own = self.calibration.get("keywords", {}).get(word, {})
+        refractory_ms = _first(wish.refractory_ms, self.calibration.get("refractory_ms", 500))
+        return Rule(
+            threshold=_first(wish.threshold, own.get("threshold", 0.6)),
+            patience=_first(wish.patience, own.get("patience", 2)),
+            refractory=round(refractory_ms * SAMPLE_RATE / 1000 / self.config.token_samples),
+        )
+
+    def rules(self, wish: Configure) -> dict[str, Rule]:
+        """The rules of the keywords that a client asks for.
+
+        Raises:
+            BadMessage: for a keyword or an operating point that this model does not have.
+        """
+        if wish.point is not None and wish.point not in self.points:
+            raise UnknownModel(f"this model has the points {', '.join(self.points)}", "point")
+        own = self.config.keywords
+        wishes = dict.fromkeys(own, KeywordSettings()) if wish.keywords is None else wish.keywords
+        if strange := next((word for word in wishes if word not in own), None):
+            raise BadMessage(f"this model does not know {strange!r}, it knows {', '.join(own)}", f"keywords.{strange}")
+        return {word: self.rule(word, settings) for word, settings in wishes.items() if settings.enabled}
+
+    def settings(self, rule: Rule) -> KeywordSettings:
+        """A rule in the words of the protocol."""
+        refractory_ms = round(rule.refractory * self.config.token_samples * 1000 / SAMPLE_RATE)
+        return KeywordSettings(threshold=rule.threshold, patience=rule.patience, refractory_ms=refractory_ms)
+
+
+class Macs(Protocol):
+    """Multiply-accumulates over a stretch of audio; `models.counting.Count` is one."""
+
+    @property
+    def total(self) -> int:
+        """Those done."""
+
+    @property
+    def skipped_vs_window(self) -> float:
+        """Share saved against recomputing whole windows."""
+
+    @property
+    def skipped_vs_causal(self) -> float:
+        """Share saved against dense arithmetic on new tokens."""
+
+
+class Vitals(Protocol):
+    """What the engine knows of a stream at the moment its posteriors arrive."""
+
+    @property
+    def latency_ms(self) -> float:
+        """Age of the newest judged audio."""
+
+    @property
+    def lag_ms(self) -> float:
+        """Age of the oldest audio not yet judged."""
+
+    @property
+    def compute_s(self) -> float:
+        """Time the model has spent on this stream."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on the delta thresholds."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory inside the model."""
+
+    @property
+    def macs(self) -> Macs:
+        """Work since the stream began."""
+
+    def work(self) -> list[float]:
+        """Share of dense work done since the last call: stem, blocks in order, read-out."""
+
+
+def _first(wish: Any, otherwise: Any) -> Any:  # noqa: ANN401 (a number of either kind)
+    return otherwise if wish is None else wish
