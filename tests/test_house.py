@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,26 @@ def test_no_path_of_one_persons_machine() -> None:
         if b"\0" not in content and personal.search(content.decode(errors="replace")):
             found.append(name)
     assert not found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names of the files in a wheel built from this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    (built,) = folder.glob("*.whl")
+    return set(zipfile.ZipFile(built).namelist())
+
+
+def test_wheel_brings_every_module_and_what_lies_beside_them(wheel: set[str]) -> None:
+    data = [
+        path for folder in ("models/weights", "client/web", "client/samples") for path in (ROOT / folder).rglob("*.*")
+    ]
+    missing = {relative(path) for path in [*MODULES, *data] if "__pycache__" not in path.parts} - wheel
+    assert not missing
+
+
+def test_wheel_brings_nothing_else(wheel: set[str]) -> None:
+    rooms = {name.split("/")[0] for name in wheel}
+    assert {room for room in rooms if not room.endswith(".dist-info")} == set(PACKAGES)
