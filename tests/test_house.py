@@ -20,6 +20,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 IMPORTABLE = [path for path in MODULES if "samples" not in path.parts]
 
 MAX_MODULE_LINES = 300
+MAX_FUNCTION_LINES = 40  # without signature and docstring
 LONGER = {"service/protocol.py": 400}
 """The wire format is one page, and a page is read as a whole."""
 CLOCKS = {f"time.{name}{suffix}" for name in ("time", "monotonic", "perf_counter") for suffix in ("", "_ns")}
@@ -82,6 +83,18 @@ def test_module_is_readable(path: Path) -> None:
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "says nothing of what it is for"
     assert len(text.splitlines()) <= LONGER.get(relative(path), MAX_MODULE_LINES), "is too long to read in one sitting"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_functions_are_short(path: Path) -> None:
+    long = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1 if ast.get_docstring(node) else 0 :]
+            lines = node.end_lineno - body[0].lineno + 1 if body else 0
+            if lines > MAX_FUNCTION_LINES:
+                long[node.name] = lines
+    assert not long
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
