@@ -70,8 +70,8 @@ async def test_a_file_keeps_the_pace_of_a_microphone(tmp_path, monkeypatch):
     monkeypatch.setattr(asyncio, "sleep", sleep)
     start = clock()
     await gather(file_blocks(tmp_path / "a.wav", speed=4))
-    assert slept[-1] == pytest.approx(0.25 - (clock() - start), abs=0.05)
-    assert slept == sorted(slept) or max(np.diff(slept)) <= 0.03 / 4 + 0.001
+    assert len(slept) == 34
+    assert 0.25 - (clock() - start) <= slept[-1] <= 0.25, "the last block is due after a second at four times the pace"
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"hello, world", "[Ff]ormat")])

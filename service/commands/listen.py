@@ -21,7 +21,7 @@ from client.display import Display, JsonLines, LivePanel, PlainLines
 from client.sources import SAMPLE_RATE, file_blocks, level_db, pipe_blocks
 from service.protocol import Detection
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 SERVER: Final = "ws://127.0.0.1:8770"
 PREROLL_MS: Final = 300

@@ -1,0 +1,125 @@
+"""`deltaspot detect`: recordings -> the keywords in them; on a server, or here where the model is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import typer
+
+from client.errors import CannotConnect, SourceError
+
+app = typer.Typer(add_completion=False)
+
+Result = dict[str, Any]
+"""As `/v1/detect` answers, and the file's name as `file`."""
+
+
+@app.command()
+def detect(
+    files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, OGG, MP3, of any rate and length.")],
+    url: Annotated[
+        str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
+    point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file.")] = False,
+) -> None:
+    """Find the keywords in recordings."""
+    asyncio.run(_detect(files, url, key, point, as_json=as_json))
+
+
+async def _detect(files: Sequence[Path], url: str | None, key: str | None, point: str | None, *, as_json: bool) -> None:
+    results = remotely(url, files, key, point) if url else here(files, point)
+    async for file, result in results:
+        if as_json:
+            print(json.dumps({"file": str(file), **result}, ensure_ascii=False))
+        else:
+            show(file, result, named=len(files) > 1)
+
+
+def show(file: Path, result: Result, *, named: bool) -> None:
+    """Print a recording's keywords as a person reads them."""
+    if named:
+        print(f"{file}:")
+    for found in result["detections"]:
+        print(f"{found['start_s']:8.2f} s  {found['keyword']:<10} {found['score']:.2f}")
+    best, skipped = result["top"][0], result["macs"]["skipped_vs_window"]
+    print(
+        f"-- {result['seconds']:.1f} s in {result['time_ms']:.0f} ms; "
+        f"most likely {best['label']} ({best['score']:.2f}); {skipped:.1%} of the work against windows skipped"
+    )
+
+
+async def here(files: Sequence[Path], point: str | None) -> AsyncIterator[tuple[Path, Result]]:
+    """Judge recordings in this process, exactly as a server would: it is one, without a door."""
+    from service import clips
+    from service.protocol import Configure
+    from service.server import Server
+    from service.settings import Settings
+
+    server = Server(Settings(sessions=1, clip_s=86_400))
+    await server.start()
+    configure = Configure(point=point, scores=True, heartbeat_ms=60_000)
+    try:
+        for file in files:
+            data = read(file)
+            server.admit()
+            yield file, (await clips.judge(server, data, None, configure)).model_dump()
+    finally:
+        await server.stop()
+
+
+async def remotely(
+    url: str, files: Sequence[Path], key: str | None, point: str | None
+) -> AsyncIterator[tuple[Path, Result]]:
+    """Let a server judge recordings.
+
+    Raises:
+        CannotConnect: there is none, or it refuses one; the message says why.
+    """
+    for file in files:
+        yield file, await asyncio.to_thread(post, url, read(file), key, point)
+
+
+def post(url: str, data: bytes, key: str | None, point: str | None) -> Result:
+    """One recording to `/v1/detect`."""
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    query = f"?{urlencode({'point': point})}" if point else ""
+    headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = Request(f"{scheme}://{parts.netloc}/v1/detect{query}", data, headers)  # noqa: S310 (the user's own)
+    try:
+        with urlopen(request) as answer:  # noqa: S310
+            result: Result = json.load(answer)
+    except HTTPError as error:
+        raise CannotConnect(f"{url} refuses: {reason(error)} ({error.code})") from None
+    except URLError as error:
+        raise CannotConnect(f"no server answers at {url}: {error.reason}") from None
+    return result
+
+
+def reason(error: HTTPError) -> str:
+    """What a server says of a refusal."""
+    try:
+        return str(json.load(error)["message"])
+    except (ValueError, KeyError):
+        return error.reason
+
+
+def read(file: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        SourceError: if it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{file}: {error.strerror}") from None
