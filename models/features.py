@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from models import spectrum
 from models.config import FrontEndConfig, ModelConfig
 
 Array = NDArray[np.float32]
@@ -54,11 +55,16 @@ def hann(config: FrontEndConfig) -> Array:
     return (0.5 - 0.5 * np.cos(2 * np.pi * n / config.window)).astype(np.float32)
 
 
+@lru_cache
+def _plan(config: FrontEndConfig) -> spectrum.Plan:
+    return spectrum.plan(hann(config), mel_filters(config))
+
+
 def mel_energies(windows: Array, config: FrontEndConfig) -> Array:
     """Sample windows (R, window) -> mel-band energies (R, bands)."""
-    spectrum = np.fft.rfft(windows * hann(config), n=config.fft, axis=-1)
-    power = spectrum.real**2 + spectrum.imag**2
-    return (power @ mel_filters(config)).astype(np.float32)
+    energies = np.empty((len(windows), config.bands), np.float32)
+    spectrum.mel_energies(np.ascontiguousarray(windows, np.float32), _plan(config), energies)
+    return energies
 
 
 def compress(energies: Array) -> Array:

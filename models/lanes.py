@@ -88,6 +88,25 @@ def store(typingctx, array, offset, value):
 
 
 @intrinsic
+def gather(typingctx, array, offset, stride):
+    """`array[offset : offset + 16 * stride : stride]`."""
+
+    def code(context, builder, signature, args):
+        places = ir.VectorType(args[1].type, WIDTH)
+        steps = builder.mul(_splat(builder, args[2], places), ir.Constant(places, list(range(WIDTH))))
+        index = builder.add(_splat(builder, args[1], places), steps)
+        value = ir.Constant(_VECTOR, ir.Undefined)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        for lane in range(WIDTH):
+            number = ir.Constant(_I32, lane)
+            element = builder.load(builder.gep(data, [builder.extract_element(index, number)]))
+            value = builder.insert_element(value, element, number)
+        return value
+
+    return lanes(array, types.intp, types.intp), code
+
+
+@intrinsic
 def splat(typingctx, value):
     """The same float in every lane."""
     return lanes(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
