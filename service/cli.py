@@ -32,6 +32,9 @@ COMMANDS: Final = {
 EXTRAS: Final = {
     "ai_edge_litert": "litert",
     "fastapi": "server",
+    "jwt": "server",
+    "limits": "server",
+    "llvmlite": "server",
     "matplotlib": "train",
     "numba": "server",
     "onnx": "onnx",
@@ -43,6 +46,7 @@ EXTRAS: Final = {
     "pydantic_settings": "server",
     "ray": "ray",
     "safetensors": "server",
+    "starlette": "server",
     "structlog": "server",
     "torch": "train",
     "uvicorn": "server",

@@ -6,8 +6,10 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,35 @@ def test_environment_and_clock_stay_in_their_rooms(path: Path) -> None:
         assert not used & {"os.environ", "os.getenv", "os.putenv"}
     if not relative(path).startswith(MAY_READ_THE_CLOCK):
         assert not used & CLOCKS
+
+
+def imported(path: Path) -> set[str]:
+    """Packages that a module imports, at its top or anywhere else."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {*PACKAGES, "deploy"}
+
+
+def declared(extra: str) -> set[str]:
+    """Packages that the distributions of an extra bring; the base installation's for the empty name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = {re.split(r"[<>=\[]", requirement)[0].replace("_", "-").lower() for requirement in requirements}
+    return {
+        package
+        for package, distributions in packages_distributions().items()
+        if names & {distribution.replace("_", "-").lower() for distribution in distributions}
+    }
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    used = set().union(*map(imported, MODULES)) - declared("")
+    assert used <= set(EXTRAS)
+    assert {package: extra for package, extra in EXTRAS.items() if package not in declared(extra)} == {}
 
 
 def test_modules_hide_no_standard_ones() -> None:
