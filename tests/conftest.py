@@ -1,11 +1,17 @@
-"""Fixtures that several test modules share: the data beside the repository."""
+"""Fixtures that several test modules share: the data beside the repository, the shipped model, the sample."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from models.checkpoint import load_checkpoint, shipped_path
+from models.network import Network
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -32,3 +38,18 @@ def shared_data() -> Path:
 def shared_models() -> Path:
     """Directory of the published KWT-1."""
     return _beside("models")
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """The shipped model, compiled."""
+    compiled = Network(load_checkpoint(shipped_path()))
+    compiled.warm_up()
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def spoken() -> NDArray[np.int16]:
+    """The sample recording: ten keywords and three other words, 16 kHz."""
+    samples, _ = soundfile.read(ROOT / "client" / "samples" / "commands.flac", dtype="int16")
+    return samples
