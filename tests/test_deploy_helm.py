@@ -1,0 +1,119 @@
+"""The Helm chart through Helm's own library: linted, rendered, and checked against Kubernetes' schemas, strictly."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+helm = pytest.importorskip("helm_python", reason="needs helm-python-sdk, Helm's own library as a wheel")
+kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+
+CHART = Path(__file__).parents[1] / "deploy" / "helm" / "deltaspot"
+CASES = {"default": {}} | {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CHART / "ci").glob("*.yaml"))}
+CUSTOM = {"ServiceMonitor", "ScaledObject"}
+"""Kinds that operators bring, not Kubernetes."""
+
+oldest_and_newest = pytest.mark.parametrize("version", ["1.25.0", kubernetes.latest_version()])
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def render(values):
+    with helm.Chart.load(CHART) as chart:
+        files = chart.render(values=values, name="words", namespace="speech")
+    manifests = [m for name, text in files.items() if name.endswith(".yaml") for m in yaml.safe_load_all(text) if m]
+    return {manifest["kind"]: manifest for manifest in manifests}
+
+
+@every_case
+def test_helm_finds_nothing_to_complain_about(case):
+    report = helm.lint(CHART, CASES[case], strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+
+
+@oldest_and_newest
+@every_case
+def test_manifests_are_what_kubernetes_takes(case, version):
+    for kind, manifest in render(CASES[case]).items():
+        if kind not in CUSTOM:
+            kubernetes.validate(manifest, version, strict=True)
+
+
+def test_a_wrong_manifest_would_be_found():
+    manifest = render({})["Deployment"]
+    manifest["spec"]["template"]["spec"]["containers"][0]["redinessProbe"] = {}
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(manifest, "1.30.0", strict=True)
+
+
+def test_cases_together_render_every_template():
+    kinds = {kind for values in CASES.values() for kind in render(values)}
+    assert kinds == {
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "Ingress",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "ScaledObject",
+        "Secret",
+        "Service",
+        "ServiceMonitor",
+    }
+    assert len(kinds) == len(list((CHART / "templates").glob("*.yaml")))
+
+
+@every_case
+def test_selectors_meet_the_pods(case):
+    manifests = render(CASES[case])
+    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [
+        manifests["Deployment"]["spec"]["selector"]["matchLabels"],
+        manifests["Service"]["spec"]["selector"],
+        *(m["spec"]["selector"]["matchLabels"] for k, m in manifests.items() if k == "PodDisruptionBudget"),
+        *(m["spec"]["podSelector"]["matchLabels"] for k, m in manifests.items() if k == "NetworkPolicy"),
+    ]
+    assert all(selector.items() <= labels for selector in selectors)
+
+
+@every_case
+def test_pods_get_time_to_drain_and_no_rights(case):
+    pod = render(CASES[case])["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    drain = next(int(e["value"]) for e in container["env"] if e["name"] == "DELTASPOT_DRAIN_S")
+    assert pod["terminationGracePeriodSeconds"] > drain + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@every_case
+def test_environment_is_what_the_server_knows(case):
+    from service.settings import Settings
+
+    env = {
+        e["name"]: e["value"]
+        for e in render(CASES[case])["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    known = {f"DELTASPOT_{name.upper()}" for name in Settings.model_fields}
+    assert set(env) <= known
+
+
+def test_own_keys_become_a_secret_and_are_mounted():
+    manifests = render({"keys": {"text": "alice:0123"}})
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    assert manifests["Secret"]["stringData"]["keys"] == "alice:0123"
+    assert any(v.get("secret", {}).get("secretName") == "words-deltaspot-keys" for v in pod["volumes"])
+
+
+def test_autoscalers_own_the_number_of_pods():
+    assert "replicas" not in render({"keda": {"enabled": True}})["Deployment"]["spec"]
+    with pytest.raises(helm.HelmRenderError, match="exclude each other"):
+        render({"keda": {"enabled": True}, "autoscaling": {"enabled": True}})
+
+
+@pytest.mark.parametrize(
+    "values", [{"replica": 1}, {"sessions": 0}, {"ingress": {"host": ""}}, {"settings": {"A B": 1}}]
+)
+def test_unknown_and_senseless_values_are_refused(values):
+    report = helm.lint(CHART, values, strict=True)
+    assert report["errors"]
