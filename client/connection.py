@@ -314,6 +314,8 @@ class Spotter:
             self._room.set()
         elif isinstance(message, Marker):
             self._markers.discard(message.id)
+        elif isinstance(message, Ready):
+            self.ready = message
         elif isinstance(message, Closed):
             self.totals = message.totals
 

@@ -1,0 +1,223 @@
+/**
+ * A stream to a deltaspot server that outlives its connection. No dependencies, no build; types in deltaspot.d.ts.
+ *
+ *     const spotter = await connect("ws://127.0.0.1:8770", { keywords: { yes: {} } });
+ *     spotter.addEventListener("detection", ({ detail }) => console.log(detail.keyword, detail.score));
+ *     spotter.send(int16Samples);
+ *     await spotter.finish();
+ *
+ * What the server has not acknowledged is kept and sent again with the next connection, to whichever server answers.
+ */
+
+const IN_FLIGHT_S = 4;
+const BACKLOG_S = 60;
+const LONGEST_PAUSE_MS = 5_000;
+const NORMAL = 1000;
+
+/** Close codes after which trying again does not help; see service/protocol.py. */
+const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
+
+/** The server ended the stream, or there is none. */
+export class SpotterError extends Error {
+  constructor(message, code = 0, field = null) {
+    super(message);
+    this.name = "SpotterError";
+    this.code = code;
+    this.field = field;
+  }
+}
+
+/** Open a stream; resolves once the server is ready for audio. */
+export async function connect(url, { retrySeconds = 60, ticket = null, ...configure } = {}) {
+  const spotter = new Spotter(streamUrl(url), configure, retrySeconds, ticket);
+  await spotter.open();
+  return spotter;
+}
+
+/** Any way to name a server -> its stream's address. */
+export function streamUrl(url) {
+  const parsed = new URL(url, globalThis.location?.href);
+  parsed.protocol = parsed.protocol.replace("http", "ws");
+  if (parsed.pathname === "/") parsed.pathname = "/v1/stream";
+  return parsed.href;
+}
+
+/** Audio and messages in order, from the oldest that a server may still need. Positions are samples. */
+export class Outbox {
+  constructor() {
+    this.items = [];
+    this.cursor = this.end = this.sent = this.acknowledged = 0;
+  }
+
+  add(data) {
+    this.items.push({ start: this.end, data });
+    if (typeof data !== "string") this.end += data.length;
+  }
+
+  acknowledge(sample, replay) {
+    const news = sample > this.acknowledged;
+    this.acknowledged = Math.max(this.acknowledged, Math.min(sample, this.end));
+    let drop = 0;
+    while (drop < this.cursor && drop + 1 < this.items.length && this.items[drop + 1].start <= this.acknowledged - replay) drop++;
+    this.items.splice(0, drop);
+    this.cursor -= drop;
+    return news;
+  }
+
+  rewind() {
+    this.cursor = 0;
+    this.sent = this.items.length ? this.items[0].start : this.end;
+    return this.sent;
+  }
+
+  *take(window) {
+    while (this.cursor < this.items.length && this.sent - this.acknowledged < window) {
+      const { start, data } = this.items[this.cursor++];
+      if (typeof data !== "string") this.sent = start + data.length;
+      yield data;
+    }
+  }
+}
+
+/** One stream; made by `connect`. Events have the server's message as `detail`, `type` is the message's. */
+export class Spotter extends EventTarget {
+  constructor(url, configure, retrySeconds, ticket) {
+    super();
+    this.url = url;
+    this.configuration = { type: "configure", protocol: 1, sample_rate: 16_000, encoding: "s16le", ...configure };
+    this.ready = this.totals = this.failure = null;
+    this.lost = 0;
+    this.outbox = new Outbox();
+    this.retryMs = retrySeconds * 1_000;
+    this.ticket = ticket;
+    this.checkpoint = null;
+    this.troubleSince = 0;
+    this.ended = new Promise((resolve) => (this.end = resolve));
+  }
+
+  /** Send samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
+  send(samples) {
+    if (this.outbox.end - this.outbox.acknowledged > BACKLOG_S * this.configuration.sample_rate) {
+      this.lost += samples.length;
+      return false;
+    }
+    this.outbox.add(samples);
+    this.pump();
+    return true;
+  }
+
+  /** Change keywords, scores, point or heartbeat from here on. */
+  configure(changes) {
+    Object.assign(this.configuration, changes);
+    this.say(this.configuration);
+  }
+
+  marker(id) {
+    this.say({ type: "marker", id });
+  }
+
+  flush() {
+    this.say({ type: "flush" });
+  }
+
+  reset() {
+    this.say({ type: "reset" });
+  }
+
+  feedback(detection, correct) {
+    this.say({ type: "feedback", detection, correct });
+  }
+
+  /** No more audio; resolves to the totals once everything has been judged. */
+  async finish() {
+    this.say({ type: "close" });
+    await this.ended;
+    if (this.failure) throw this.failure;
+    return this.totals;
+  }
+
+  say(message) {
+    this.outbox.add(JSON.stringify(message));
+    this.pump();
+  }
+
+  pump() {
+    if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
+    for (const data of this.outbox.take(IN_FLIGHT_S * this.configuration.sample_rate)) this.socket.send(data);
+  }
+
+  async open() {
+    const url = new URL(this.url);
+    if (this.ticket) url.searchParams.set("ticket", await this.ticket());
+    const socket = new WebSocket(url);
+    const hello = { ...this.configuration };
+    const sample = this.outbox.rewind();
+    if (this.checkpoint) hello.resume = { token: this.checkpoint.token, sample };
+    this.ready = this.error = null;
+    this.socket = socket;
+    socket.onopen = () => socket.send(JSON.stringify(hello));
+    socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    await new Promise((resolve, reject) => {
+      this.opened = resolve;
+      socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
+    });
+    socket.onclose = ({ code, reason }) => this.closed(code, reason);
+    const idle = setInterval(() => this.keepalive(socket, idle), (this.ready.limits.idle_s * 1_000) / 3);
+    this.pump();
+  }
+
+  keepalive(socket, timer) {
+    if (socket.readyState === WebSocket.OPEN) socket.send('{"type":"keepalive"}');
+    else clearInterval(timer);
+  }
+
+  receive(message) {
+    if (message.checkpoint) {
+      this.checkpoint = message.checkpoint;
+      if (this.outbox.acknowledge(message.checkpoint.sample, this.ready.replay_samples)) this.troubleSince = 0;
+      this.pump();
+    }
+    if (message.type === "error") this.error = message;
+    else if (message.type === "ready") {
+      this.ready = message;
+      this.opened();
+    } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
+    this.tell(message.type, message);
+  }
+
+  tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  reason(code, text) {
+    const { message = text || "no server answers", field = null } = this.error ?? {};
+    return new SpotterError(message, code, field);
+  }
+
+  closed(code, text) {
+    const reason = this.reason(code, text || "the connection broke");
+    if (this.totals || code === NORMAL) this.end();
+    else if (FINAL.has(code)) this.fail(reason);
+    else this.reopen(reason, 0);
+  }
+
+  fail(error) {
+    this.failure = error;
+    this.end();
+    this.tell("failed", error);
+  }
+
+  async reopen(reason, attempt) {
+    this.troubleSince ||= Date.now();
+    if (Date.now() - this.troubleSince > this.retryMs) return this.fail(reason);
+    const pause = Math.min(100 * 2 ** attempt, LONGEST_PAUSE_MS) * (0.5 + Math.random() / 2);
+    this.tell("interrupted", { reason: reason.message, retrySeconds: pause / 1_000 });
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    try {
+      await this.open();
+    } catch (error) {
+      if (FINAL.has(error.code)) this.fail(error);
+      else this.reopen(error, attempt + 1);
+    }
+  }
+}

@@ -1,0 +1,66 @@
+/** Where the page's audio comes from: a microphone, or a file. Both give Int16Array blocks at 16 kHz. */
+
+import { Resampler, toInt16 } from "./resampler.js";
+
+export const RATE = 16_000;
+const BLOCK = 480;
+const FILE_SPEED = 6;
+const TICK_MS = 30;
+
+/**
+ * @param {(samples: Int16Array) => void} take
+ * @returns {Promise<{name: string, stop: () => void}>}
+ */
+export async function openMicrophone(take) {
+  if (!navigator.mediaDevices) throw new Error("Browsers give microphones only to pages from https or from this machine.");
+  const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+  const stream = await navigator.mediaDevices.getUserMedia({ audio });
+  const context = new AudioContext();
+  await context.audioWorklet.addModule(new URL("./worklet.js", import.meta.url));
+  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
+  recorder.port.onmessage = ({ data }) => take(data);
+  context.createMediaStreamSource(stream).connect(recorder);
+  const [track] = stream.getAudioTracks();
+  const stop = () => {
+    track.stop();
+    context.close();
+  };
+  return { name: track.label || "microphone", stop };
+}
+
+/**
+ * Decode a file and give it out several times faster than real time.
+ *
+ * @param {Blob} file
+ * @param {(samples: Int16Array) => void} take
+ * @returns {Promise<{seconds: number, done: Promise<void>, stop: () => void}>}
+ */
+export async function openFile(file, take) {
+  const samples = await decode(await file.arrayBuffer());
+  let stop = () => {};
+  const done = new Promise((resolve) => {
+    let sent = 0;
+    const timer = setInterval(() => {
+      for (let n = 0; n < FILE_SPEED && sent < samples.length; n++, sent += BLOCK) take(samples.slice(sent, sent + BLOCK));
+      if (sent >= samples.length) stop();
+    }, TICK_MS);
+    stop = () => {
+      clearInterval(timer);
+      resolve();
+    };
+  });
+  return { seconds: samples.length / RATE, done, stop: () => stop() };
+}
+
+/** Any file that the browser can read -> all its samples, mono, at 16 kHz. */
+async function decode(bytes) {
+  const context = new OfflineAudioContext(1, 1, 48_000);
+  const buffer = await context.decodeAudioData(bytes);
+  const mono = new Float32Array(buffer.length);
+  for (let c = 0; c < buffer.numberOfChannels; c++) {
+    buffer.getChannelData(c).forEach((x, i) => (mono[i] += x / buffer.numberOfChannels));
+  }
+  const resampler = new Resampler(buffer.sampleRate, RATE);
+  const tail = new Float32Array(resampler.half + 1);
+  return toInt16(new Float32Array([...resampler.feed(mono), ...resampler.feed(tail)]));
+}
