@@ -42,7 +42,7 @@ EXTRAS: Final = {
     "opentelemetry": "otel",
     "PIL": "train",
     "prometheus_client": "server",
-    "pyarrow": "ray",
+    "pyarrow": "scan",
     "pydantic_settings": "server",
     "ray": "ray",
     "safetensors": "server",
