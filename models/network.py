@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.cache import Cache, layout, padded
 from models.checkpoint import DENSE, Checkpoint, CheckpointError
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
-from models.features import Array
+from models.features import Array, log_mel
 from models.kernels import Scratch
 from models.lanes import WIDTH
 from models.step import Sizes, Weights, step
@@ -64,12 +64,13 @@ class Network:
         return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)]
 
     def warm_up(self) -> None:
-        """Compile, or load what an earlier start compiled, by judging one second of silence."""
-        config = self.config
+        """Compile, or load what an earlier start compiled, by judging one second of silence, front end included."""
+        config, frontend = self.config, self.config.frontend
         cache = self.new_cache(1)
-        tokens = config.frontend.sample_rate // config.token_samples
-        silence = np.full((tokens, config.stride, config.frontend.bands), -1.0, np.float32)
-        self.step(cache, np.zeros(1, np.int64), silence, np.array([tokens]))
+        tokens = frontend.sample_rate // config.token_samples
+        silence = log_mel(np.zeros((tokens * config.stride, frontend.window), np.float32), frontend)
+        frames = silence.reshape(tokens, config.stride, frontend.bands)
+        self.step(cache, np.zeros(1, np.int64), frames, np.array([tokens]))
 
     def _scratch(self) -> Scratch:
         """This thread's working memory."""
