@@ -127,14 +127,13 @@ class FrameStream:
 
     def feed(self, samples: Array) -> Array:
         """Take samples (S,), int16 values; return the tokens now complete, (N, stride, window), N >= 0."""
-        self._samples = np.concatenate((self._samples, samples))
-        tokens = max(0, len(self._samples) - self._overlap) // self._token_samples
-        if tokens == 0:
-            return np.zeros((0, self.stride, self.frontend.window), np.float32)
-        used = tokens * self._token_samples
-        windows = sliding_windows(self._samples[: used + self._overlap], self.frontend)
-        self._samples, self._seen = self._samples[used:], self._overlap
-        return windows.reshape(tokens, self.stride, self.frontend.window)
+        held = np.concatenate((self._samples, samples), dtype=np.float32, casting="unsafe")
+        tokens = max(0, len(held) - self._overlap) // self._token_samples
+        self._samples = held[tokens * self._token_samples :]
+        self._seen = self._overlap if tokens else self._seen
+        shape = (tokens, self.stride, self.frontend.window)
+        strides = (held.itemsize * self._token_samples, held.itemsize * self.frontend.hop, held.itemsize)
+        return np.ndarray(shape, np.float32, held, 0, strides)  # windows overlap; no sample is copied
 
     def flush(self) -> Array:
         """Judge what is left: zeros are added up to the end of the token that holds the newest sample.

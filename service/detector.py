@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -84,19 +84,18 @@ class Detector:
 
     def configure(self, rules: Mapping[str, Rule]) -> None:
         """Change the rules; what was heard so far stays."""
-        before = getattr(self, "_words", {})
-        self._words = {word: before.get(word) or _Word() for word in rules}
+        before = {word.name: word for word in getattr(self, "_words", [])}
         self.rules = dict(rules)
-        self._columns = np.array([self.labels.index(word) for word in rules], np.intp)
+        self._words = [replace(before.get(name) or _Word(name, rule), rule=rule) for name, rule in rules.items()]
+        self._columns = _columns([self.labels.index(name) for name in rules])
         lowest = min((rule.threshold for rule in rules.values()), default=2.0)
         self._quiet = max(lowest - self.margin, 0.0)
-        self._still = False
+        self._loud_at = self.token
 
     def reset(self) -> None:
         """Forget what was heard; tokens go on counting."""
         self._past[:] = 0
-        self._words = {word: _Word() for word in self.rules}
-        self._still = False
+        self._words = [_Word(name, rule) for name, rule in self.rules.items()]
 
     def hear(self, posteriors: Array) -> Array:
         """Take posteriors (N, K) into the average and decide nothing; return them with the past they need."""
@@ -107,24 +106,29 @@ class Detector:
 
     def feed(self, posteriors: Array) -> Iterator[Hit]:
         """Judge the next tokens' posteriors (N, K); yield what fires, with `state()` as of that token."""
+        begin = self.token
         history = self.hear(posteriors)
+        if not len(posteriors) or not self._words:
+            return
         columns = history[:, self._columns]
-        if not len(posteriors) or not self.rules or (self._still and columns.max() < self._quiet):
-            return  # no average can reach a threshold: by far the most common case
-        self.token -= len(posteriors)
+        if columns[self.window - 1 :].max() >= self._quiet:
+            self._loud_at = self.token
+        elif begin - self._loud_at >= self.window:
+            return  # no average can reach a threshold, and none did lately: by far the most common case
+        self.token = begin
         sums = np.cumsum(np.vstack((np.zeros_like(columns[:1]), columns)), axis=0, dtype=np.float64)
         smoothed = (sums[self.window :] - sums[: -self.window]) / self.window
         for row in smoothed.tolist():
             yield from self._step(row)
-        self._still = all(word.still for word in self._words.values())
 
     def _step(self, row: list[float]) -> list[Hit]:
         top = max(row)
         fired = []
-        for (name, word), score in zip(self._words.items(), row, strict=True):
-            rule = self.rules[name]
+        for word, score in zip(self._words, row, strict=True):
+            rule = word.rule
             if score < rule.threshold - self.margin:
-                self._fall(name, word)
+                if not word.still:
+                    self._fall(word)
                 continue
             if word.rise is None:
                 word.rise, word.peak = self.token, 0.0
@@ -133,7 +137,7 @@ class Detector:
                 word.hits += 1
                 if word.hits >= rule.patience and self._may_fire(word, rule):
                     word.fired, word.armed = self.token, False
-                    fired.append(Hit(name, self.token, word.rise, word.peak))
+                    fired.append(Hit(word.name, self.token, word.rise, word.peak))
             elif word.armed:
                 self._lapse(word)
         self.token += 1
@@ -152,26 +156,24 @@ class Detector:
             self.suppressed[word.held] += 1
         word.hits, word.held = 0, "patience"
 
-    def _fall(self, name: str, word: _Word) -> None:
+    def _fall(self, word: _Word) -> None:
         """The keyword is below its threshold by the margin: it is over, and armed again."""
-        if word.still:
-            return
         if word.armed:
             if not word.hits:
-                self.near_misses[name] += 1
+                self.near_misses[word.name] += 1
             self._lapse(word)
         word.rise, word.hits, word.armed, word.held = None, 0, True, "patience"
 
     def state(self) -> dict[str, Any]:
         """What a detector elsewhere needs to go on: only words that are not at rest, as plain types."""
-        return {name: word.state(self.token) for name, word in self._words.items() if word.matters(self.token)}
+        return {word.name: word.state(self.token) for word in self._words if word.matters(self.token)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over `state()` of another detector, as of this one's present token."""
-        for name, values in state.items():
-            if name in self._words:
-                self._words[name] = _Word.restored(values, self.token)
-        self._still = False
+        for word in self._words:
+            if word.name in state:
+                word.restore(state[word.name], self.token)
+        self._loud_at = self.token
 
 
 REMEMBERED: Final = 4_000
@@ -182,6 +184,8 @@ REMEMBERED: Final = 4_000
 class _Word:
     """What one keyword remembers; tokens are the detector's."""
 
+    name: str
+    rule: Rule
     rise: int | None = None
     peak: float = 0.0
     hits: int = 0
@@ -201,13 +205,15 @@ class _Word:
         since = None if self.fired == NEVER else now - self.fired
         return [risen, round(self.peak, 4), self.hits, int(self.armed), since]
 
-    @classmethod
-    def restored(cls, values: Sequence[Any], now: int) -> _Word:
-        risen, peak, hits, armed, since = values
-        return cls(
-            rise=None if risen is None else now - int(risen),
-            peak=float(peak),
-            hits=int(hits),
-            armed=bool(armed),
-            fired=NEVER if since is None else now - int(since),
-        )
+    def restore(self, values: Sequence[Any], now: int) -> None:
+        risen, self.peak, self.hits, armed, since = values
+        self.rise = None if risen is None else now - risen
+        self.armed = bool(armed)
+        self.fired = NEVER if since is None else now - since
+
+
+def _columns(indices: list[int]) -> slice | NDArray[np.intp]:
+    """Neighbouring columns as a slice, which numpy takes without a copy."""
+    if indices and indices == list(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[-1] + 1)
+    return np.array(indices, np.intp)

@@ -98,9 +98,9 @@ class Metrics:
         self._sessions.labels(_known(outcome, OUTCOMES)).inc()
         self._session_length.observe(audio_seconds)
 
-    def audio_received(self, audio_seconds: float) -> None:
-        """One chunk of audio was accepted."""
-        self._chunks.inc()
+    def audio_received(self, audio_seconds: float, chunks: int = 1) -> None:
+        """This many chunks were accepted, with so much audio in all."""
+        self._chunks.inc(chunks)
         self._audio.inc(audio_seconds)
 
     def clip(self, outcome: str, seconds: float) -> None:

@@ -102,9 +102,10 @@ class Session:
     def flush(self) -> Array:
         """Return the windows of everything that still waits to fill a token, followed by silence."""
         tail = self.samples(self._decoder.flush())
-        windows = np.concatenate((tail, self._out(self._frames.flush())))
-        self._shift(self._time.aligned(self.fed, self._decoder.samples, ahead=True))
-        return windows
+        padded = self._out(self._frames.flush())
+        if len(padded):
+            self._shift(self._time.aligned(self.fed, self._decoder.samples, ahead=True))
+        return np.concatenate((tail, padded))
 
     def reset(self) -> None:
         """Forget what was heard, when the model gets here; the model's own row is the caller's to reset."""

@@ -74,7 +74,8 @@ class Stream:
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._changed.set()
-        self._counted = nothing(hosted.spec.config)
+        self._counted = (nothing(hosted.spec.config), 0, 0.0)
+        self._verdict_s: float | None = None
         self.vitals = Vitals(self.slot)
 
     # --- from the client
@@ -168,7 +169,11 @@ class Stream:
         self._changed.set()
 
     def check(self) -> None:
-        """Fail if the client has been silent, or its audio has waited, for too long; called now and then."""
+        """Tell the metrics; fail if the client has been silent, or its audio has waited, for too long.
+
+        Called about once a second: counting every chunk by itself would cost as much as framing it.
+        """
+        self._count()
         if clock() - self.last_heard > self.limits.idle_s and not self.slot.pending:
             self.fail(Idle(f"nothing came for {self.limits.idle_s:g} s; send keepalive during pauses"))
         elif self.slot.lag_s > self.settings.behind_s:
@@ -202,7 +207,7 @@ class Stream:
         if messages:
             self._note(messages)
             self.say(messages)
-        self.metrics.verdict(clock() - arrival, self.session.id)
+        self._verdict_s = clock() - arrival
         self._room.set()
 
     def broken(self) -> None:
@@ -219,7 +224,6 @@ class Stream:
             raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
         if self.session.audio_s > self.limits.stream_s:
             raise TooLong(f"a stream may last {self.limits.stream_s:g} s")
-        self.metrics.audio_received(audio_s)
 
     def _feedback(self, message: Feedback) -> None:
         known, warnings = self.session.feedback(message)
@@ -240,13 +244,16 @@ class Stream:
         for message in messages:
             if isinstance(message, Detection):
                 self.metrics.detected(message.keyword, self.session.id)
-            elif message.type == "heartbeat":
-                self._count()
 
     def _count(self) -> None:
-        now = self.slot.count
-        self.metrics.worked(now - self._counted)
-        self._counted = now
+        """Tell the metrics what happened since the last time."""
+        work, chunks, audio_s = self.slot.count, self.session.chunks, self.session.audio_s
+        before, self._counted = self._counted, (work, chunks, audio_s)
+        self.metrics.worked(work - before[0])
+        self.metrics.audio_received(audio_s - before[2], chunks - before[1])
+        if self._verdict_s is not None:
+            self.metrics.verdict(self._verdict_s, self.session.id)
+            self._verdict_s = None
 
     def _report(self) -> None:
         """What the detector held back, in the metrics."""

@@ -123,8 +123,8 @@ def test_another_detector_goes_on_from_the_state(posteriors: np.ndarray, cut: in
     ]
 
 
-@given(POSTERIORS, st.integers(0, 60))
-def test_state_at_a_hit_is_the_state_at_its_token(posteriors: np.ndarray, _seed: int) -> None:
+@given(POSTERIORS)
+def test_state_at_a_hit_is_the_state_at_its_token(posteriors: np.ndarray) -> None:
     running = fresh()
     for hit in running.feed(posteriors):
         alone = fresh()
