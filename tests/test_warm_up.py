@@ -1,0 +1,36 @@
+"""A server that says it is ready compiles nothing more: the first stream's first second would have to wait for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FIRST_STREAM = """
+import sys
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from models.checkpoint import load_checkpoint, shipped_path
+from models.network import Network
+from models.offline import judge
+
+def compiled():
+    ours = [module for name, module in sys.modules.items() if name.startswith("models.")]
+    found = {id(thing): thing for module in ours for thing in vars(module).values() if isinstance(thing, Dispatcher)}
+    return sorted((d.__name__, str(signature)) for d in found.values() for signature in d.signatures)
+
+network = Network(load_checkpoint(shipped_path()))
+cold = compiled()
+network.warm_up()
+warm = compiled()
+judge(network, [np.ones(16_000, np.float32), np.ones(8_000, np.float32)])
+assert len(warm) > len(cold)
+assert compiled() == warm, set(compiled()) - set(warm)
+"""
+
+
+def test_after_warm_up_a_stream_compiles_nothing():
+    done = subprocess.run([sys.executable, "-c", FIRST_STREAM], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
