@@ -1,0 +1,61 @@
+"""Exact confidence bounds for counted events, so that no rate is quoted as if it were certain.
+
+Counts are Poisson (Garwood 1936), shares are binomial (Clopper & Pearson 1934); both intervals are two-sided
+and found by bisection on the tail sums. No event in T hours bounds the rate at 3.7 / T (3 / T one-sided).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+CONFIDENCE = 0.95
+
+
+def poisson_bounds(count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bounds on the mean of a Poisson variable of which `count` events were seen."""
+    tail = (1 - confidence) / 2
+    high = count + 20.0 + 10.0 * math.sqrt(count)
+    lower = 0.0 if count == 0 else _bisect(lambda mean: 1 - _poisson_cdf(count - 1, mean) > tail, 0.0, high)
+    return lower, _bisect(lambda mean: _poisson_cdf(count, mean) < tail, 0.0, high)
+
+
+def binomial_bounds(count: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bounds on a share of which `count` of `trials` were seen; (0, 1) without trials."""
+    tail = (1 - confidence) / 2
+    lower, upper = 0.0, 1.0
+    if count > 0:
+        lower = _bisect(lambda share: 1 - _binomial_cdf(count - 1, trials, share) > tail, 0.0, 1.0)
+    if count < trials:
+        upper = _bisect(lambda share: _binomial_cdf(count, trials, share) < tail, 0.0, 1.0)
+    return lower, upper
+
+
+def _bisect(passed: Callable[[float], bool], low: float, high: float) -> float:
+    """Where a predicate turns true, between a point where it is false and one where it is true."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passed(middle) else (middle, high)
+    return (low + high) / 2
+
+
+def _poisson_cdf(count: int, mean: float) -> float:
+    if mean == 0:
+        return 1.0
+    return math.fsum(math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(count + 1))
+
+
+def _binomial_cdf(count: int, trials: int, share: float) -> float:
+    if share in {0.0, 1.0}:
+        return 1.0 - share
+    ways = math.lgamma(trials + 1)
+    return math.fsum(
+        math.exp(
+            ways
+            - math.lgamma(i + 1)
+            - math.lgamma(trials - i + 1)
+            + i * math.log(share)
+            + (trials - i) * math.log1p(-share)
+        )
+        for i in range(count + 1)
+    )

@@ -1,0 +1,187 @@
+"""Thresholds for a target of false alarms per hour, from labelled streams.
+
+For one choice of smoothing window and patience every utterance has a score, the highest threshold at which it would
+still be detected, and so has everything that could become a false alarm. Misses and false alarms are then sums of
+steps over a keyword's threshold. The steps are softened (a few recordings stand for many like them), and a share of
+all keywords' sums is lent to each, so that a keyword without errors in an hour of audio is not trusted for ever.
+
+The thresholds minimise misses + price * false alarms, each keyword for itself; the price is raised until the target
+holds. At last the detector itself runs over the streams, and all thresholds move together until what it does meets
+the target. Knows no detector: it is handed in, as in `models.evaluate_streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import ModelConfig
+from models.evaluate_streams import PATIENCE_SAMPLES, Detect, Heard, Tally, decided_at, expit, logit, shifted, total
+from models.features import Array
+from models.streams import SAMPLE_RATE
+
+GRID = np.arange(-1.0, 6.0, 0.05)
+"""Candidate thresholds, on the logit scale."""
+SOFTNESS = 0.1
+"""Width of a softened step, on the logit scale."""
+LENT = 0.1
+"""Share of all keywords' sums that is lent to each."""
+FLOOR = 0.2
+"""Smoothed posteriors below this are no candidates for anything."""
+STRICTEST = 5.0
+"""Largest shift of all thresholds that is tried, on the logit scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What to calibrate for, and which smoothing to try. Lengths in tokens."""
+
+    false_alarms_per_hour: float = 0.5
+    latency_ms: float = 230.0
+    windows: tuple[int, ...] = (8, 11, 14, 17)
+    patiences: tuple[int, ...] = (1,)
+    margin: float = 0.1
+    refractory_ms: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One keyword's scores, on the logit scale: of its utterances, and of its possible false alarms."""
+
+    spoken: NDArray[np.float64]
+    alarms: NDArray[np.float64]
+
+
+def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal: Goal) -> tuple[dict[str, Any], Tally]:
+    """Choose window, patience and every keyword's threshold.
+
+    Args:
+        heard: labelled streams and their posteriors; streams without labels hold no keyword.
+        detect: calibration and posteriors -> detections.
+        config: of the network that made the posteriors.
+        goal: what to aim at.
+
+    Returns:
+        The calibration, as a checkpoint keeps it, and what the detector does with it on these streams.
+    """
+    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
+    candidates = []
+    for window in goal.windows:
+        for patience in goal.patiences:
+            thresholds = optimise(gather(heard, window, patience, config, goal), allowed)
+            calibration = compose(thresholds, window, patience, goal)
+            candidates.append(settle(heard, calibration, detect, config, goal))
+    return min(candidates, key=lambda candidate: _loss(candidate[1], goal))
+
+
+def _loss(outcome: Tally, goal: Goal) -> tuple[float, float]:
+    """Misses among what is early enough; what is late comes after all of that, the earliest first."""
+    late = float(np.median(outcome.latencies)) if outcome.latencies else 0.0
+    return max(0.0, late - goal.latency_ms), outcome.missed.total()
+
+
+def compose(thresholds: Mapping[str, float], window: int, patience: int, goal: Goal) -> dict[str, Any]:
+    """A calibration in the form that a checkpoint keeps."""
+    return {
+        "window_tokens": window,
+        "margin": goal.margin,
+        "refractory_ms": goal.refractory_ms,
+        "keywords": {word: {"threshold": threshold, "patience": patience} for word, threshold in thresholds.items()},
+    }
+
+
+def settle(
+    heard: Sequence[Heard], calibration: dict[str, Any], detect: Detect, config: ModelConfig, goal: Goal
+) -> tuple[dict[str, Any], Tally]:
+    """The laxest common shift of all thresholds at which the detector itself meets the target.
+
+    Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
+    higher one), so shifts are tried one after the other, first by large steps and then by small ones.
+    """
+    offset = -2.0
+    moved, outcome = calibration, Tally()
+    for step in (0.4, 0.05):
+        while True:
+            moved = shifted(calibration, offset)
+            outcome, _ = total(heard, moved, detect, config)
+            if outcome.false_alarms.total() <= goal.false_alarms_per_hour * outcome.hours or offset > STRICTEST:
+                break
+            offset += step
+        offset -= 0.35
+    return moved, outcome
+
+
+def smooth(posteriors: Array, window: int, patience: int) -> NDArray[np.float64]:
+    """The highest threshold at which each token would fire: (N, K) keyword posteriors -> (N, K).
+
+    The least, over the last `patience` tokens, of the moving average, where no other keyword has a larger one.
+    """
+    sums = np.cumsum(np.pad(posteriors, ((window, 0), (0, 0))), axis=0, dtype=np.float64)
+    average = (sums[window:] - sums[:-window]) / window
+    average[average < average.max(axis=1, keepdims=True)] = 0.0
+    runs = np.lib.stride_tricks.sliding_window_view(np.pad(average, ((patience - 1, 0), (0, 0))), patience, axis=0)
+    return runs.min(axis=-1)
+
+
+def gather(heard: Sequence[Heard], window: int, patience: int, config: ModelConfig, goal: Goal) -> dict[str, Scores]:
+    """Scores of every keyword over all streams."""
+    columns = [config.labels.index(word) for word in config.keywords]
+    refractory = max(1, goal.refractory_ms * SAMPLE_RATE // 1000 // config.token_samples)
+    spoken: dict[str, list[float]] = {word: [] for word in config.keywords}
+    alarms: dict[str, list[float]] = {word: [] for word in config.keywords}
+    for one in heard:
+        levels = smooth(one.posteriors[:, columns], window, patience)
+        places = decided_at(0, config) + np.arange(len(levels)) * config.token_samples
+        for word, level in zip(config.keywords, levels.T, strict=True):
+            for utterance in (u for u in one.stream.utterances if u.word == word):
+                inside = slice(*np.searchsorted(places, (utterance.start, utterance.end + PATIENCE_SAMPLES)))
+                spoken[word].append(level[inside].max(initial=0.0))
+                level[inside.start : fall(level, inside.stop)] = 0.0
+            alarms[word] += peaks(level, refractory)
+    return {w: Scores(logit(np.array(spoken[w])), logit(np.array(alarms[w]))) for w in config.keywords}
+
+
+def fall(level: NDArray[np.float64], place: int) -> int:
+    """The first place, from `place` on, at which the level is low: until then a detection before it is not over."""
+    low = np.flatnonzero(level[place:] <= FLOOR)
+    return place + int(low[0]) if len(low) else len(level)
+
+
+def peaks(level: NDArray[np.float64], distance: int) -> list[float]:
+    """Heights of the peaks above `FLOOR`, highest first, no two within `distance` tokens."""
+    places = np.flatnonzero(level > FLOOR)
+    free = np.ones(len(level), bool)
+    heights = []
+    for place in places[np.argsort(-level[places], kind="stable")]:
+        if free[place]:
+            heights.append(float(level[place]))
+            free[max(0, place - distance) : place + distance + 1] = False
+    return heights
+
+
+def optimise(scores: Mapping[str, Scores], allowed: float) -> dict[str, float]:
+    """Each keyword's threshold for at most `allowed` expected false alarms in all."""
+    misses = _lend(np.stack([_steps(GRID[:, None] - s.spoken) for s in scores.values()]))
+    alarms = _lend(np.stack([_steps(s.alarms - GRID[:, None]) for s in scores.values()]))
+    rows = np.arange(len(scores))
+    low, high = -6.0, 6.0
+    for _ in range(40):
+        price = (low + high) / 2
+        chosen = (misses + 10.0**price * alarms).argmin(axis=1)
+        low, high = (low, price) if alarms[rows, chosen].sum() <= allowed else (price, high)
+    chosen = (misses + 10.0**high * alarms).argmin(axis=1)
+    return dict(zip(scores, expit(GRID[chosen]).tolist(), strict=True))
+
+
+def _steps(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many of each row's distances are positive, softened: (G, n) -> (G,)."""
+    return expit(distance / SOFTNESS).sum(axis=1)
+
+
+def _lend(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lend a share of all rows to each, and keep the total: (K, G)."""
+    return (1 - LENT) * sums + LENT * sums.mean(axis=0)

@@ -1,0 +1,154 @@
+"""Clips: how often the last posterior of a one-second stream names the right label, and at what cost.
+
+A clip is one stream from an empty past: padded to a second, fed, flushed, and judged by its last posterior.
+Endless audio is judged in `models.evaluate_streams`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.counting import Count
+from models.data import (
+    AUDIO,
+    CLIP_SAMPLES,
+    NOISE_FOLDERS,
+    SPLITS,
+    DataError,
+    Item,
+    noise_part,
+    pad_clip,
+    read_audio,
+    split_of,
+)
+from models.features import Array
+from models.network import Network
+from models.offline import judge
+
+LONGEST_CLIP = 3 * CLIP_SAMPLES // 2
+"""A longer recording in a folder that is no label's is running speech, not a clip."""
+ALL = "all"
+KEYWORD = "keyword"
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledClips:
+    """samples: n recordings of exactly one second; targets: (n,) index of each one's label."""
+
+    samples: list[Array]
+    targets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipReport:
+    """One operating point's verdict on a set of clips.
+
+    Shares are 0..1, or None where the set has no such clip. confusion: (K, K), row = truth, column = verdict.
+    """
+
+    name: str
+    clips: int
+    accuracy: float
+    keywords: float | None
+    unknown: float | None
+    silence: float | None
+    macs_skipped_vs_window: float
+    macs_skipped_vs_causal: float
+    cpu_ms_per_clip: float
+    confusion: list[list[int]]
+
+
+def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> LabelledClips:
+    """Every clip among `items`: a recording in a folder named by its word.
+
+    Words that are no keyword count as unknown. Noise, pictures and running speech are no clips.
+
+    Args:
+        items: files of a data directory.
+        config: names the labels.
+        split: "training", "validation" or "testing" by the speaker's id, or "all".
+
+    Raises:
+        DataError: for a split that does not exist, or where no clip is left.
+    """
+    if split not in (ALL, *SPLITS):
+        raise DataError(f"no split {split!r}: choose one of {', '.join((*SPLITS, ALL))}")
+    label = {word: i for i, word in enumerate(config.labels)}
+    samples, targets = [], []
+    for item in items:
+        if item.path.suffix not in AUDIO or item.word in NOISE_FOLDERS or split not in (ALL, split_of(item.speaker)):
+            continue
+        recording = read_audio(item.data)
+        if item.word in label or (item.word and len(recording) <= LONGEST_CLIP):
+            samples.append(pad_clip(recording))
+            targets.append(label.get(item.word, label[UNKNOWN]))
+    if not samples:
+        raise DataError(f"no clips (split: {split}): expected <word>/<name>.wav, .flac, .ogg or .opus")
+    return LabelledClips(samples, np.array(targets))
+
+
+def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "validation") -> LabelledClips:
+    """Whole seconds of the noise recordings' part for `split`, as clips of silence."""
+    parts = [
+        noise_part(read_audio(item.data), split)
+        for item in items
+        if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO
+    ]
+    clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
+    return LabelledClips(clips, np.full(len(clips), config.labels.index(SILENCE)))
+
+
+def join(first: LabelledClips, second: LabelledClips) -> LabelledClips:
+    """Both sets, one after the other."""
+    return LabelledClips(first.samples + second.samples, np.concatenate((first.targets, second.targets)))
+
+
+def judge_clips(network: Network, clips: LabelledClips, point: str) -> ClipReport:
+    """Judge every clip at one operating point."""
+    began = time.process_time()
+    verdicts: list[int] = []
+    counts: list[Count] = []
+    for start in range(0, len(clips.samples), BATCH):
+        for posteriors, count in judge(network, clips.samples[start : start + BATCH], point=point):
+            verdicts.append(int(posteriors[-1].argmax()))
+            counts.append(count)
+    spent = time.process_time() - began
+    return _report(point, network.config.labels, clips.targets, np.array(verdicts), sum(counts[1:], counts[0]), spent)
+
+
+def _report(
+    point: str,
+    labels: Sequence[str],
+    targets: NDArray[np.int64],
+    verdicts: NDArray[np.int64],
+    count: Count,
+    spent: float,
+) -> ClipReport:
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (targets, verdicts), 1)
+    kinds = np.array([KEYWORD if label not in (SILENCE, UNKNOWN) else label for label in labels])
+
+    def share(kind: str) -> float | None:
+        rows = kinds == kind
+        total = int(confusion[rows].sum())
+        return float(confusion[rows][:, rows].trace() / total) if total else None
+
+    return ClipReport(
+        name=point,
+        clips=len(targets),
+        accuracy=float((targets == verdicts).mean()),
+        keywords=share(KEYWORD),
+        unknown=share(UNKNOWN),
+        silence=share(SILENCE),
+        macs_skipped_vs_window=count.skipped_vs_window,
+        macs_skipped_vs_causal=count.skipped_vs_causal,
+        cpu_ms_per_clip=1000 * spent / len(targets),
+        confusion=confusion.tolist(),
+    )

@@ -1,0 +1,203 @@
+"""Endless audio: keywords missed against false alarms per hour, and how late a detection comes.
+
+The network runs once over a stream; detectors are then run over its posteriors as often as one likes. What turns
+posteriors into detections is handed in (`Detect`), so this module does not know it.
+
+A detection is right if it names a keyword that is being said, from its start until `PATIENCE_MS` after its end, and
+is the first to do so. Everything else is a false alarm: another word in its place (a substitution), a word that is no
+keyword, a second detection of the same word, or nothing at all. Latency is counted from the word's end to the sample
+that decided; a word recognised before it ended has a negative one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bounds import binomial_bounds, poisson_bounds
+from models.config import ModelConfig
+from models.features import Array
+from models.network import Network
+from models.offline import judge
+from models.streams import SAMPLE_RATE, Stream, Utterance
+
+PATIENCE_MS = 750
+PATIENCE_SAMPLES = PATIENCE_MS * SAMPLE_RATE // 1000
+BATCH = 64
+
+
+class Hit(Protocol):
+    """A detection, as far as it matters here: which keyword, and the token that decided."""
+
+    @property
+    def keyword(self) -> str:
+        """The label."""
+
+    @property
+    def token(self) -> int:
+        """The token that decided, from 0."""
+
+
+Calibration = Mapping[str, Any]
+Detect = Callable[[Calibration, Array], Sequence[Hit]]
+"""Calibration and one stream's posteriors (N, K) -> its detections, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A stream and what the network said to it: posteriors (N, K)."""
+
+    stream: Stream
+    posteriors: Array
+
+
+@dataclass
+class Tally:
+    """What came of a set of streams. Lists of latencies are in ms."""
+
+    hours: float = 0.0
+    keywords: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+    others: int = 0
+    false_alarms: Counter[str] = field(default_factory=Counter)
+    substitutions: int = 0
+    others_fired: int = 0
+    repeated: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count another set's outcome in."""
+        self.hours += other.hours
+        self.keywords += other.keywords
+        self.missed += other.missed
+        self.others += other.others
+        self.false_alarms += other.false_alarms
+        self.substitutions += other.substitutions
+        self.others_fired += other.others_fired
+        self.repeated += other.repeated
+        self.latencies += other.latencies
+
+    def report(self) -> dict[str, Any]:
+        """Plain figures with 95 % bounds; None where there was nothing to measure."""
+        keywords, missed, alarms = (c.total() for c in (self.keywords, self.missed, self.false_alarms))
+        p50, p90 = np.percentile(self.latencies, [50, 90]).round(1).tolist() if self.latencies else (None, None)
+        return {
+            "hours": round(self.hours, 5),
+            "keywords": keywords,
+            "missed": missed,
+            "miss_rate": missed / keywords if keywords else None,
+            "miss_rate_bounds": binomial_bounds(missed, keywords) if keywords else None,
+            "other_words": self.others,
+            "false_alarms": alarms,
+            "substitutions": self.substitutions,
+            "other_words_fired": self.others_fired,
+            "repeated": self.repeated,
+            "false_alarms_per_hour": alarms / self.hours if self.hours else None,
+            "false_alarms_per_hour_bounds": [b / self.hours for b in poisson_bounds(alarms)] if self.hours else None,
+            "latency_ms_p50": p50,
+            "latency_ms_p90": p90,
+            "by_keyword": {
+                word: {
+                    "keywords": self.keywords[word],
+                    "missed": self.missed[word],
+                    "false_alarms": self.false_alarms[word],
+                }
+                for word in sorted(self.keywords | self.false_alarms)
+            },
+        }
+
+
+def hear(network: Network, streams: Sequence[Stream], point: str) -> list[Heard]:
+    """Run the network over streams, each from an empty past."""
+    heard = []
+    for start in range(0, len(streams), BATCH):
+        batch = streams[start : start + BATCH]
+        judged = judge(network, [stream.samples for stream in batch], point=point)
+        heard += [Heard(stream, posteriors) for stream, (posteriors, _count) in zip(batch, judged, strict=True)]
+    return heard
+
+
+def decided_at(token: int, config: ModelConfig) -> int:
+    """Samples of a stream that must have arrived before a token's posterior is known."""
+    return (token + 1) * config.token_samples + config.frontend.window - config.frontend.hop
+
+
+def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
+    """Match one stream's detections with what was said in it."""
+    stream, keywords = heard.stream, set(config.keywords)
+    result = Tally(hours=stream.hours, others=sum(u.word not in keywords for u in stream.utterances))
+    result.keywords.update(u.word for u in stream.utterances if u.word in keywords)
+    open_words = list(stream.utterances)
+    for hit in hits:
+        at = decided_at(hit.token, config)
+        near = [u for u in stream.utterances if u.start <= at <= u.end + PATIENCE_SAMPLES]
+        named = [u for u in near if u.word == hit.keyword]
+        if fresh := [u for u in named if u in open_words]:
+            open_words.remove(fresh[0])
+            result.latencies.append((at - fresh[0].end) * 1000 / SAMPLE_RATE)
+        else:
+            result.false_alarms[hit.keyword] += 1
+            _blame(result, near, named, keywords)
+    result.missed.update(u.word for u in open_words if u.word in keywords)
+    return result
+
+
+def _blame(result: Tally, near: Sequence[Utterance], named: Sequence[Utterance], keywords: set[str]) -> None:
+    """Say what a false alarm was about."""
+    if named:
+        result.repeated += 1
+    elif near and near[-1].word in keywords:
+        result.substitutions += 1
+    elif near:
+        result.others_fired += 1
+
+
+def total(
+    heard: Sequence[Heard], calibration: Calibration, detect: Detect, config: ModelConfig
+) -> tuple[Tally, list[Tally]]:
+    """Detect and match over a set of streams: the sum, and each stream's own."""
+    each = [tally(h, detect(calibration, h.posteriors), config) for h in heard]
+    whole = Tally()
+    for part in each:
+        whole.add(part)
+    return whole, each
+
+
+def shifted(calibration: Calibration, offset: float) -> dict[str, Any]:
+    """The same calibration, every threshold moved by `offset` on the logit scale: stricter where positive."""
+    words = {
+        word: {**rule, "threshold": round(float(expit(logit(rule["threshold"]) + offset)), 4)}
+        for word, rule in calibration["keywords"].items()
+    }
+    return {**calibration, "keywords": words}
+
+
+def logit(share: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds; shares of 0 and 1 stay finite."""
+    clipped = np.clip(share, 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
+
+
+def expit(odds: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of `logit`."""
+    return 1 / (1 + np.exp(-np.asarray(odds)))
+
+
+def trade_off(
+    heard: Sequence[Heard],
+    calibration: Calibration,
+    detect: Detect,
+    config: ModelConfig,
+    offsets: Sequence[float] = tuple(np.linspace(-4, 4, 33)),
+) -> list[dict[str, Any]]:
+    """The detection error trade-off: one report for every offset of all thresholds, from lax to strict."""
+    reports = []
+    for offset in offsets:
+        whole, _ = total(heard, shifted(calibration, offset), detect, config)
+        reports.append({"offset": float(offset), **whole.report()})
+    return reports

@@ -1,0 +1,210 @@
+"""Labelled streams for evaluation: real clips at random times over real noise, deterministic by seed.
+
+A stream is a row of scenes of some seconds; a scene is one background, one distance of the speaker and one
+signal-to-noise ratio. Words fall where they fall, also over the border of two scenes. Where a word starts
+and ends is read from its clip's own loudness. Knows nothing of networks.
+
+Levels are in dB, samples carry int16 values, times are counted in samples.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from models.data import FRONTEND, DataError
+from models.features import Array, frames
+
+SAMPLE_RATE = FRONTEND.sample_rate
+FULL_SCALE = 32_767.0
+SPOKEN_SHARE = 0.3
+"""A frame belongs to the word where its loudness is above this share of the way from the clip's floor to its peak."""
+TELEPHONE_RATE = 8_000
+MU = 255.0
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A word and the samples it spans: start, end (exclusive)."""
+
+    start: int
+    end: int
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A recording (S,) and the words in it, in order of time; no words: nothing in it may be detected."""
+
+    name: str
+    samples: Array
+    utterances: tuple[Utterance, ...] = ()
+
+    @property
+    def hours(self) -> float:
+        """Length of the recording."""
+        return len(self.samples) / SAMPLE_RATE / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A spoken word (S,) with the samples that are the word itself."""
+
+    samples: Array
+    word: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the streams of one set are like; ranges are drawn from uniformly, once a scene or a word."""
+
+    minutes: float = 10.0
+    scene_s: float = 10.0
+    gap_s: tuple[float, float] = (0.6, 3.4)
+    snr_db: tuple[float, float] = (0.0, 20.0)
+    level_db: tuple[float, float] = (-36.0, -18.0)
+    unknown_share: float = 0.5
+
+
+def spoken_span(samples: Array) -> tuple[int, int]:
+    """First and last sample of the word in a clip (S,); the whole clip if it is flat."""
+    loudness = frames(samples).mean(axis=1)
+    if not len(loudness) or np.ptp(loudness) < 1.0:
+        return 0, len(samples)
+    floor = np.quantile(loudness, 0.1)
+    active = np.flatnonzero(loudness > floor + SPOKEN_SHARE * (loudness.max() - floor))
+    middle = (FRONTEND.window - FRONTEND.hop) // 2  # a frame stands for the hop in the middle of its window
+    return int(active[0]) * FRONTEND.hop + middle, int(active[-1] + 1) * FRONTEND.hop + middle
+
+
+def rms(samples: Array) -> float:
+    """Root mean square, in int16 values; never 0."""
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) + 1e-3
+
+
+def level(db: float) -> float:
+    """dB below full scale -> root mean square in int16 values."""
+    return FULL_SCALE * 10.0 ** (db / 20.0)
+
+
+def lengthen(samples: Array, length: int, fade: int = 1_600) -> Array:
+    """Repeat a recording (S,) up to `length` samples, each copy fading into the next."""
+    fade = min(fade, len(samples) // 4)
+    ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
+    copy = samples.copy()
+    copy[:fade] *= np.sqrt(ramp)
+    copy[len(copy) - fade :] *= np.sqrt(ramp[::-1])
+    period = len(copy) - fade
+    longer = np.zeros(length + len(copy), np.float32)
+    for start in range(0, length + fade, period):
+        longer[start : start + len(copy)] += copy[: len(longer) - start]
+    return longer[fade : fade + length]
+
+
+def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: Sequence[str], seed: int) -> Stream:
+    """Compose one stream of `plan.minutes`.
+
+    Args:
+        clips: keywords and other words; each is used at most once until all of its kind were.
+        noise: backgrounds (S,); empty for digital silence.
+        plan: levels, lengths and shares.
+        keywords: the words that count as keywords.
+        seed: equal seeds give equal streams, to the last bit.
+
+    Raises:
+        DataError: where there are no clips.
+    """
+    if not clips:
+        raise DataError("no clips to make a stream of")
+    random = np.random.default_rng(seed)
+    kinds = [[c for c in clips if (c.word in keywords) == wanted] for wanted in (True, False)]
+    decks = [random.permutation(len(kind)) for kind in kinds]
+    length = int(plan.minutes * 60 * SAMPLE_RATE)
+    backgrounds, levels = _scenes(noise, plan, length, random)
+    samples, utterances, used = backgrounds, [], [0, 0]
+    place = int(random.uniform(*plan.gap_s) * SAMPLE_RATE)
+    while True:
+        kind = int((len(kinds[1]) > 0 and random.random() < plan.unknown_share) or not kinds[0])
+        clip = kinds[kind][decks[kind][used[kind] % len(decks[kind])]]
+        used[kind] += 1
+        first, last = place - clip.start, place - clip.start + len(clip.samples)
+        if last >= length:
+            break
+        loudness = levels[min(place // int(plan.scene_s * SAMPLE_RATE), len(levels) - 1)]
+        _add(samples, clip.samples * (loudness / rms(clip.samples[clip.start : clip.end])), first)
+        utterances.append(Utterance(place, place + clip.end - clip.start, clip.word))
+        place = utterances[-1].end + int(random.uniform(*plan.gap_s) * SAMPLE_RATE)
+    return Stream(f"stream-{seed:03d}", quantise(samples), tuple(utterances))
+
+
+def _scenes(noise: Sequence[Array], plan: Plan, length: int, random: np.random.Generator) -> tuple[Array, list[float]]:
+    """Backgrounds (S,) end to end, and the level of speech in each scene as root mean square."""
+    scene = int(plan.scene_s * SAMPLE_RATE)
+    count = -(-length // scene)
+    levels = [level(random.uniform(*plan.level_db)) for _ in range(count)]
+    rows = []
+    for loudness in levels:
+        snr = random.uniform(*plan.snr_db)
+        row = np.zeros(scene, np.float32)
+        if len(noise):
+            row = lengthen(noise[int(random.integers(len(noise)))], scene)
+            row *= loudness / 10.0 ** (snr / 20.0) / max(rms(row), 1.0)
+        rows.append(row)
+    return np.concatenate(rows)[:length], levels
+
+
+def _add(samples: Array, part: Array, first: int) -> None:
+    """Mix a part into a recording, in place; what lies before its start is cut off."""
+    skipped = max(0, -first)
+    samples[first + skipped : first + len(part)] += part[skipped:]
+
+
+def quantise(samples: Array) -> Array:
+    """What a sound card would give: whole int16 values, clipped."""
+    return np.clip(np.rint(samples), -FULL_SCALE - 1, FULL_SCALE).astype(np.float32)
+
+
+def amplify(samples: Array, db: float) -> Array:
+    """Gain in dB, with the clipping that comes with it."""
+    return quantise(samples * np.float32(10.0 ** (db / 20.0)))
+
+
+def telephone(samples: Array) -> Array:
+    """16 kHz samples (S,) as an 8 kHz mu-law telephone line gives them back, at 16 kHz."""
+    narrow = np.clip(soxr.resample(samples, SAMPLE_RATE, TELEPHONE_RATE) / FULL_SCALE, -1.0, 1.0)
+    code = np.rint(np.sign(narrow) * np.log1p(MU * np.abs(narrow)) / np.log1p(MU) * 127.0) / 127.0
+    heard = np.sign(code) * np.expm1(np.abs(code) * np.log1p(MU)) / MU
+    wide = soxr.resample(heard.astype(np.float32), TELEPHONE_RATE, SAMPLE_RATE)
+    return quantise(wide * np.float32(FULL_SCALE))
+
+
+def read_labels(path: Path) -> tuple[Utterance, ...]:
+    """Words of a tab-separated file: start_s, end_s, word; a heading and lines that start with # are skipped.
+
+    Raises:
+        DataError: naming the line that cannot be read.
+    """
+    words = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
+            if not row or row[0].startswith("#") or row[0] == "start_s":
+                continue
+            try:
+                start, end, word = (field.strip() for field in row[:3])
+                words.append(Utterance(round(float(start) * SAMPLE_RATE), round(float(end) * SAMPLE_RATE), word))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: expected start_s, end_s, word between tabs") from error
+    return tuple(sorted(words, key=lambda w: w.start))
+
+
+def write_labels(utterances: Iterable[Utterance], path: Path) -> None:
+    """The inverse of `read_labels`, to a tenth of a millisecond."""
+    rows = (f"{u.start / SAMPLE_RATE:.4f}\t{u.end / SAMPLE_RATE:.4f}\t{u.word}\n" for u in utterances)
+    path.write_text("start_s\tend_s\tword\n" + "".join(rows), encoding="utf-8")

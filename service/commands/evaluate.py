@@ -1,0 +1,269 @@
+"""`deltaspot evaluate`: how good a checkpoint is, on clips, on streams, and through a real socket.
+
+The one place where the evaluation meets the detector that the server runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import soundfile
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from models.checkpoint import load_checkpoint, shipped_path
+from models.config import ModelConfig
+from models.data import AUDIO, DataError, read_audio, walk
+from models.evaluate import ALL, ClipReport, cut_silence, join, judge_clips, read_clips
+from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
+from models.evaluate_streams import Calibration, Detect, Heard, hear, total, trade_off
+from models.features import Array
+from models.network import Network
+from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
+from service.detector import Detector, Hit, Rule
+
+app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
+console = Console(stderr=True)
+
+PIECE: Final = 16
+"""Tokens handed to the detector at once; it skips a piece in which nothing stirs."""
+WORD_SAMPLES: Final = 3 * SAMPLE_RATE
+"""Length of the recordings of `evaluate socket`."""
+
+Data = Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")]
+Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]
+Point = Annotated[str | None, typer.Option(help="Operating point; `shipped`, or `dense` where there is no other.")]
+
+
+def open_network(model: Path | None) -> Network:
+    """A checkpoint, compiled.
+
+    Raises:
+        CheckpointError: for a file that is none.
+    """
+    return Network(load_checkpoint(model or shipped_path()))
+
+
+def usual_point(network: Network, wanted: str | None) -> str:
+    """The operating point asked for, or the one that streams get.
+
+    Raises:
+        DataError: for a point that the checkpoint does not have.
+    """
+    point = wanted or ("shipped" if "shipped" in network.points else network.points[0])
+    if point not in network.points:
+        raise DataError(f"no operating point {point!r}: this checkpoint has {', '.join(network.points)}")
+    return point
+
+
+def detector(config: ModelConfig) -> Detect:
+    """What the server detects with, as the evaluation calls it."""
+
+    def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
+        refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
+        rules = {
+            word: Rule(rule["threshold"], rule["patience"], refractory)
+            for word, rule in calibration["keywords"].items()
+        }
+        spotter = Detector(config.labels, rules, calibration["window_tokens"], calibration["margin"])
+        pieces = (posteriors[start : start + PIECE] for start in range(0, len(posteriors), PIECE))
+        return list(chain.from_iterable(map(spotter.feed, pieces)))
+
+    return detect
+
+
+@app.command()
+def clips(
+    data: Data,
+    split: Annotated[str, typer.Option(help="training, validation or testing, by speaker; or all.")] = ALL,
+    silence: Annotated[
+        Path | None, typer.Option(help="Folder of noise; its validation part counts as silence.")
+    ] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(help="Write the shipped point's confusion matrix here, PNG.")
+    ] = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge one-second clips at every operating point."""
+    network = open_network(model)
+    heard = read_clips(walk(data), network.config, split)
+    if silence is not None:
+        heard = join(heard, cut_silence(walk(silence), network.config))
+    reports = [judge_clips(network, heard, point) for point in network.points]
+    if confusion is not None:
+        from models.plots import draw_confusion
+
+        drawn = next(report for report in reports if report.name == usual_point(network, None))
+        draw_confusion(drawn.confusion, network.config.labels, confusion)
+    if as_json:
+        print(json.dumps({"points": [asdict(report) for report in reports]}))
+    else:
+        Console().print(clips_table(reports))
+
+
+def clips_table(reports: Sequence[ClipReport]) -> Table:
+    """One row for each operating point."""
+    table = Table(title=f"{reports[0].clips} clips")
+    names = ("point", "accuracy", "keywords", "unknown", "silence", "skipped of window", "of causal", "CPU ms / clip")
+    for name in names:
+        table.add_column(name, justify="left" if name == "point" else "right")
+    for r in reports:
+        shares = (r.accuracy, r.keywords, r.unknown, r.silence, r.macs_skipped_vs_window, r.macs_skipped_vs_causal)
+        cells = ("-" if share is None else f"{share:.2%}" for share in shares)
+        table.add_row(r.name, *cells, f"{r.cpu_ms_per_clip:.2f}")
+    return table
+
+
+@app.command()
+def stream(
+    audio: Annotated[Path, typer.Option(help="A recording, or a folder of them.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="TSV of start_s, end_s, word; for a folder, a folder of them. Without: nothing may fire."),
+    ] = None,
+    point: Point = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
+    network = open_network(model)
+    heard = hear(network, read_streams(audio, labels), usual_point(network, point))
+    whole, each = total(heard, network.checkpoint.calibration, detector(network.config), network.config)
+    report = whole.report()
+    if audio.is_dir():
+        report["files"] = {h.stream.name: part.report() for h, part in zip(heard, each, strict=True)}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        Console().print(streams_table({audio.name: report}))
+
+
+def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
+    """Recordings with their labels, which carry the recording's name.
+
+    Raises:
+        DataError: where there is no recording, or a folder of labels lacks one.
+    """
+    if not audio.exists():
+        raise DataError(f"no recording at {audio}")
+    paths = [audio] if audio.is_file() else sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
+    if not paths:
+        raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
+    streams = []
+    for path in paths:
+        words = labels / f"{path.stem}.tsv" if labels is not None and labels.is_dir() else labels
+        streams.append(Stream(path.stem, read_audio(path), read_labels(words) if words else ()))
+    return streams
+
+
+def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
+    """One row for each set of streams."""
+    table = Table()
+    names = ("set", "hours", "keywords", "missed", "95 %", "false alarms / h", "95 %", "latency p50 / p90")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left")
+    for name, r in reports.items():
+        share, shares = r["miss_rate"], r["miss_rate_bounds"]
+        table.add_row(
+            name,
+            f"{r['hours']:.2f}",
+            str(r["keywords"]),
+            "-" if share is None else f"{share:.1%}",
+            "-" if share is None else "{:.1%}..{:.1%}".format(*shares),
+            f"{r['false_alarms_per_hour']:.2f}",
+            "{:.2f}..{:.2f}".format(*r["false_alarms_per_hour_bounds"]),
+            "-" if r["latency_ms_p50"] is None else f"{r['latency_ms_p50']:.0f} / {r['latency_ms_p90']:.0f} ms",
+        )
+    return table
+
+
+@app.command("make-stream")
+def make_stream(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder for the recordings (wav) and their labels (tsv).")],
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 10.0,
+    snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
+    unknown_share: Annotated[float, typer.Option(min=0, max=1, help="Share of words that are no keyword.")] = 0.5,
+    seed: Seed = 0,
+) -> None:
+    """Lay validation clips at random times over validation noise."""
+    plan = Plan(minutes=minutes, snr_db=snr, unknown_share=unknown_share)
+    output.mkdir(parents=True, exist_ok=True)
+    for made in build_many(gather_material(walk(data)), plan, count, seed):
+        soundfile.write(output / f"{made.name}.wav", made.samples.astype("int16"), SAMPLE_RATE)
+        write_labels(made.utterances, output / f"{made.name}.tsv")
+        console.print(f"{output / made.name}.wav: {len(made.utterances)} words in {plan.minutes:g} min")
+
+
+@app.command()
+def report(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json, the curves (csv) and pictures (png).")],
+    streams: Annotated[int, typer.Option(min=1, help="Streams of ten minutes in each set with words.")] = 9,
+    seed: Seed = 0,
+    model: Model = None,
+) -> None:
+    """Everything that the model card tells: clips, streams, trade-off, sweeps. Takes some minutes."""
+    network = open_network(model)
+    output.mkdir(parents=True, exist_ok=True)
+    with console.status("reading recordings"):
+        material = gather_material(walk(data))
+    result = {
+        "model": {"fingerprint": network.checkpoint.fingerprint, "parameters": network.checkpoint.parameters},
+        "protocol": {"streams": streams, "minutes": KEYWORDS_ALONE.minutes, "seed": seed},
+        "calibration": network.checkpoint.calibration,
+        "clips": _all_clips(network, data, output),
+        **_all_streams(network, material, streams, seed, output),
+    }
+    (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Console().print(streams_table(result["streams"]))
+
+
+def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any]]:
+    from models.plots import draw_confusion
+
+    clips = join(read_clips(walk(data), network.config, "validation"), cut_silence(walk(data), network.config))
+    reports = [judge_clips(network, clips, point) for point in track(network.points, "clips", console=console)]
+    usual = usual_point(network, None)
+    drawn = next(report for report in reports if report.name == usual)
+    draw_confusion(drawn.confusion, network.config.labels, output / "confusion.png")
+    return [asdict(report) for report in reports]
+
+
+def _all_streams(network: Network, material: Material, streams: int, seed: int, output: Path) -> dict[str, Any]:
+    from models.plots import draw_trade_off, write_trade_off
+
+    config, calibration = network.config, network.checkpoint.calibration
+    point, detect = usual_point(network, None), detector(network.config)
+    sets = standard_sets(material, streams, seed, config.keywords)
+    heard = {name: hear(network, sets[name], point) for name in track(sets, "streams", console=console)}
+    heard["target"] = heard.get("keywords", []) + heard.get("speech", [])
+    reports = {name: total(h, calibration, detect, config)[0].report() for name, h in heard.items()}
+    curves = {
+        name: trade_off(heard[name], calibration, detect, config) for name in ("target", "mixed") if heard.get(name)
+    }
+    write_trade_off(curves["target"], output / "trade_off.csv")
+    draw_trade_off(curves, reports["target"], output / "trade_off.png")
+    swept = {
+        sweep: {
+            condition: _outcome(network, hear(network, [one], point), detect)
+            for condition, one in track(conditions, sweep, console=console)
+        }
+        for sweep, conditions in sweeps(material, seed, config.keywords).items()
+    }
+    return {"streams": reports, "trade_off": curves["target"], "sweeps": swept}
+
+
+def _outcome(network: Network, heard: list[Heard], detect: Detect) -> dict[str, Any]:
+    return total(heard, network.checkpoint.calibration, detect, network.config)[0].report()

@@ -1,0 +1,98 @@
+"""`deltaspot model`: describe, calibrate and export checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from models.calibrate import Goal, calibrate
+from models.checkpoint import Checkpoint, load_checkpoint, save, shipped_path
+from models.data import walk
+from models.evaluate_sets import gather_material, standard_sets
+from models.evaluate_streams import hear
+from models.network import Network
+from service.commands.evaluate import AsJson, Model, Point, Seed, detector, read_streams, streams_table, usual_point
+
+app = typer.Typer(no_args_is_help=True, help="Describe, calibrate and export checkpoints.")
+console = Console(stderr=True)
+
+CALIBRATION_SEED = 50_000
+"""Far from the evaluation's, so that no stream is used for both."""
+
+
+@app.command()
+def info(
+    path: Annotated[Path | None, typer.Argument(help="Checkpoint; the shipped one if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a checkpoint is: shape, size, operating points, calibration, fingerprint."""
+    path = path or shipped_path()
+    described = describe(load_checkpoint(path), path)
+    if as_json:
+        print(json.dumps(described))
+    else:
+        Console().print_json(data=described)
+
+
+def describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """A checkpoint as plain types."""
+    config = checkpoint.config
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "fingerprint": checkpoint.fingerprint,
+        "parameters": checkpoint.parameters,
+        "labels": config.labels,
+        "token_ms": 1000 * config.token_samples / config.frontend.sample_rate,
+        "receptive_s": config.receptive_samples / config.frontend.sample_rate,
+        "config": config.to_dict(),
+        "points": {name: sorted(set(point.values())) for name, point in checkpoint.points.items()},
+        "calibration": dict(checkpoint.calibration),
+        "metadata": dict(checkpoint.metadata),
+    }
+
+
+@app.command("calibrate")
+def calibrate_command(
+    output: Annotated[Path, typer.Option(help="Where the calibrated checkpoint goes.")],
+    data: Annotated[
+        Path | None, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings, to build streams from.")
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="Your own recordings, in which keywords are said.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their words: TSV of start_s, end_s, word, or a folder.")] = None,
+    negatives: Annotated[Path | None, typer.Option(help="Your own recordings in which nothing may fire.")] = None,
+    false_alarms: Annotated[float, typer.Option(min=0, help="False alarms per hour to aim at.")] = 0.5,
+    latency_ms: Annotated[float, typer.Option(help="Latency from a word's end to aim at, median.")] = 230.0,
+    streams: Annotated[int, typer.Option(min=1, help="Streams of ten minutes with keywords.")] = 9,
+    seed: Seed = CALIBRATION_SEED,
+    point: Point = None,
+    model: Model = None,
+) -> None:
+    """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are."""
+    checkpoint = load_checkpoint(model or shipped_path())
+    network = Network(checkpoint)
+    sets = {}
+    if data is not None:
+        with console.status("reading recordings"):
+            sets = standard_sets(gather_material(walk(data)), streams, seed, network.config.keywords)
+        sets.pop("mixed", None)  # half of all words being strangers is a test, not a rate
+    if audio is not None:
+        sets["own"] = read_streams(audio, labels)
+    if negatives is not None:
+        sets["own negatives"] = read_streams(negatives, None)
+    if not sets:
+        raise typer.BadParameter("name --data, or --audio with --labels, or --negatives")
+    judged = usual_point(network, point)
+    heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
+    goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
+    with console.status("choosing thresholds"):
+        calibration, outcome = calibrate(heard, detector(network.config), network.config, goal)
+    save(replace(checkpoint, calibration=calibration), output)
+    Console().print_json(data=calibration)
+    Console().print(streams_table({"calibrated on": outcome.report()}))
