@@ -16,7 +16,8 @@ from service.errors import UnsupportedAudio
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deploy/README.md", ROOT / "models/NOTES.md"]
-PRESENT = sorted(path.stem for path in (ROOT / "service/commands").glob("[!_]*.py"))
+MODULES = {path.stem: path.read_text() for path in (ROOT / "service/commands").glob("[!_]*.py")}
+PRESENT = sorted(name for name, text in MODULES.items() if re.search(r"^app = ", text, re.MULTILINE))
 
 
 def leaves(command, name):
@@ -42,7 +43,12 @@ def documented_commands():
 
 
 def test_modules_and_table_agree():
-    assert set(PRESENT) <= set(cli.COMMANDS)
+    assert set(PRESENT) == set(cli.COMMANDS)
+
+
+def test_no_module_of_commands_is_forgotten():
+    imported = re.findall(r"from service\.commands\.(\w+) import", "\n".join(MODULES.values()))
+    assert set(MODULES) - set(PRESENT) <= set(imported)
 
 
 @pytest.mark.parametrize("name", list(LEAVES))
