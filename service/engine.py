@@ -71,7 +71,7 @@ class Engine:
         self._wake = threading.Event()
         self._waiting: deque[Slot] = deque()
         self._open: set[Slot] = set()
-        self._reserved = 0
+        self._reserved = self._taken = 0
         self._turn_s = self._worst_s = 0.0
         self._shed_at = clock()
         self._stopping = False
@@ -107,8 +107,8 @@ class Engine:
 
     @property
     def sessions(self) -> int:
-        """Streams that hold a place."""
-        return len(self._open) + self._reserved
+        """Places that are reserved, taken, or not yet cleared after a stream."""
+        return self._taken + self._reserved
 
     @property
     def wait_s(self) -> float:
@@ -162,6 +162,7 @@ class Engine:
             if not hosted.free:
                 raise Capacity(f"all places of model {hosted.name!r} are taken", retry_after=5)
             row = hosted.free.pop()
+            self._taken += 1
         hosted.cache.reset(row)
         slot = Slot(self, hosted, row, listener)
         self._reserved -= 1
@@ -182,6 +183,7 @@ class Engine:
 
         def free() -> None:
             slot.hosted.free.append(slot.row)
+            self._taken -= 1
 
         with self._lock:
             slot.jobs.clear()
@@ -220,33 +222,14 @@ class Engine:
             slots = [self._waiting.popleft() for _ in range(waiting)]
             now = clock()
             wait = max((now - slot.queued_at for slot in slots if slot.queued_at is not None), default=0.0)
-            turns = [turn for slot in slots if (turn := self._turn(slot, share, now))]
+            turns = [slot.take(share) for slot in slots]
+            for slot in slots:
+                slot.queued_at = now if slot.jobs else None
+            self._waiting += [slot for slot in slots if slot.jobs]
         self._turn_s, self._worst_s = wait, max(self._worst_s, wait)
         if slots:
             self._watcher.waited(wait)
-        return turns
-
-    def _turn(self, slot: Slot, share: int, now: float) -> Turn | None:
-        """Take up to `share` tokens from a slot's jobs, up to the first job that is no audio; the lock is held."""
-        turn = Turn(slot)
-        while slot.jobs and turn.tokens < share:
-            job, arrival = slot.jobs[0]
-            if callable(job):
-                if turn.tokens:
-                    break
-                slot.jobs.popleft()
-                job()
-                continue
-            room = share - turn.tokens
-            turn.add(job[:room], arrival)
-            if len(job) > room:
-                slot.jobs[0] = (job[room:], arrival)
-            else:
-                slot.jobs.popleft()
-        slot.queued_at = now if slot.jobs else None
-        if slot.jobs:
-            self._waiting.append(slot)
-        return turn if turn.tokens else None
+        return [turn for turn in turns if turn.tokens]
 
     def _judge(self, hosted: Hosted, turns: list[Turn]) -> None:
         """Front end, network and softmax for one model's part of a batch."""

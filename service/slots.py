@@ -106,6 +106,25 @@ class Slot:
 
         self.engine.enqueue(self, configure)
 
+    def take(self, share: int) -> Turn:
+        """Up to `share` tokens of the jobs, as far as the first that is no audio; those at the front are done."""
+        turn = Turn(self)
+        while self.jobs and turn.tokens < share:
+            job, arrival = self.jobs[0]
+            if callable(job):
+                if turn.tokens:
+                    break
+                self.jobs.popleft()
+                job()
+                continue
+            room = share - turn.tokens
+            turn.add(job[:room], arrival)
+            if len(job) > room:
+                self.jobs[0] = (job[room:], arrival)
+            else:
+                self.jobs.popleft()
+        return turn
+
     def close(self) -> None:
         """Give the row back; what still waits is dropped."""
         self.engine.release(self)

@@ -1,0 +1,217 @@
+"""The engine: a batch is as good as being alone, everybody gets a turn, and refusals come early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from models.features import FrameStream
+from models.network import Network
+from models.offline import judge
+from service.engine import COARSEST, Engine
+from service.errors import Capacity, Draining, UnknownModel
+from service.slots import Slot
+
+
+class Watcher:
+    """Remembers what the engine tells of itself."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.scales: list[float] = []
+
+    def stepped(self, rows: int, _seconds: float) -> None:
+        self.rows.append(rows)
+
+    def waited(self, seconds: float) -> None: ...
+
+    def lag(self, seconds: float) -> None: ...
+
+    def delta_scale(self, scale: float) -> None:
+        self.scales.append(scale)
+
+
+class Listener:
+    """Collects posteriors and wakes whoever waits for enough of them."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self.is_broken = False
+        self._changed = asyncio.Event()
+
+    def judged(self, posteriors: np.ndarray, _arrival: float) -> None:
+        self.parts.append(posteriors)
+        self._changed.set()
+
+    def broken(self) -> None:
+        self.is_broken = True
+        self._changed.set()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.parts))
+
+    async def wait(self, tokens: int) -> np.ndarray:
+        async with asyncio.timeout(30):
+            while self.count < tokens and not self.is_broken:
+                self._changed.clear()
+                await self._changed.wait()
+        return np.concatenate(self.parts)
+
+
+@asynccontextmanager
+async def running(network: Network, slots: int = 8, lag_s: float = 30.0) -> AsyncIterator[Engine]:
+    engine = Engine(Watcher(), slots=slots, batch_s=0.0, lag_s=lag_s)
+    engine.host("default", network)
+    engine.start(asyncio.get_running_loop())
+    try:
+        yield engine
+    finally:
+        await asyncio.to_thread(engine.stop)
+
+
+def admitted(engine: Engine, point: str = "dense", coarsest: float = 1.0) -> tuple[Slot, Listener]:
+    engine.reserve()
+    listener = Listener()
+    slot = engine.open(engine.find(None), listener)
+    slot.configure(point, coarsest)
+    return slot, listener
+
+
+def windows(network: Network, samples: np.ndarray) -> np.ndarray:
+    return FrameStream(network.config).feed(samples.astype(np.float32))
+
+
+async def test_strangers_in_one_batch_hear_what_they_would_hear_alone(network: Network, spoken: np.ndarray) -> None:
+    voices = [spoken[8_000 * i : 8_000 * i + 24_000] for i in range(6)]
+    async with running(network) as engine:
+        streams = [admitted(engine) for _ in voices]
+        for begin in range(0, 49, 7):
+            for (slot, _), voice in zip(streams, voices, strict=True):
+                slot.submit(windows(network, voice)[begin : begin + 7])
+        heard = [await listener.wait(49) for _, listener in streams]
+        assert max(engine._watcher.rows) > 1
+    alone = judge(network, [voice.astype(np.float32) for voice in voices], point="dense", flush=False)
+    for got, (expected, _) in zip(heard, alone, strict=True):
+        np.testing.assert_allclose(got, expected[: len(got)], atol=1e-4)
+
+
+async def test_reset_and_reuse_leave_nothing_behind(network: Network, spoken: np.ndarray) -> None:
+    async with running(network, slots=1) as engine:
+        slot, listener = admitted(engine)
+        tokens = windows(network, spoken[:32_000])
+        slot.submit(tokens)
+        slot.reset()
+        slot.submit(tokens)
+        twice = await listener.wait(2 * len(tokens))
+        np.testing.assert_allclose(twice[: len(tokens)], twice[len(tokens) :], atol=1e-6)
+        assert slot.count.tokens == 2 * len(tokens)
+        slot.close()
+        await cleared(engine)
+        other, fresh = admitted(engine)
+        other.submit(tokens)
+        np.testing.assert_allclose(await fresh.wait(len(tokens)), twice[: len(tokens)], atol=1e-6)
+
+
+async def cleared(engine: Engine) -> None:
+    """A row comes back when the engine's thread has seen that its stream is closed."""
+    await until(lambda: engine.sessions == 0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other thread run until something is so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (the other side is a thread)
+            await asyncio.sleep(0)
+
+
+async def test_a_client_that_pushes_an_hour_does_not_hold_up_a_microphone(network: Network, spoken: np.ndarray) -> None:
+    async with running(network) as engine:
+        tokens = windows(network, spoken)
+        greedy, long = admitted(engine)
+        for _ in range(20):
+            greedy.submit(tokens)
+        await long.wait(1)
+        modest, short = admitted(engine)
+        modest.submit(tokens[:3])
+        await short.wait(3)
+        assert long.count < 20 * len(tokens)
+        await long.wait(20 * len(tokens))
+
+
+async def test_places_are_counted_before_they_are_used(network: Network) -> None:
+    async with running(network, slots=2) as engine:
+        engine.reserve()
+        admitted(engine)
+        with pytest.raises(Capacity, match="2 places"):
+            engine.reserve()
+        engine.cancel()
+        engine.admit()
+
+
+async def test_draining_engine_admits_nobody(network: Network) -> None:
+    async with running(network) as engine:
+        engine.draining = True
+        with pytest.raises(Draining):
+            engine.admit()
+
+
+async def test_engine_that_is_behind_refuses(network: Network) -> None:
+    engine = Engine(Watcher(), slots=8, batch_s=0.0, lag_s=0.0)  # not started: whoever waits, waits
+    engine.host("default", network)
+    slot, _ = admitted(engine)
+    slot.submit(windows(network, np.zeros(1_000)))
+    with pytest.raises(Capacity, match="behind") as refused:
+        engine.admit()
+    assert refused.value.retry_after > 0
+
+
+async def test_precision_is_shed_within_each_streams_allowance_and_comes_back(network: Network) -> None:
+    async with running(network) as engine:
+        strict, _ = admitted(engine, coarsest=1.0)
+        lenient, listener = admitted(engine, coarsest=2.0)
+        lenient.submit(windows(network, np.zeros(1_000)))
+        await listener.wait(1)
+        told: list[bool] = []
+        engine.on_shed = told.append
+        for worst, shedding in ((60.0, True), (0.0, False)):
+            for _ in range(30):
+                engine._worst_s, engine._shed_at = worst, -1.0
+                engine._shed()
+            assert (engine.scale > 1) is shedding
+            assert engine.scale <= COARSEST
+            assert strict.scale == strict.hosted.cache.scale[strict.row] == 1.0
+            assert lenient.hosted.cache.scale[lenient.row] == (2.0 if shedding else 1.0)
+        await asyncio.sleep(0)
+        assert told == [True, False]
+
+
+async def test_a_batch_that_fails_is_told_and_the_engine_goes_on(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(network) as engine:
+        slot, listener = admitted(engine)
+        with monkeypatch.context() as broken:
+            broken.setattr(network, "step", lambda *_: 1 / 0)
+            slot.submit(windows(network, np.zeros(1_000)))
+            await until(lambda: listener.is_broken)
+        other, sound = admitted(engine)
+        other.submit(windows(network, np.zeros(1_000)))
+        assert len(await sound.wait(1)) == 1
+        assert engine.alive
+
+
+async def test_new_model_serves_new_streams_only(network: Network) -> None:
+    async with running(network) as engine:
+        old, _ = admitted(engine)
+        engine.host("default", network)
+        new, listener = admitted(engine)
+        assert old.hosted is not new.hosted
+        new.submit(windows(network, np.zeros(1_000)))
+        await listener.wait(1)
+        with pytest.raises(UnknownModel, match="default"):
+            engine.find("nobody")
