@@ -71,6 +71,8 @@ class Plan:
     snr_db: tuple[float, float] = (0.0, 20.0)
     level_db: tuple[float, float] = (-36.0, -18.0)
     unknown_share: float = 0.5
+    words: int | None = None
+    """How many words at most; None for as many as find room."""
 
 
 def spoken_span(samples: Array) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: S
     backgrounds, levels = _scenes(noise, plan, length, random)
     samples, utterances, used = backgrounds, [], [0, 0]
     place = int(random.uniform(*plan.gap_s) * SAMPLE_RATE)
-    while True:
+    while plan.words is None or len(utterances) < plan.words:
         kind = int((len(kinds[1]) > 0 and random.random() < plan.unknown_share) or not kinds[0])
         clip = kinds[kind][decks[kind][used[kind] % len(decks[kind])]]
         used[kind] += 1

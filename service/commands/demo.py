@@ -83,14 +83,14 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`deltaspot serve` in a process of its own, ready; it is stopped on the way out.
+def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve` with `options` in a process of its own, ready; it is stopped on the way out.
 
     Raises:
         DemoError: if it ends before it is ready, or takes too long; its log is in the message.
     """
     with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 (our own command)
         try:
             deadline = time.monotonic() + START_S

@@ -27,15 +27,15 @@ from models.evaluate_streams import Calibration, Detect, Heard, hear, total, tra
 from models.features import Array
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
+from service.commands.evaluate_socket import socket
 from service.detector import Detector, Hit, Rule
 
 app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
+app.command()(socket)
 console = Console(stderr=True)
 
 PIECE: Final = 16
 """Tokens handed to the detector at once; it skips a piece in which nothing stirs."""
-WORD_SAMPLES: Final = 3 * SAMPLE_RATE
-"""Length of the recordings of `evaluate socket`."""
 
 Data = Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
