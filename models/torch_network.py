@@ -1,0 +1,241 @@
+"""The torch engine: `models.transformer.StreamingKWT` behind the interface of `models.network.Network`.
+
+For those who serve from an accelerator, and the line against which the compiled step is measured. The streams of
+a call run as one batch of the reference network; what they remember are rows of a few tensors.
+
+Tensor arithmetic cannot leave out single channels, so the gates save time only where a whole token passed none:
+`Gathered` multiplies the tokens that differ from the one before them and repeats the rest. The counts are of what
+the gates let through, as in the compiled step without its rebuilds of sums, of which there are none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.checkpoint import DENSE, Checkpoint
+from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.features import SILENT, Array
+from models.gates import hold
+from models.transformer import Gates, Past, StreamingKWT
+
+
+class TorchCache:
+    """What `capacity` streams remember, as tensors on one device.
+
+    tensors: every tensor of a full `Past`, a row for each stream. Along a window (keys, values, held attention rows)
+        the newest token is last; of a stream younger than the window, the places in front are unused.
+    tokens, macs, point, scale: as in `models.cache.Cache`.
+    """
+
+    def __init__(self, model: StreamingKWT, capacity: int) -> None:
+        self.config, self.capacity = model.config, capacity
+        self.tensors = {
+            name: tensor.new_zeros(capacity, *tensor.shape[1:]) for name, tensor in _named(_full_past(model))
+        }
+        self.tokens = np.zeros(capacity, np.int64)
+        self.macs = np.zeros((capacity, self.config.layers + 2, len(BLOCK_GATES)), np.int64)
+        self.point = np.zeros(capacity, np.int64)
+        self.scale = np.ones(capacity, np.float32)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Memory of one stream, counters included."""
+        counters = (self.tokens, self.macs, self.point, self.scale)
+        return sum(t[:1].nbytes for t in self.tensors.values()) + sum(array[:1].nbytes for array in counters)
+
+    def reset(self, row: int) -> None:
+        """Back to the start of a stream; its operating point stays."""
+        self.tokens[row] = 0
+        self.macs[row] = 0
+
+    def configure(self, row: int, point: int, scale: float = 1.0) -> None:
+        """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
+        self.point[row], self.scale[row] = point, scale
+
+    def read(self, rows: Tensor, seen: int) -> Past:
+        """The past of streams (B,) of which each has `seen` tokens in its window, at most span - 1."""
+        if seen == 0:
+            return Past()
+        past = Past(frames=self.tensors["frames"][rows])
+        for name, tensor in self.tensors.items():
+            kind, _, of = name.partition(".")
+            part = tensor[rows, :, -seen:] if _windowed(name) else tensor[rows]
+            if kind == "keys":
+                past.memory[of] = (part, self.tensors[f"values.{of}"][rows, :, -seen:])
+            elif kind == "held":
+                past.held[of] = part
+        return past
+
+    def write(self, rows: Tensor, future: Past) -> None:
+        """Keep what streams (B,) remember of their newest tokens."""
+        for name, tensor in _named(future, self.config.span - 1):
+            if _windowed(name):
+                self.tensors[name][rows, :, -tensor.shape[2] :] = tensor
+            else:
+                self.tensors[name][rows] = tensor
+
+
+def _windowed(name: str) -> bool:
+    return name.startswith(("keys.", "values.")) or name.endswith(".weights")
+
+
+def _named(past: Past, window: int | None = None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a past by name; windows no longer than `window`."""
+    tensors = {"frames": past.frames} | {f"held.{name}": held for name, held in past.held.items()}
+    for name, (keys, values) in past.memory.items():
+        tensors |= {f"keys.{name}": keys, f"values.{name}": values}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            yield name, tensor[:, :, -window:] if window and _windowed(name) else tensor
+
+
+def _full_past(model: StreamingKWT) -> Past:
+    """What one stream remembers after a whole window."""
+    config = model.config
+    device = next(model.parameters()).device
+    silence = torch.full((1, (config.span - 1) * config.stride, config.frontend.bands), SILENT, device=device)
+    with torch.inference_mode():
+        return model(silence, None, dict.fromkeys(gate_names(config), 0.0))[1]
+
+
+class CountingGates(Gates):
+    """Delta gates that count what passes, with thresholds (B,) of their own for every stream.
+
+    moved: per gate, channels let through (B, N).
+    """
+
+    def __init__(self, thresholds: Mapping[str, Tensor], past: Past, future: Past) -> None:
+        super().__init__(thresholds, past, future)
+        self.exact = not any(bool(theta.any()) for theta in thresholds.values())
+        self.moved: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
+        """As `models.transformer.Gates`; where all thresholds are zero nothing is held, and time is no loop."""
+        first = torch.zeros_like(x[..., :1, :])
+        if (reference := self.past.held.get(name)) is not None:
+            first[..., 0, : reference.shape[-1]] = reference
+        if self.exact:
+            held = x
+        else:
+            theta = self.thresholds[name].view(-1, *[1] * (x.dim() - 2))  # type: ignore[index,union-attr]
+            held, _ = hold(x, theta, first[..., 0, : x.shape[-1] - (0 if window is None else x.shape[-2])], window)
+        moved = held != torch.cat((first, held[..., :-1, :]), dim=-2)
+        if window is not None:
+            moved &= window
+        self.moved[name] = moved.sum(-1).view(len(x), -1, x.shape[-2]).sum(1)
+        self.future.held[name] = held[..., -1, :]
+        return held
+
+
+class Gathered(nn.Module):
+    """A linear layer that multiplies only the tokens that differ from the one before them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, inputs) -> (B, N, outputs)."""
+        fresh = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        fresh[:, 1:] = (x[:, 1:] != x[:, :-1]).any(-1)
+        if fresh.all():
+            return self.linear(x)
+        return self.linear(x[fresh])[fresh.flatten().cumsum(0) - 1].view(*x.shape[:2], -1)
+
+
+def gather(module: nn.Module) -> None:
+    """Put `Gathered` in the place of every linear layer below a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Gathered(child))
+        else:
+            gather(child)
+
+
+class TorchNetwork:
+    """A checkpoint, run by torch; const, shared by every stream and thread."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, torch.device(device)
+        self.model = StreamingKWT(self.config)
+        self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
+        self.model.to(self.device).eval()
+        gather(self.model)
+        names = gate_names(self.config)
+        thresholds = {DENSE: dict.fromkeys(names, 0.0), **checkpoint.points}
+        self.points = tuple(thresholds)
+        self._table = np.array([[point[name] for name in names] for point in thresholds.values()], np.float32)
+
+    def new_cache(self, capacity: int) -> TorchCache:
+        """Room for `capacity` streams, each at its beginning."""
+        return TorchCache(self.model, capacity)
+
+    @torch.inference_mode()
+    def step(
+        self, cache: TorchCache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
+    ) -> Array:
+        """Advance a batch of streams; see `models.network.Network.step`.
+
+        Streams run together that have the same number of tokens in their window and of new ones, which in service
+        is nearly all of them.
+        """
+        rows = np.asarray(rows, np.int64)
+        counts = np.ones(len(rows), np.int64) if counts is None else np.asarray(counts, np.int64)
+        seen = np.minimum(cache.tokens[rows], self.config.span - 1)
+        first = np.cumsum(counts) - counts
+        logits = np.empty((len(frames), len(self.config.labels)), np.float32)
+        for past, new in np.unique(np.stack((seen, counts), axis=1)[counts > 0], axis=0).tolist():
+            group = np.flatnonzero((seen == past) & (counts == new))
+            places = first[group, None] + np.arange(new)
+            logits[places] = self._run(cache, rows[group], past, np.asarray(frames)[places])
+        return logits
+
+    def warm_up(self) -> None:
+        """Judge a token of silence, so that the device is ready."""
+        frontend = self.config.frontend
+        silence = np.full((1, self.config.stride, frontend.bands), SILENT, np.float32)
+        self.step(self.new_cache(1), np.zeros(1, np.int64), silence)
+
+    def _run(self, cache: TorchCache, rows: NDArray[np.int64], seen: int, frames: Array) -> Array:
+        """Streams (B,) of equal past and frames (B, N, stride, bands) -> logits (B, N, K)."""
+        thetas = torch.from_numpy(self._table[cache.point[rows]] * cache.scale[rows, None]).to(self.device)
+        places = torch.from_numpy(rows).to(self.device)
+        past, future = cache.read(places, seen), Past()
+        gates = CountingGates(dict(zip(gate_names(self.config), thetas.unbind(1), strict=True)), past, future)
+        logits = self.model.run(torch.from_numpy(frames).to(self.device).flatten(1, 2), past, future, gates)
+        cache.write(places, future)
+        before = cache.tokens[rows, None] + np.arange(frames.shape[1])
+        cache.macs[rows] += macs(self.config, gates.moved, before)
+        cache.tokens[rows] += frames.shape[1]
+        return logits.cpu().numpy()
+
+
+def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Channels let through (B, N) by gate -> multiply-accumulates (B, layers + 2, 6), as `models.step` counts them.
+
+    `before` (B, N) is how many tokens each stream had seen at each of these.
+    """
+    c, heads = config.channels, config.heads
+    names = list(moved)
+    channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
+    total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
+    old_keys = np.minimum(before, config.span - 1)
+    leaves = heads * (before >= config.span)
+    outputs = {"qkv": 3 * c, "query": old_keys, "weights": c // heads, "out": c, "up": config.hidden, "down": c}
+    outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
+    total[:, 0, 0] = channels["stem"].sum(1) * c
+    for layer in range(config.layers):
+        for column, kind in enumerate(BLOCK_GATES):
+            passed = channels[f"block{layer}.{kind}"] + (leaves if kind == "weights" else 0)
+            total[:, layer + 1, column] = (passed * outputs[kind]).sum(1)
+            if kind == "query":  # the new key meets the whole query
+                total[:, layer + 1, column] += c * before.shape[1]
+    for column, kind in enumerate(READOUT_GATES):
+        passed = channels[f"readout.{kind}"] + (leaves if kind == "weights" else 0)
+        total[:, -1, column] = (passed * outputs_at_end[kind]).sum(1)
+    return total
