@@ -1,0 +1,71 @@
+"""Replicas of the server on a Ray cluster, behind Ray Serve's proxies.
+
+    pip install "deltaspot[ray]"
+    serve run --app-dir deploy/ray app:app            # on a machine of the cluster
+
+The same application as `deltaspot serve`. An open stream counts as an ongoing request, so replicas follow the number
+of streams; a stream whose replica dies resumes on another one. Settings come from the environment of the replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from service.app import create_app
+from service.server import Server
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import FastAPI
+
+SESSIONS = 1_000
+"""Streams of one replica, which has one core; see the sizing guide in deploy/README.md."""
+
+
+def build() -> FastAPI:
+    """One replica's application. Serve asks for no readiness: a replica counts when its lifespan has begun."""
+    server = Server(Settings(sessions=SESSIONS))
+    application = create_app(server)
+    begin = application.router.lifespan_context
+
+    @asynccontextmanager
+    async def warm(app: FastAPI) -> AsyncIterator[Any]:
+        async with begin(app) as state:
+            while not server.ready:  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.1)
+            yield state
+
+    application.router.lifespan_context = warm
+    return application
+
+
+@serve.deployment(
+    name="deltaspot",
+    ray_actor_options={"num_cpus": 1},
+    max_ongoing_requests=SESSIONS,
+    autoscaling_config={
+        "min_replicas": 2,
+        "max_replicas": 100,
+        "target_ongoing_requests": 0.7 * SESSIONS,
+        "downscale_delay_s": 600,
+    },
+    graceful_shutdown_timeout_s=30,
+    health_check_period_s=5,
+)
+@serve.ingress(build)
+class Deltaspot:
+    """A server without a socket of its own."""
+
+    async def pid(self) -> int:
+        """Process of the replica that is asked, for those who want to look at it or to end it."""
+        return os.getpid()
+
+
+app = Deltaspot.bind()

@@ -1,0 +1,115 @@
+"""Scans: what a stream would hear, over folders; interrupted by kill -9 and resumed; refused when models differ."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from service.commands.demo import script
+from service.commands.scan import app
+from service.scan import Output, ScanError, find
+from tests.conftest import ROOT
+
+SAMPLE = ROOT / "client" / "samples" / "commands.flac"
+
+
+def scan(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A folder with the sample thrice, a silent recording of another rate, a broken file and a text."""
+    folder = tmp_path / "archive"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("one.flac", "deeper/two.flac", "deeper/three.FLAC"):
+        shutil.copy(SAMPLE, folder / name)
+    soundfile.write(folder / "silence.wav", np.zeros(4410, np.int16), 22_050)
+    (folder / "broken.mp3").write_bytes(b"no music")
+    (folder / "notes.txt").write_text("no recording")
+    return folder
+
+
+def test_words_are_found_where_they_were_said(archive, tmp_path):
+    out = tmp_path / "out.parquet"
+    scan(archive / "one.flac", "--out", out)
+    found = pq.read_table(out).to_pylist()
+    said = {word.text: word for word in script()}
+    assert len(found) >= 5
+    for row in found:
+        word = said[row["keyword"]]
+        assert row["start_s"] < word.end_s
+        assert abs(row["end_s"] - word.end_s) < 0.5
+
+
+def test_every_recording_has_a_row(archive, tmp_path):
+    out = tmp_path / "out.parquet"
+    said = scan(archive, "--out", out)
+    rows = pq.read_table(out).to_pylist()
+    by_name = {
+        name: [r for r in rows if r["path"].endswith(name)] for name in ("silence.wav", "broken.mp3", "one.flac")
+    }
+    assert "5 recordings, 5 of them new" in said
+    assert [(r["audio_s"], r["keyword"], r["error"]) for r in by_name["silence.wav"]] == [(0.2, None, None)]
+    assert "not an audio file" in by_name["broken.mp3"][0]["error"]
+    assert (
+        len({len([r for r in rows if r["path"].lower().endswith(f"{n}.flac")]) for n in ("one", "two", "three")}) == 1
+    )
+
+
+def test_a_scan_that_was_killed_goes_on(archive, tmp_path):
+    whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
+    scan(archive, "--out", whole)
+    command = [sys.executable, "-m", "service.cli", "scan", archive, "--out", broken, "--batch", "1"]
+    killed = subprocess.Popen(command, cwd=ROOT)
+    parts = tmp_path / "broken.parquet.parts"
+    while not list(parts.glob("*.parquet")):
+        assert killed.poll() in (None, 0)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    said = scan(archive, "--out", broken)
+    assert "5 of them new" not in said
+    assert not parts.exists()
+    assert pq.read_table(broken).equals(pq.read_table(whole))
+
+
+def test_a_second_scan_judges_new_recordings_only(archive, tmp_path):
+    out = tmp_path / "out.parquet"
+    scan(archive / "deeper", "--out", out)
+    assert "5 recordings, 3 of them new" in scan(archive, "--out", out)
+    assert "5 recordings, 0 of them new" in scan(archive, "--out", out)
+    assert len(set(pq.read_table(out)["path"].to_pylist())) == 5
+
+
+def test_a_merge_that_was_interrupted_counts_nothing_twice(archive, tmp_path):
+    out = tmp_path / "out.parquet"
+    scan(archive, "--out", out)
+    before = pq.read_table(out)
+    identity = {key.decode(): value.decode() for key, value in before.schema.metadata.items()}
+    Output(out, identity).add(before)
+    scan(archive, "--out", out)
+    assert pq.read_table(out).equals(before)
+
+
+def test_tables_of_different_points_are_not_mixed(archive, tmp_path):
+    out = tmp_path / "out.parquet"
+    scan(archive / "silence.wav", "--out", out)
+    with pytest.raises(ScanError, match="another model or point"):
+        scan(archive / "silence.wav", "--out", out, "--point", "dense")
+
+
+def test_unknown_paths_and_points_are_told(archive, tmp_path):
+    with pytest.raises(ScanError, match="does not exist"):
+        find([archive / "nothing"])
+    with pytest.raises(ScanError, match="no operating point sharp"):
+        scan(archive, "--out", tmp_path / "out.parquet", "--point", "sharp")
