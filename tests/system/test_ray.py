@@ -1,0 +1,99 @@
+"""A real Ray cluster on this machine: replicas of the server of which one is killed, and a scan spread over workers."""
+
+import asyncio
+import os
+import signal
+import socket
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from client.connection import connect
+from client.sources import file_blocks
+from service.commands.scan import app as scan
+from service.protocol import Detection
+from tests.conftest import ROOT
+
+pytestmark = [
+    pytest.mark.system,
+    # Ray's own: sockets and files it leaves to the garbage collector, and calls that its dependencies deprecated.
+    pytest.mark.filterwarnings("default::ResourceWarning", "default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SAMPLE = ROOT / "client" / "samples" / "commands.flac"
+CLIPS = 200
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray with as many workers as the test asks for, whatever the machine has."""
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+    del os.environ["PYTHONPATH"]
+
+
+@pytest.fixture
+def replicas(cluster):  # noqa: ARG001  Serve finds the cluster by itself
+    """Address of two replicas behind one proxy, and their processes."""
+    from ray import serve
+
+    from deploy.ray.app import Deltaspot
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    two = Deltaspot.options(autoscaling_config=None, num_replicas=2, ray_actor_options={"num_cpus": 0.5})
+    handle = serve.run(two.bind())
+    pids = set()
+    while len(pids) < 2:
+        pids.add(handle.pid.remote().result(timeout_s=60))
+    yield f"http://127.0.0.1:{port}", pids
+    serve.shutdown()
+
+
+async def listen(url, heard):
+    """Stream the sample at four times real time; return what was heard and how many connections it took."""
+    async with connect(url) as spotter:
+        spotter.play(file_blocks(SAMPLE, speed=4))
+        words = []
+        async for event in spotter:
+            if isinstance(event, Detection):
+                words.append((event.keyword, event.end_s))
+                heard.set()
+    return words, spotter.connections
+
+
+async def test_streams_survive_the_death_of_a_replica(replicas):
+    url, pids = replicas
+    (undisturbed, _) = await listen(url, asyncio.Event())
+    heard = asyncio.Event()
+    streams = [asyncio.create_task(listen(url, heard)) for _ in range(6)]
+    await heard.wait()
+    os.kill(min(pids), signal.SIGKILL)
+    results = await asyncio.gather(*streams)
+    assert len(undisturbed) > 3
+    assert [words for words, _ in results] == [undisturbed] * len(streams)
+    assert sum(connections for _, connections in results) > len(streams)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_scan_on_ray_equals_a_scan_here(shared_data, tmp_path):
+    clips = tmp_path / "clips"
+    with tarfile.open(shared_data / "speech_commands_validation_flac.tar") as tar:
+        members = [m for m in tar.getmembers() if m.name.endswith(".flac")]
+        tar.extractall(clips, members[:: len(members) // CLIPS], filter="data")
+    tables = []
+    for name, options in {"here": [], "ray": ["--ray", "local"]}.items():
+        out = tmp_path / f"{name}.parquet"
+        done = CliRunner().invoke(scan, [str(clips), "--out", str(out), *options])
+        assert done.exit_code == 0, done.output
+        tables.append(pq.read_table(out))
+    assert len(set(tables[0]["path"].to_pylist())) >= CLIPS
+    assert tables[0]["keyword"].null_count < len(tables[0])
+    assert tables[0].equals(tables[1])
