@@ -107,8 +107,8 @@ def learn(
     clips: Tensor,
     *,
     steps: int,
-    batch: int = 32,
-    prices: tuple[float, float] = (0.01, 10.0),
+    batch: int = 48,
+    prices: tuple[float, float] = (0.003, 0.15),
     rate: float = 0.05,
 ) -> Iterator[tuple[float, Tensor]]:
     """Learn thresholds for ever fewer operations, weights frozen.

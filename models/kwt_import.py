@@ -21,6 +21,9 @@ from models.kwt_weights import FULL_SCALE, KWTConfig, KWTFileError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from models.evaluate import LabelledClips
+    from models.kwt_weights import Weights
+
 HEAD_CHANNELS = 64
 FRONT_END = {
     "window": "windowing/mul/y",
@@ -37,12 +40,11 @@ def interpreter(path: Path) -> Any:  # noqa: ANN401 - untyped package
     """The file in LiteRT, one thread, ready to run.
 
     Raises:
-        KWTFileError: without the `litert` extra, or for a file LiteRT cannot read.
+        ModuleNotFoundError: without the `litert` extra.
+        KWTFileError: for a file LiteRT cannot read.
     """
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise KWTFileError("reading tflite files needs LiteRT: pip install 'deltaspot[litert]'") from error
+    from ai_edge_litert.interpreter import Interpreter
+
     try:
         runtime = Interpreter(str(path), num_threads=1)
     except (ValueError, RuntimeError) as error:
@@ -62,6 +64,28 @@ def reference(path: Path) -> Callable[[Array], Array]:
         return np.array(runtime.get_tensor(sink)[0])
 
     return judge
+
+
+def compare(path: Path, config: KWTConfig, weights: Weights, clips: LabelledClips) -> dict[str, float]:
+    """What an import is worth: accuracy of the published file, and how far our logits are from its own, at most."""
+    import torch
+
+    from models.kwt import KWT
+    from models.kwt_clip import ClipNetwork
+
+    judge, network = reference(path), ClipNetwork(config, weights)
+    published = np.array([judge(clip) for clip in clips.samples])
+    plain = np.array([network.logits(clip) for clip in clips.samples])
+    model = KWT(config, weights)
+    with torch.inference_mode():
+        parts = torch.from_numpy(np.stack(clips.samples)).split(32)
+        ours = torch.cat([model(part) for part in parts]).numpy()
+    return {
+        "clips": len(published),
+        "accuracy": float((published.argmax(axis=1) == clips.targets).mean()),
+        "logits_off_torch": float(np.abs(ours - published).max()),
+        "logits_off_numpy": float(np.abs(plain - published).max()),
+    }
 
 
 def import_tflite(path: Path) -> tuple[KWTConfig, dict[str, Array]]:

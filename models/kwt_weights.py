@@ -120,6 +120,11 @@ class KWTConfig:
         return shapes
 
 
+def parameters(weights: Weights) -> int:
+    """Number of trained weights; the front end's constants are not."""
+    return sum(value.size for name, value in weights.items() if not name.startswith("frontend."))
+
+
 def check(config: KWTConfig, weights: Weights) -> None:
     """Compare tensors with the shape they should have.
 

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 THRESHOLDS = Path(__file__).parent / "weights" / "kwt1_thresholds.json"
 """Thresholds learned for KWT-1 by `learn_thresholds` on Speech Commands training clips."""
-CUTS = (0.6, 0.7, 0.8, 0.85, 0.87, 0.9, 0.92, 0.94, 0.96)
+CUTS = (0.7, 0.8, 0.85, 0.87, 0.9, 0.92, 0.94)
 """Shares of the three products' operations at which a point of the delta curve is kept."""
+PRICES = (0.1, 0.2, 0.4)
+"""Nats per share of surviving scores, for which thresholds of score pruning are learned."""
 BATCH = 32
 
 
@@ -101,8 +103,8 @@ def attentions(thresholds: Mapping[str, Any]) -> Iterator[tuple[str, str, Attent
         table = torch.tensor(point["thresholds"])
         yield "delta", f"{point['cut']:.0%} cut on training clips", kwt_delta.DeltaAttention(table)
     for point in thresholds["leopard"]:
-        table = torch.tensor(point["thresholds"])
-        yield "leopard", f"{point['pruned']:.0%} pruned on training clips", pruning.PrunedAttention(table)
+        tables = torch.tensor(point["thresholds"]), torch.tensor(point["centres"])
+        yield "leopard", f"{point['pruned']:.0%} pruned on training clips", pruning.PrunedAttention(*tables)
     for rho in (-1.0, -0.5, 0.0, 0.3):
         yield "hybrid", f"literal, rho {rho:+.1f}", HybridAttention(rho)
     for rho in (-0.5, 0.0, 0.1, 0.3):
@@ -163,8 +165,7 @@ def training_clips(items: Iterable[Item], config: KWTConfig, per_word: int = 80,
 def learn_thresholds(model: KWT, clips: LabelledClips, steps: int = 400) -> dict[str, Any]:
     """Learn every method's thresholds on training clips; weights stay as published."""
     torch.manual_seed(0)
-    with torch.inference_mode(False):
-        embedded, targets = embed(model, clips).clone(), torch.from_numpy(clips.targets)
+    embedded, targets = embed(model, clips).clone(), torch.from_numpy(clips.targets)
     model = pruning.compact(model)
     return {
         "delta": list(_delta_points(model, embedded, targets, steps)),
@@ -184,11 +185,13 @@ def _delta_points(model: KWT, embedded: Tensor, targets: Tensor, steps: int) -> 
 
 
 def _leopard_points(model: KWT, embedded: Tensor, steps: int) -> Iterator[dict[str, Any]]:
-    for price in (0.1, 0.3, 1.0):
-        survived = 1.0
-        for survived, table, _ in pruning.learn(model, embedded, steps=steps // 2, price=price):  # noqa: B007 - the last ones
-            pass
-        yield {"pruned": 1 - survived, "thresholds": _rounded(table)}
+    for price in PRICES:
+        *_, learned = pruning.learn(model, embedded, steps=steps // 4, price=price, rates=(0.03, 0.0))
+        yield {
+            "pruned": round(1 - learned.survived, 2),
+            "thresholds": _rounded(learned.thresholds),
+            "centres": [_rounded(centre) for centre in learned.centres],
+        }
 
 
 def _rounded(table: Tensor) -> list[list[float]]:

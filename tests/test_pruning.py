@@ -50,6 +50,7 @@ def test_a_rows_maximum_always_survives() -> None:
 
 def test_pruned_attention_is_softmax_over_the_survivors(model: KWT, clips: Tensor) -> None:
     attention = PrunedAttention(torch.zeros(SMALL.layers, SMALL.heads))
+    attention.theta = torch.zeros(())
     scores = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(2))
     weights = attention.weights(scores)
     for head in range(2):
@@ -94,11 +95,22 @@ def test_compact_keeps_the_scores_and_terminates_earlier(model: KWT, clips: Tens
     assert after.done["scores"] < before.done["scores"]
 
 
+def test_a_centre_is_the_same_as_subtracting_it_from_every_key() -> None:
+    generator = torch.Generator().manual_seed(4)
+    q, k = torch.randn(2, 1, 2, 6, 8, generator=generator)
+    centres, thresholds = torch.randn(1, 2, 8, generator=generator), torch.tensor([[0.1, -0.2]])
+    centred, plain = PrunedAttention(thresholds, centres), PrunedAttention(thresholds)
+    weights = centred.weights(centred.scores(q, k))
+    expected = plain.weights(plain.scores(q, k - centres[0, :, None]))
+    torch.testing.assert_close(weights, expected)
+    assert (weights == 0).any()
+
+
 def test_learning_prunes_more_when_scores_are_dear(model: KWT, clips: Tensor) -> None:
     def survived(price: float) -> float:
         torch.manual_seed(0)
-        *_, (_, theta, _) = learn(model, clips, steps=20, price=price, batch=4)
-        attention = PrunedAttention(theta)
+        *_, learned = learn(model, clips, steps=20, price=price, batch=4)
+        attention = PrunedAttention(learned.thresholds, learned.centres)
         model.judge(clips, attention)
         return attention.done["values"].item()
 

@@ -1,0 +1,63 @@
+"""The comparison of methods as a Markdown table, a CSV file and a picture. Knows rows, and nothing of networks."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from models.methods import Row
+
+SCOPES = ("products", "attention", "model")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, shares in per cent."""
+    head = ["network", "method", "setting", "accuracy", "products cut", "attention cut", "model cut"]
+    head += ["CPU ms / audio s", "parameters", "bytes / session"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        shares = (row.accuracy, row.macs_cut_products, row.macs_cut_attention, row.macs_cut_model)
+        cells: list[Any] = [row.network, row.method, row.setting or "-", *(f"{100 * share:.2f} %" for share in shares)]
+        cells += [f"{row.cpu_ms_per_audio_s:.2f}", f"{row.parameters:,}", f"{row.bytes_per_session:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_report(rows: Sequence[Row], path: Path, what: str) -> None:
+    """Markdown at `path`; the same rows as CSV, and accuracy against operations cut as PNG, beside it."""
+    with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    draw_curves(rows, path.with_suffix(".png"))
+    path.write_text(
+        f"# Published methods, measured\n\n{what}. Work is cut against the same network dense; time of kwt1 is "
+        "the torch reference's, which counts what could be left out but computes it.\n\n"
+        f"{table(rows)}\n\n![accuracy against operations cut]({path.with_suffix('.png').name})\n"
+    )
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against multiply-accumulates cut, one panel per scope, one line per network and method."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        form = row.setting.split(",")[0] if row.method == "hybrid" else ""
+        lines.setdefault(f"{row.network} {row.method} {form}".strip(), []).append(row)
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(SCOPES), sharey=True)
+    for scope, axes in zip(SCOPES, panels, strict=True):
+        for name, found in lines.items():
+            points = sorted((100 * getattr(row, f"macs_cut_{scope}"), 100 * row.accuracy) for row in found)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        axes.set(xlabel=f"multiply-accumulates cut, {scope}, %", xlim=(None, 100))
+        axes.grid(visible=True, alpha=0.3)
+    panels[0].set(ylabel="accuracy, %", ylim=(max(0, 100 * min(row.accuracy for row in rows) - 1), 100))
+    panels[0].legend()
+    figure.savefig(path, dpi=120)
