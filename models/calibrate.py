@@ -32,8 +32,9 @@ LENT = 0.1
 """Share of all keywords' sums that is lent to each."""
 FLOOR = 0.2
 """Smoothed posteriors below this are no candidates for anything."""
-STRICTEST = 5.0
-"""Largest shift of all thresholds that is tried, on the logit scale."""
+LAXEST, STRICTEST = -1.2, 5.0
+"""Least and largest shift of all thresholds that are tried, on the logit scale."""
+STEPS = (0.4, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +103,16 @@ def settle(
     Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
     higher one), so shifts are tried one after the other, first by large steps and then by small ones.
     """
-    offset = -2.0
-    moved, outcome = calibration, Tally()
-    for step in (0.4, 0.05):
+    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
+    offset, moved, outcome = LAXEST, calibration, Tally()
+    for step in STEPS:
         while True:
             moved = shifted(calibration, offset)
             outcome, _ = total(heard, moved, detect, config)
-            if outcome.false_alarms.total() <= goal.false_alarms_per_hour * outcome.hours or offset > STRICTEST:
+            if outcome.false_alarms.total() <= allowed or offset > STRICTEST:
                 break
             offset += step
-        offset -= 0.35
+        offset -= STEPS[0] - STEPS[1]
     return moved, outcome
 
 

@@ -1,4 +1,4 @@
-"""`deltaspot model`: describe, calibrate and export checkpoints."""
+"""`deltaspot model`: describe, import, calibrate and export checkpoints."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from models.evaluate_sets import gather_material, standard_sets
 from models.evaluate_streams import hear
 from models.network import Network
 from service.commands.evaluate import AsJson, Model, Point, Seed, detector, read_streams, streams_table, usual_point
+from service.commands.model_import import import_stock
 
-app = typer.Typer(no_args_is_help=True, help="Describe, calibrate and export checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and export checkpoints.")
+app.command("import")(import_stock)
 console = Console(stderr=True)
 
 CALIBRATION_SEED = 50_000
@@ -96,3 +98,42 @@ def calibrate_command(
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
     Console().print(streams_table({"calibrated on": outcome.report()}))
+
+
+@app.command()
+def export(
+    onnx: Annotated[
+        Path, typer.Option(help="Where the clip graph goes; the step graph goes beside it, as *.step.onnx.")
+    ],
+    model: Model = None,
+) -> None:
+    """Write the network as ONNX: judging whole seconds, and one token with the cache as inputs and outputs."""
+    from models.export import export_clip, export_step
+
+    checkpoint = load_checkpoint(model or shipped_path())
+    step = onnx.with_suffix(".step.onnx")
+    export_clip(checkpoint, onnx)
+    export_step(checkpoint, step)
+    console.print(f"{onnx} ({onnx.stat().st_size:,} bytes) and {step} ({step.stat().st_size:,} bytes)")
+
+
+@app.command()
+def card(
+    evaluation: Annotated[Path, typer.Argument(help="evaluation.json of `deltaspot evaluate report`.")],
+    output: Annotated[Path | None, typer.Option(help="Where the card goes; standard output if left out.")] = None,
+    log: Annotated[Path | None, typer.Option(help="log.jsonl of the training.")] = None,
+    model: Model = None,
+) -> None:
+    """Write the model card, in Markdown, from an evaluation.
+
+    Raises:
+        CardError: if the evaluation is of other weights.
+    """
+    from models.card import write_card
+
+    path = model or shipped_path()
+    text = write_card(describe(load_checkpoint(path), path), json.loads(evaluation.read_text(encoding="utf-8")), log)
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text, encoding="utf-8")

@@ -1,0 +1,160 @@
+"""The model card: what a checkpoint is, what it was judged on, what it can and cannot do, as Markdown.
+
+Every figure comes from the checkpoint or from an evaluation of these very weights; nothing is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+SETS = {
+    "target": "keywords in noise, and all running speech",
+    "keywords": "keywords in noise, 0-20 dB",
+    "mixed": "as many other words between them",
+    "speech": "running speech, no keyword in it",
+    "noise": "backgrounds alone",
+    "silence": "digital silence and hiss",
+}
+
+ABOUT = """\
+A causal Keyword Transformer for endless audio. It reads 16 kHz sound token by token ({token_ms:g} ms), remembers
+{receptive_s:.1f} s, and says at every token which of {labels} labels it hears: {keywords}; silence; or another word.
+{parameters:,} parameters, {bytes:,} bytes, fingerprint `{fingerprint}`.
+"""
+
+DATA = """\
+Trained on Google Speech Commands (Warden 2018, CC BY 4.0), official training speakers, as audio and as log-mel
+pictures, mixed with the data set's own backgrounds and ESC-10 (CC BY). Judged here on official validation speakers, on
+the last fifth of each background, and on spoken orders (Apache-2.0) that no part of the training has seen. Thresholds
+were chosen on streams of the same validation speakers, laid out anew, and on the same running speech: the rate of
+false alarms on other people's speech will be higher. The official test set was not used.
+"""
+
+LIMITS = """\
+- Keywords are single English words, said by volunteers into their own microphones; most accents are North American or
+  European English. Children, strong accents and impaired speech are rare in the data, and nothing here says how well
+  they are understood: calibrate and judge on recordings of your own users before you rely on it.
+- Words that sound alike are confused: see the matrix. A word inside running speech is heard worse than one on its own.
+- Below 0 dB of signal-to-noise ratio, and for music or several people at once, expect misses.
+- It is no safety device: a missed "stop" is a matter of chance.
+- Sound is judged and forgotten; the model does not tell who speaks.
+"""
+
+
+class CardError(ValueError):
+    """An evaluation that does not belong to the checkpoint."""
+
+
+def write_card(model: Facts, evaluation: Facts, log: Path | None = None) -> str:
+    """Facts of a checkpoint (`deltaspot model info`) and its evaluation -> Markdown.
+
+    Raises:
+        CardError: if the evaluation is of other weights.
+    """
+    judged = evaluation["model"]["fingerprint"]
+    if judged != model["fingerprint"]:
+        raise CardError(f"the evaluation is of {judged}, the checkpoint is {model['fingerprint']}: evaluate it anew")
+    keywords = [word for word in model["labels"] if not word.startswith("_")]
+    about = ABOUT.format(**{**model, "labels": len(model["labels"]), "keywords": ", ".join(keywords)})
+    sections = [
+        ("# Model card: streaming Keyword Transformer", about),
+        ("## Clips", clips(evaluation["clips"])),
+        ("## Streams", streams(evaluation)),
+        ("## Harder conditions", conditions(evaluation["sweeps"])),
+        ("## Operating points and thresholds", thresholds(model)),
+        ("## Data and licence", DATA + "Weights: Apache-2.0."),
+        ("## Training", training(model["metadata"], log)),
+        ("## Limits", LIMITS),
+    ]
+    return "\n\n".join(f"{heading}\n\n{body.strip()}" for heading, body in sections) + "\n"
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    """A share as text."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def clips(reports: Sequence[Facts]) -> str:
+    """Accuracy and work at each operating point."""
+    heading = ("point", "accuracy", "keywords", "unknown", "silence", "MACs skipped: of window", "of causal")
+    names = ("accuracy", "keywords", "unknown", "silence", "macs_skipped_vs_window", "macs_skipped_vs_causal")
+    rows = [(report["name"], *(percent(report[name]) for name in names)) for report in reports]
+    return (
+        f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
+        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates.\n\n"
+        f"{table(heading, rows)}\n\n![Confusion matrix](confusion.png)"
+    )
+
+
+def streams(evaluation: Facts) -> str:
+    """Misses, false alarms and latency of every set."""
+    reports = evaluation["streams"]
+    heading = ("set", "hours", "keywords", "missed", "95 %", "false alarms per hour", "95 %", "latency p50 / p90, ms")
+    rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
+    protocol = evaluation["protocol"]
+    return (
+        f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
+        "from a word's start until 0.75 s after its end; everything else, substitutions included, is a false alarm. "
+        "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
+        f"{table(heading, rows)}\n\n![Detection error trade-off](trade_off.png)"
+    )
+
+
+def _stream(report: Facts) -> tuple[str, ...]:
+    alarms, bounds = report["false_alarms_per_hour"], report["false_alarms_per_hour_bounds"]
+    rate = f"{alarms:.2f}", "{:.2f} - {:.2f}".format(*bounds)
+    if not report["keywords"]:
+        return f"{report['hours']:.2f}", "0", "-", "-", *rate, "-"
+    misses = "{:.1f} - {:.1f} %".format(*(100 * bound for bound in report["miss_rate_bounds"]))
+    latency = (
+        "-" if report["latency_ms_p50"] is None else f"{report['latency_ms_p50']:.0f} / {report['latency_ms_p90']:.0f}"
+    )
+    return f"{report['hours']:.2f}", str(report["keywords"]), percent(report["miss_rate"]), misses, *rate, latency
+
+
+def conditions(sweeps: Facts) -> str:
+    """Misses and false alarms under each condition of each sweep."""
+    names = {"snr_db": "signal-to-noise ratio, dB", "gain_db": "gain, dB (at 20 dB SNR)", "line": "line (at 20 dB SNR)"}
+    rows = [
+        (names[sweep], condition, percent(report["miss_rate"]), f"{report['false_alarms_per_hour']:.1f}")
+        for sweep, reports in sweeps.items()
+        for condition, report in reports.items()
+    ]
+    return "The same ten minutes of keywords each time.\n\n" + table(
+        ("what", "", "missed", "false alarms per hour"), rows
+    )
+
+
+def thresholds(model: Facts) -> str:
+    """The calibration, and the names of the operating points."""
+    calibration = model["calibration"]
+    rows = [(word, f"{rule['threshold']:.3f}", str(rule["patience"])) for word, rule in calibration["keywords"].items()]
+    points = ", ".join(f"`{name}`" for name in ("dense", *(p for p in model["points"] if p != "dense")))
+    return (
+        f"Operating points: {points}. Posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
+        f"armed again {calibration['margin']:g} below its threshold and {calibration['refractory_ms']} ms after it fired."
+        f"\n\n{table(('keyword', 'threshold', 'patience, tokens'), rows)}"
+    )
+
+
+def training(metadata: Mapping[str, str], log: Path | None) -> str:
+    """What the checkpoint says of its own training, and its log in a few rows."""
+    told = "\n".join(f"- {name}: {text}" for name, text in metadata.items()) or "Nothing is recorded."
+    if log is None:
+        return told
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = lines[:: max(1, len(lines) // 12)]
+    columns = [name for name in kept[-1] if isinstance(kept[-1][name], int | float)]
+    rows = [[f"{line[name]:.4g}" if name in line else "-" for name in columns] for line in kept]
+    return f"{told}\n\n{table(columns, rows)}"
