@@ -158,7 +158,9 @@ async def detect(
     began, outcome = clock(), "failed"
     try:
         server.admit()
-        result = await _judge(server, request, encoding, configure)
+        with server.tracing.span("clip") as span:
+            result = await _judge(server, request, encoding, configure)
+            span.note(audio_s=result.seconds, detections=len(result.detections))
         outcome = "judged"
     except WireError:
         outcome = "refused"

@@ -43,7 +43,9 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send) ->
     except Vanished:
         server.engine.cancel()
     else:
-        await _run(server, stream, receive, send)
+        with server.tracing.span("session", session=stream.session.id) as span:
+            await _run(server, stream, receive, send)
+            span.note(outcome=stream.code.wire, audio_s=stream.session.audio_s, detections=stream.session.detections)
     finally:
         caller.open -= 1
 

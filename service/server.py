@@ -23,6 +23,7 @@ from service.logs import session_ended
 from service.metrics import Metrics
 from service.protocol import Configure, Limits, WarningCode
 from service.stream import Stream
+from service.tracing import Tracing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,7 @@ class Server:
             self.metrics, slots=settings.sessions, batch_s=settings.batch_ms / 1000, lag_s=settings.lag_s
         )
         self.engine.on_shed = self._tell_shedding
+        self.tracing = Tracing.to(settings.otlp_endpoint)
         self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
         self.streams: set[Stream] = set()
         self.warm = False
@@ -117,6 +119,7 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.tracing.close)
 
     @property
     def ready(self) -> bool:

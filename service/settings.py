@@ -47,4 +47,5 @@ class Settings(BaseSettings):
     ticket_s: int = Field(60, ge=5, le=3_600, description="How long a ticket opens streams, s.")
     capture: Path | None = Field(None, description="Directory for feedback and its audio; nothing is kept if unset.")
     wyoming_port: int | None = Field(None, ge=0, le=65_535, description="Port of the Wyoming door; closed if unset.")
+    otlp_endpoint: str = Field("", description="Collector of traces, OTLP over HTTP; none are made if unset.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="How the log is written.")
