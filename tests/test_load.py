@@ -1,0 +1,94 @@
+"""The load client speaks WebSocket as others do, loses nothing, and counts what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.server import serve
+from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
+
+from client.errors import CannotConnect
+from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
+from client.load import Run, load
+from service.protocol import Close, Closed, Configure, Marker, Totals, parse_client
+from tests.test_connection import ready
+
+
+@given(st.lists(st.binary(max_size=70_000), max_size=4))
+def test_frames_are_read_by_another_implementation(payloads):
+    server = ServerProtocol()
+    server.receive_data(upgrade("h", "/v1/stream"))
+    server.send_response(server.accept(server.events_received()[0]))
+    for payload in payloads:
+        server.receive_data(client_frame(BINARY, payload))
+    assert [bytes(event.data) for event in server.events_received()] == payloads
+
+
+@given(st.lists(st.binary(max_size=70_000), min_size=1, max_size=3), st.integers(1, 5_000))
+def test_reader_takes_any_split(payloads, size):
+    stream = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
+    stream += b"".join(Frame(Opcode.TEXT, payload).serialize(mask=False) for payload in payloads)
+    reader = Reader()
+    heard = [message for start in range(0, len(stream), size) for message in reader.feed(stream[start : start + size])]
+    assert reader.status == 101
+    assert heard == [(TEXT, payload) for payload in payloads]
+
+
+def test_reader_joins_fragments():
+    reader = Reader()
+    data = b"HTTP/1.1 101 x\r\n\r\n"
+    data += Frame(Opcode.TEXT, b"one ", fin=False).serialize(mask=False) + Frame(Opcode.PING, b"?").serialize(
+        mask=False
+    )
+    data += Frame(Opcode.CONT, b"two").serialize(mask=False)
+    assert list(reader.feed(data)) == [(Opcode.PING, b"?"), (TEXT, b"one two")]
+
+
+def a_run(seconds: float = 0.2) -> Run:
+    return Run(20, seconds, bytes(64_000), Configure())
+
+
+def server_that_answers(share: int):
+    """Echoes every marker, or one in `share`."""
+
+    async def handle(socket) -> None:
+        assert isinstance(parse_client(await socket.recv()), Configure)
+        await socket.send(ready().model_dump_json())
+        chunks = 0
+        async for message in socket:
+            if isinstance(message, bytes):
+                chunks += 1
+                continue
+            said = parse_client(message)
+            if isinstance(said, Marker) and int(said.id) % share == 0:
+                await socket.send(json.dumps({"type": "marker", "id": said.id}))
+            elif isinstance(said, Close):
+                totals = Totals(audio_s=0.0, samples=0, chunks=chunks, tokens=0, detections=0, macs_done=0)
+                await socket.send(Closed(reason="normal", totals=totals).model_dump_json())
+                return
+
+    return serve(handle, "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(("share", "lost"), [(1, 0), (2, 15)])
+async def test_every_chunk_is_timed_or_counted_as_lost(share, lost):
+    run = a_run()
+    async with server_that_answers(share) as listening:
+        report = await load(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", 3, 0.2, run)
+    assert (report.opened, report.refused, report.chunks, report.lost) == (3, 0, 30, lost)
+    assert report.closed == {"1000": 3}
+    assert 0 < report.p50_ms <= report.p90_ms <= report.p99_ms <= report.max_ms
+
+
+async def test_refusals_are_counted_or_raised():
+    def refuse(connection, _request):
+        return connection.respond(503, "full")
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as listening:
+        with pytest.raises(CannotConnect, match="503"):
+            await load(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", 2, 0.2, a_run())
