@@ -85,7 +85,7 @@ def layout(config: ModelConfig) -> Layout:
     c, w, hw = config.channels, config.span, config.heads * config.span
     for name in ("head_channels", "hidden", "span"):
         if getattr(config, name) % WIDTH:
-            raise ConfigError(f"{name} must be a multiple of {WIDTH} for the compiled step, got {getattr(config, name)}")
+            raise ConfigError(f"{name} must be a multiple of {WIDTH} to be compiled, got {getattr(config, name)}")
     block = BlockLayout(*offsets([c, 3 * c, c, c * w, hw, w * c, hw, c, c, c, c, config.hidden, config.hidden, c]))
     pool = ReadOutLayout(*offsets([c, config.heads, hw, w * c, hw, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands

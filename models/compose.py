@@ -51,6 +51,8 @@ class Recipe:
     band_masks: int = 2
     band_mask: int = 6
     time_mask: int = 12
+    unknown_weight: float = 1.5
+    """Weight of an unknown word's segment; a keyword's is 1."""
     notice: int = 15
     """Frames after its onset from which an unknown word is asked for, so that its beginning does not fire."""
     settle: int = 8
@@ -149,9 +151,7 @@ class Composer:
         warp = 1.0 + self._uniform((count, 1), -recipe.warp, recipe.warp)
         time = torch.linspace(-1, 1, length)[None] * rate + shift
         band = (torch.linspace(-1, 1, bands)[None] + 1) * warp - 1
-        grid = torch.stack(
-            (band[:, None, :].expand(-1, length, -1), time[:, :, None].expand(-1, -1, bands)), dim=-1
-        )
+        grid = torch.stack((band[:, None, :].expand(-1, length, -1), time[:, :, None].expand(-1, -1, bands)), dim=-1)
         edge = "border" if self._uniform((1,)) < 0.5 else "zeros"
         return F.grid_sample(pixels[:, None], grid, padding_mode=edge, align_corners=True)[:, 0]
 
@@ -237,7 +237,10 @@ class Composer:
         streams, segments = labels.shape
         newest = torch.arange(self.frames // stride)[None] * stride + stride - 1
         onset, end = starts + onset.view(streams, -1), starts + end.view(streams, -1)
-        targets, weights = torch.zeros(streams, newest.shape[1], dtype=torch.int64), torch.zeros(streams, newest.shape[1])
+        targets, weights = (
+            torch.zeros(streams, newest.shape[1], dtype=torch.int64),
+            torch.zeros(streams, newest.shape[1]),
+        )
         for i in range(segments):
             label, start = labels[:, i : i + 1], starts[:, i : i + 1]
             silent = label == self.silence
@@ -255,7 +258,8 @@ class Composer:
                 last = torch.minimum(last, torch.maximum(follower, first + stride))
             asked = (newest >= first) & (newest <= last)
             targets = torch.where(asked, label, targets)
-            share = asked.float() / asked.sum(dim=1, keepdim=True).clamp(min=1)
+            worth = torch.where(label == self.unknown, recipe.unknown_weight, 1.0)
+            share = asked * worth / asked.sum(dim=1, keepdim=True).clamp(min=1)
             weights = torch.where(asked, share, weights)
         return targets, weights
 

@@ -27,7 +27,7 @@ SOFTNESS = 0.5
 @njit(nogil=True, cache=True, fastmath=True)
 def _hold(x, theta, low, high, held, used):
     """Hold x (R, N, C) along N within columns low[n]..high[n]; held (R, N, C) out; used (R,) the ramp's sum."""
-    rows, tokens, channels = x.shape
+    rows, tokens, _ = x.shape
     soft = SOFTNESS * theta + 1e-9
     for r in range(rows):
         total = np.float32(0.0)
@@ -43,7 +43,7 @@ def _hold(x, theta, low, high, held, used):
 @njit(nogil=True, cache=True, fastmath=True)
 def _hold_back(x, theta, low, high, held, upstream, price, grad):
     """Gradient of x (R, N, C) into `grad`, and of theta, returned; `price` is the count's gradient per element."""
-    rows, tokens, channels = x.shape
+    rows, tokens, _ = x.shape
     soft = SOFTNESS * theta + 1e-9
     slope = np.float32(1.0) / (2 * soft)
     total = 0.0
@@ -96,7 +96,7 @@ class LearnedGates(nn.Module):
         self.config, self.names = config, gate_names(config)
         start = [initial * (0.03 if "weights" in name else 1.0) for name in self.names]
         self.log_theta = nn.Parameter(torch.tensor(start).log())
-        self.prices = {name: share for name, share in zip(self.names, _mac_shares(config), strict=True)}
+        self.prices = dict(zip(self.names, _mac_shares(config), strict=True))
         self.scale, self.shares = 1.0, {}
 
     def begin(self, scale: float) -> None:

@@ -18,7 +18,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models.lanes import FAST, WIDTH, exp, fma, keep_below, largest, load, maximum, move, splat, store, total
+from models.lanes import (
+    FAST,
+    WIDTH,
+    add_rows_1,
+    add_rows_2,
+    add_rows_6,
+    add_rows_12,
+    exp,
+    fma,
+    keep_below,
+    largest,
+    load,
+    maximum,
+    move,
+    splat,
+    store,
+    total,
+)
 
 F32 = NDArray[np.float32]
 EMPTY = np.float32(-1e30)
@@ -26,6 +43,20 @@ EPSILON = np.float32(1e-5)
 
 compiled = njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True, forceinline=True, _nrt=False)
 """Inlined into its callers, so arrays stay in registers; `_nrt` off, since counting references cost half the step."""
+
+
+class Matrix(NamedTuple):
+    """A matrix to be followed row by row: one row of `width` outputs per input, `stride` floats apart from `at` on.
+
+    Its sums begin with `bias[bias_at : bias_at + width]`.
+    """
+
+    rows: F32
+    at: int
+    width: int
+    stride: int
+    bias: F32
+    bias_at: int
 
 
 class Scratch(NamedTuple):
@@ -55,43 +86,21 @@ def add(x, x_at, y, y_at, size):
 
 
 @compiled
-def accumulate(y, y_at, width, matrix, matrix_at, stride, index, change, count):
-    """y (width) += sum over k < count of change[k] * matrix row index[k]; rows are `stride` floats apart."""
+def accumulate(y, y_at, matrix, index, change, count):
+    """y (matrix.width) += sum over k < count of change[k] * row index[k] of the matrix."""
+    rows, width, stride = matrix.rows, matrix.width, matrix.stride
     done = 0
+    while done + 12 * WIDTH <= width:
+        add_rows_12(y, y_at + done, rows, matrix.at + done, stride, index, change, count)
+        done += 12 * WIDTH
     while done + 6 * WIDTH <= width:
-        at, first = y_at + done, matrix_at + done
-        a, b, c = load(y, at), load(y, at + 16), load(y, at + 32)
-        d, e, f = load(y, at + 48), load(y, at + 64), load(y, at + 80)
-        for k in range(count):
-            factor, row = splat(change[k]), first + index[k] * stride
-            a = fma(factor, load(matrix, row), a)
-            b = fma(factor, load(matrix, row + 16), b)
-            c = fma(factor, load(matrix, row + 32), c)
-            d = fma(factor, load(matrix, row + 48), d)
-            e = fma(factor, load(matrix, row + 64), e)
-            f = fma(factor, load(matrix, row + 80), f)
-        store(y, at, a)
-        store(y, at + 16, b)
-        store(y, at + 32, c)
-        store(y, at + 48, d)
-        store(y, at + 64, e)
-        store(y, at + 80, f)
+        add_rows_6(y, y_at + done, rows, matrix.at + done, stride, index, change, count)
         done += 6 * WIDTH
     while done + 2 * WIDTH <= width:
-        at, first = y_at + done, matrix_at + done
-        a, b = load(y, at), load(y, at + 16)
-        for k in range(count):
-            factor, row = splat(change[k]), first + index[k] * stride
-            a = fma(factor, load(matrix, row), a)
-            b = fma(factor, load(matrix, row + 16), b)
-        store(y, at, a)
-        store(y, at + 16, b)
+        add_rows_2(y, y_at + done, rows, matrix.at + done, stride, index, change, count)
         done += 2 * WIDTH
     while done < width:
-        a = load(y, y_at + done)
-        for k in range(count):
-            a = fma(splat(change[k]), load(matrix, matrix_at + done + index[k] * stride), a)
-        store(y, y_at + done, a)
+        add_rows_1(y, y_at + done, rows, matrix.at + done, stride, index, change, count)
         done += WIDTH
 
 
@@ -117,8 +126,8 @@ def all_held(held, held_at, size, scratch):
 
 
 @compiled
-def product(x, x_at, size, state, held_at, sum_at, width, matrix, matrix_at, stride, bias, bias_at, theta, rebase, scratch):
-    """One gated matrix product: state's sum (width) follows x (size) as far as x moved.
+def product(x, x_at, size, state, held_at, sum_at, matrix, theta, rebase, scratch):
+    """One gated matrix product: state's sum follows x (size) as far as x moved by more than theta.
 
     A rebase starts over from the bias and counts every held value as moved.
 
@@ -127,9 +136,9 @@ def product(x, x_at, size, state, held_at, sum_at, width, matrix, matrix_at, str
     """
     count = moved(x, x_at, state, held_at, size, theta, scratch.index, scratch.change)
     if rebase:
-        copy(bias, bias_at, state, sum_at, width)
+        copy(matrix.bias, matrix.bias_at, state, sum_at, matrix.width)
         count = all_held(state, held_at, size, scratch)
-    accumulate(state, sum_at, width, matrix, matrix_at, stride, scratch.index, scratch.change, count)
+    accumulate(state, sum_at, matrix, scratch.index, scratch.change, count)
     return count
 
 

@@ -115,8 +115,6 @@ def splat(typingctx, value):
 def _binary(name: str, emit):
     @intrinsic
     def operation(typingctx, left, right):
-        if not (isinstance(left, Lanes) and isinstance(right, Lanes)):
-            return None
         return lanes(lanes, lanes), lambda context, builder, signature, args: emit(builder, *args)
 
     operation.__name__ = name
@@ -200,17 +198,57 @@ def move(typingctx, values, value_offset, held, held_offset, theta, index, chang
         size = _call(builder, f"llvm.fabs.v{WIDTH}f32", _VECTOR, delta)
         moved = builder.fcmp_ordered(">", size, _splat(builder, args[4]))
         builder.store(builder.select(moved, new, old), held_at).align = 4
-        number = builder.add(_splat(builder, builder.trunc(args[8], _I32), _IVECTOR), ir.Constant(_IVECTOR, list(range(WIDTH))))
+        first = _splat(builder, builder.trunc(args[8], _I32), _IVECTOR)
+        number = builder.add(first, ir.Constant(_IVECTOR, list(range(WIDTH))))
         _append(builder, delta, moved, at(6, 7), "f32")
         _append(builder, number, moved, at(5, 7, _IVECTOR), "i32")
         bits = builder.bitcast(moved, ir.IntType(WIDTH))
         ones = _call(builder, f"llvm.ctpop.i{WIDTH}", ir.IntType(WIDTH), bits)
         return builder.add(args[7], builder.zext(ones, args[7].type))
 
-    signature = types.intp(
-        values, types.intp, held, types.intp, types.float32, index, change, types.intp, types.intp
-    )
+    signature = types.intp(values, types.intp, held, types.intp, types.float32, index, change, types.intp, types.intp)
     return signature, code
+
+
+def _row_adder(vectors: int):
+    """Make `add_rows` for rows of `vectors` x 16 floats, all of them in registers while the list is walked."""
+
+    @intrinsic
+    def add_rows(typingctx, y, y_at, matrix, matrix_at, stride, index, change, count):
+        """y += sum over k < count of change[k] * matrix[matrix_at + index[k] * stride :]."""
+
+        def code(context, builder, signature, args):
+            kinds, (y, y_at, matrix, first, stride, index, change, count) = signature.args, args
+
+            def row(kind, array, at, vector):
+                place = builder.add(at, ir.Constant(at.type, vector * WIDTH))
+                return _pointer(context, builder, kind, array, place)
+
+            sums = []
+            for vector in range(vectors):
+                value = builder.load(row(kinds[0], y, y_at, vector))
+                value.align = 4
+                sums.append(cgutils.alloca_once_value(builder, value))
+            with cgutils.for_range(builder, count) as loop:
+                number = builder.load(_pointer(context, builder, kinds[5], index, loop.index, _I32))
+                at = builder.add(first, builder.mul(builder.sext(number, stride.type), stride))
+                factor = _splat(builder, builder.load(_pointer(context, builder, kinds[6], change, loop.index, _F32)))
+                for vector, total_at in enumerate(sums):
+                    weight = builder.load(row(kinds[2], matrix, at, vector))
+                    weight.align = 4
+                    product = _call(builder, f"llvm.fma.v{WIDTH}f32", _VECTOR, factor, weight, builder.load(total_at))
+                    builder.store(product, total_at)
+            for vector, total_at in enumerate(sums):
+                builder.store(builder.load(total_at), row(kinds[0], y, y_at, vector)).align = 4
+            return context.get_dummy_value()
+
+        signature = types.void(y, types.intp, matrix, types.intp, types.intp, index, change, types.intp)
+        return signature, code
+
+    return add_rows
+
+
+add_rows_12, add_rows_6, add_rows_2, add_rows_1 = (_row_adder(vectors) for vectors in (12, 6, 2, 1))
 
 
 def _append(builder, value, mask, pointer, element: str) -> None:
@@ -242,13 +280,17 @@ def exp(typingctx, value):
     return lanes(lanes), code
 
 
-for _operator, _function in ((operator.add, add), (operator.sub, subtract), (operator.mul, multiply)):
+def _overload(operation, function):
+    """Let `operation` on two `Lanes` mean `function`."""
 
-    def _register(operation, function):
-        @overload(operation)
-        def overloaded(left, right):
-            if isinstance(left, Lanes) and isinstance(right, Lanes):
-                return lambda left, right: function(left, right)
-            return None
+    @overload(operation)
+    def overloaded(left, right):
+        def call(left, right):
+            return function(left, right)
 
-    _register(_operator, _function)
+        return call if isinstance(left, Lanes) and isinstance(right, Lanes) else None
+
+
+_overload(operator.add, add)
+_overload(operator.sub, subtract)
+_overload(operator.mul, multiply)

@@ -233,7 +233,7 @@ def test_sums_stay_what_the_held_values_add_up_to(point: str) -> None:
 
 def linear_parts() -> list[tuple[str, int, int]]:
     """Every matrix: its name, and where a row of the cache keeps its held inputs and its sums."""
-    layout, block, pool = NETWORK.layout, NETWORK.layout.block, NETWORK.layout.pool
+    layout, block, pool = NETWORK.net.layout, NETWORK.net.layout.block, NETWORK.net.layout.pool
     parts = [("stem", layout.held_stem, layout.sum_stem)]
     for layer in range(CONFIG.layers):
         at = layout.blocks + layer * block.size
