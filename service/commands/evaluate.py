@@ -28,10 +28,12 @@ from models.features import Array
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
 from service.commands.evaluate_socket import socket
+from service.commands.methods import methods
 from service.detector import Detector, Hit, Rule
 
 app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
 app.command()(socket)
+app.command()(methods)
 console = Console(stderr=True)
 
 PIECE: Final = 16
