@@ -1,7 +1,6 @@
 """The Prometheus rules: valid, each alert raised and silent in promtool's own tests, each explained to an operator."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from service.metrics import Metrics
+from tests.programs import need
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -22,8 +22,7 @@ ALERTS = [
 
 
 def run(tool: str, *arguments: str) -> str:
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed (Debian packages prometheus, prometheus-alertmanager)")
+    need(tool)
     done = subprocess.run([tool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

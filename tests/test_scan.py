@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +15,8 @@ from typer.testing import CliRunner
 from service.commands.demo import script
 from service.commands.scan import app
 from service.scan import Output, ScanError, find
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 
 

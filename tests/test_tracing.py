@@ -1,10 +1,13 @@
 """Spans as a collector receives them, over OTLP on a real socket."""
 
+import asyncio
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 
+from client.connection import connect
 from service.tracing import Tracing
 
 trace_service = pytest.importorskip(
@@ -65,3 +68,24 @@ def test_without_a_collector_nothing_happens():
     with tracing.span("session", session="s1") as span:
         span.note(outcome="normal")
     tracing.close()
+
+
+def test_a_server_makes_a_span_of_each_stream_and_clip(collector, serving, spoken):
+    endpoint, spans = collector
+
+    async def stream(url):
+        async with connect(url) as spotter:
+            await spotter.send(spoken.tobytes())
+            await spotter.finish()
+            return spotter.ready.session
+
+    with serving(otlp_endpoint=endpoint) as running:
+        session = asyncio.run(stream(running.stream))
+        question = {"encoding": "s16le"}
+        httpx.post(
+            f"{running.http}/v1/detect", params=question, content=spoken.tobytes(), timeout=60
+        ).raise_for_status()
+    said = {span.name: {a.key: a.value.string_value for a in span.attributes} for span in spans}
+    assert set(said) == {"session", "clip"}
+    assert said["session"]["deltaspot.session"] == session
+    assert said["session"]["deltaspot.outcome"] == "normal"

@@ -1,7 +1,6 @@
 """The image: built without a Docker engine, started as nobody in particular, asked for words, stopped politely."""
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,10 +13,11 @@ import pytest
 from client.connection import connect
 from client.sources import file_blocks
 from service.protocol import Detection
-from tests.conftest import ROOT
+from tests.programs import need
 
 pytestmark = pytest.mark.system
 
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 LARGEST_MB = 700
 BUILD_S, START_S = 900, 120
@@ -33,9 +33,7 @@ VOLUMES = [
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory):
     """Run buildah on a store of its own, in a chroot instead of a container."""
-    for program in ("buildah", "mmdebstrap"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program} (a Debian package)")
+    need("buildah", "mmdebstrap")
     folder = tmp_path_factory.mktemp("image")
     store = ["--root", f"{folder}/store", "--runroot", f"{folder}/run"]
 

@@ -23,13 +23,13 @@ from client.connection import connect
 from client.sources import file_blocks
 from models.checkpoint import load_checkpoint, save, shipped_path
 from service.protocol import Closed, Heartbeat
+from tests.programs import need
 
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy" / "prometheus"
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
-PROGRAMS = ("prometheus", "prometheus-alertmanager")
 PATIENCE_S = 60
 
 
@@ -147,8 +147,7 @@ async def listen(url, **settings):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Servers, Prometheus and Alertmanager, after two streams and a clip."""
-    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        pytest.skip(f"needs Debian's packages {', '.join(missing)}")
+    need("prometheus", "prometheus-alertmanager")
     folder = tmp_path_factory.mktemp("site")
     ports = [free_port() for _ in range(4)]
     receiver = HTTPServer(("127.0.0.1", 0), Receiver)

