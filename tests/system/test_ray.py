@@ -33,7 +33,8 @@ def cluster():
     """Ray with as many workers as the test asks for, whatever the machine has."""
     ray = pytest.importorskip("ray", reason="needs the extra ray")
     os.environ["PYTHONPATH"] = str(ROOT)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    nice = {"worker_niceness": 0}  # Ray is polite to whatever else runs, and a busy machine would never get to it
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=nice)
     yield ray
     ray.shutdown()
     del os.environ["PYTHONPATH"]
