@@ -27,8 +27,10 @@ class Attention:
     """Dense attention, step by step; `done` collects the multiply-accumulates of each group over all clips.
 
     `enter` begins a layer and is told its number. Queries, keys and values are (B, H, N, D), scores and weights
-    (B, H, N, N).
+    (B, H, N, N). A causal network says which keys its queries may see in `visible` (N, N).
     """
+
+    visible = torch.ones((), dtype=torch.bool)
 
     def __init__(self) -> None:
         self.clips = 0
@@ -47,8 +49,9 @@ class Attention:
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled scores."""
-        self.count("scores", float(q.numel() * k.shape[-2]))
-        return q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        self.count("scores", q.shape[-1] * self.visible.expand_as(scores).sum())
+        return scores
 
     def weights(self, scores: Tensor) -> Tensor:
         """Softmax over the keys."""
@@ -56,7 +59,7 @@ class Attention:
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Weighted values (B, H, N, D)."""
-        self.count("values", float(weights.numel() * v.shape[-1]))
+        self.count("values", v.shape[-1] * self.visible.expand_as(weights).sum())
         return weights @ v
 
 
@@ -81,7 +84,7 @@ class FrontEnd(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """(B, S) -> (B, N - 1, coefficients)."""
-        windows = samples.unfold(-1, len(self.window), self.hop) * self.window
+        windows = samples.unfold(1, len(self.window), self.hop) * self.window
         magnitude = ((windows @ self.cosine.T).square() + (windows @ self.sine.T).square()).sqrt()
         mel = (magnitude @ self.mel.T).clamp_min(1e-12)
         return (mel.log() @ self.dct.T - self.offset) * self.scale
@@ -110,7 +113,15 @@ class Block(nn.Module):
         return self.norm2(x + self.down(F.gelu(self.up(x), approximate="tanh")))
 
 
-class KWT(nn.Module):
+class Judge(nn.Module):
+    """A network that judges clips with an attention handed in."""
+
+    def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
+        """Prepared clips (B, ...) -> logits (B, K)."""
+        raise NotImplementedError
+
+
+class KWT(Judge):
     """Clips in, logits out."""
 
     def __init__(self, config: KWTConfig, weights: Weights | None = None) -> None:
@@ -131,11 +142,11 @@ class KWT(nn.Module):
         first = self.class_token.expand(len(x), 1, -1)
         return torch.cat((first, x), dim=1) + self.positions
 
-    def judge(self, x: Tensor, attention: Attention | None = None, start: int = 0) -> Tensor:
-        """What block `start` sees, (B, N, C) -> logits (B, K)."""
+    def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
+        """What the first block sees, (B, N, C) -> logits (B, K)."""
         attention = attention or Attention()
         attention.clips += len(x)
-        for block in self.blocks[start:]:
+        for block in self.blocks:
             x = block(x, attention)
         return self.head(x[:, 0])
 

@@ -1,0 +1,97 @@
+"""`deltaspot bench`: measure kernels and the service on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from models.bench import Row
+    from models.features import Array
+
+SAMPLE = Path(str(files("client"))) / "samples" / "commands.flac"
+STREAMS = 8
+"""One-minute streams that sessions are cut from when validation data is there."""
+
+app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure kernels and the service on this machine."""
+
+
+@app.command()
+def engine(
+    against: Annotated[Path | None, typer.Option(help="Stock Keyword Transformer, tflite.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that are batched together.")] = 200,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of one second of audio; medians are over these.")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="Draw cost against sessions and chunks into DIR.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Compare ours with the stock Keyword Transformer, in one process on one core, in turns."""
+    from models.bench import Plan, lines, pinned, run_curves, run_table
+    from models.checkpoint import load_checkpoint, shipped_path
+    from models.network import Network
+
+    plan = Plan(sessions=sessions, repeats=repeats)
+    with pinned():
+        network = Network(load_checkpoint(model or shipped_path()))
+        network.warm_up()
+        table, notes = lines(network, recordings(data), against, plan)
+        rows = run_table(table, plan)
+        points = run_curves(table, plan) if plot else []
+    if as_json:
+        print(json.dumps({"rows": [asdict(r) for r in rows], "curves": [asdict(p) for p in points], "notes": notes}))
+    else:
+        Console().print(as_table(rows), *notes, sep="\n")
+    if plot:
+        from models.bench_plots import draw_curves
+
+        draw_curves(points, plan, plot)
+
+
+def recordings(data: Path | None) -> list[Array]:
+    """Streams (S,) of keywords and other words in noise, or the sample where there is no data."""
+    from models.config import KEYWORDS
+    from models.data import read_audio, walk
+    from models.evaluate_sets import gather_material
+    from models.streams import Plan, build
+
+    if data is None:
+        return [read_audio(SAMPLE)]
+    material = gather_material(walk(data))
+    return [build(material.clips, material.noise, Plan(minutes=1.0), KEYWORDS, seed).samples for seed in range(STREAMS)]
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """The rows for reading."""
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("")
+    for heading in ("CPU ms / s", "streams / core", "chunk p50", "p99, ms", "of window", "of causal", "KiB / session"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        skipped = (row.macs_skipped_vs_window, row.macs_skipped_vs_causal)
+        table.add_row(
+            row.name,
+            f"{row.cpu_ms_per_audio_s:.3f}",
+            f"{row.streams_per_core:,.0f}",
+            f"{row.chunk_ms_p50:.3f}",
+            f"{row.chunk_ms_p99:.3f}",
+            *("" if share is None else f"-{share:.1%}" for share in skipped),
+            f"{row.bytes_per_session / 1024:.0f}",
+        )
+    return table
