@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-GOODBYE_S = 5.0
+GOODBYE_S = 2.0
 """Time for the last messages to reach a client that may not read any more."""
 
 

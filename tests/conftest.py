@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import uvicorn
 from hypothesis import settings
 from numpy.typing import NDArray
 
 from models.checkpoint import load_checkpoint, shipped_path
 from models.network import Network
+from service.commands.serve import uvicorn_config
+from service.server import Server
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -57,3 +66,50 @@ def spoken() -> NDArray[np.int16]:
     """The sample recording: ten keywords and three other words, 16 kHz."""
     samples, _ = soundfile.read(ROOT / "client" / "samples" / "commands.flac", dtype="int16")
     return samples
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server on a real socket, in a thread of this process."""
+
+    server: Server
+    port: int
+
+    @property
+    def http(self) -> str:
+        """Where REST is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def stream(self) -> str:
+        """Where streams are opened."""
+        return f"ws://127.0.0.1:{self.port}/v1/stream"
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Running]]:
+    """Enter with settings to get a server that runs with them."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[Running]:
+        server = Server(Settings(port=0, **settings))
+        web = uvicorn.Server(uvicorn_config(server))
+        thread = threading.Thread(target=web.run)
+        thread.start()
+        try:
+            while not server.ready:
+                assert thread.is_alive(), "the server did not start"
+                threading.Event().wait(0.01)
+            yield Running(server, web.servers[0].sockets[0].getsockname()[1])
+        finally:
+            web.should_exit = True
+            thread.join()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def running(serving: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
+    """A server with default settings, shared by all tests that leave it as it was."""
+    with serving() as one:
+        yield one

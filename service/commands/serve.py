@@ -16,6 +16,7 @@ from service import logs
 from service.app import create_app
 from service.server import Server
 from service.settings import Settings
+from service.sockets import Socket
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -78,7 +79,7 @@ def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN4
         create_app(server),
         host=settings.host,
         port=settings.port,
-        ws="websockets-sansio",
+        ws=Socket,
         ws_per_message_deflate=False,
         ws_max_size=2 * settings.frame_bytes,
         log_config=None,
