@@ -1,51 +1,37 @@
-"""Training: streams in, weights out; one command, resumable, the same for our data and the full public download.
+"""Training: streams in, weights out; resumable, the same for our data and the full public download.
 
 AdamW, warm-up and cosine, exponential moving average of the weights, label smoothing, and a penalty on how
 much each gated tensor moves from token to token, which is what makes the delta gate worth having.
+
+What a run is lies in `models.train_state`; what a stage minimises is its objective: `Dense` here, gates in the
+loop in `models.gated`. Knows neither clock nor terminal: `train` hands its figures to whoever asks.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.compose import Batch, Composer, Recipe
-from models.config import ModelConfig
-from models.data import Corpus
+from models.checkpoint import Checkpoint, save
+from models.compose import Batch, Composer
+from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.curves import draw_learning
+from models.data import Corpus, DataError, load_corpus
+from models.train_state import STATE, Schedule, State, TrainingError, save_state
 from models.transformer import Past, StreamingKWT
+from models.validation import Validation
 
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how hard to train. One step sees `streams * Recipe.segments` clips."""
-
-    steps: int = 24_000
-    streams: int = 32
-    warmup: int = 600
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.02
-    movement: float = 0.05
-    average: float = 0.999
-    clip_norm: float = 1.0
-    seed: int = 0
-    report_every: int = 500
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warm-up, then a cosine to zero."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+MODEL, LOG, CURVES = "skwt.safetensors", "log.jsonl", "curves.png"
+"""What a run leaves in its folder, beside its state."""
+SMOOTHING = 0.98
+"""Share that a figure keeps of its past, from step to step."""
 
 
 class Movement:
@@ -55,13 +41,13 @@ class Movement:
     looked at with probability `share`: the penalty stays unbiased and costs a quarter of the time.
     """
 
-    def __init__(self, share: float = 0.25) -> None:
-        self.share = share
+    def __init__(self, share: float = 0.25, generator: torch.Generator | None = None) -> None:
+        self.share, self.generator = share, generator
         self.ratios: list[Tensor] = []
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         """Note the tensor's movement and hand it on unchanged."""
-        if window is None and name != "stem" and torch.rand(()).item() < self.share:
+        if window is None and name != "stem" and torch.rand((), generator=self.generator).item() < self.share:
             pairs = x[..., : x.shape[-2] // 2 * 2, :].unflatten(-2, (-1, 2))
             moved = (pairs[..., 1, :] - pairs[..., 0, :]).abs().mean(dtype=torch.float32)
             self.ratios.append(moved / (pairs[..., 0, :].abs().mean(dtype=torch.float32) + 1e-3))
@@ -72,17 +58,37 @@ class Movement:
         return torch.stack(self.ratios).mean() if self.ratios else torch.zeros(())
 
 
-def loss_of(model: StreamingKWT, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, float]]:
+def task_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Cross-entropy of logits (B, N, K), weighted by how much each token is asked."""
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return (losses * batch.weights.flatten()).sum() / batch.weights.sum()
+
+
+def loss_of(
+    model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """Weighted cross-entropy over the asked tokens, plus the movement penalty; and figures for the log."""
-    gates = Movement()
+    gates = Movement(generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model.run(batch.frames, Past(), Past(), gates)
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=schedule.label_smoothing
-    )
-    task = (losses * batch.weights.flatten()).sum() / batch.weights.sum()
-    moved = gates.penalty()
+    task, moved = task_loss(logits, batch, schedule.label_smoothing), gates.penalty()
     return task + schedule.movement * moved, {"loss": task.item(), "movement": moved.item()}
+
+
+class Dense(nn.Module):
+    """The first stage: learn the task with no gates, in tensors that move little."""
+
+    stage = "dense"
+
+    def forward(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch, and figures for the log."""
+        return loss_of(model, batch, state.schedule, state.generator)
+
+    def points(self) -> dict[str, dict[str, float]]:
+        """Operating points learned: none."""
+        return {}
 
 
 @torch.no_grad()
@@ -91,3 +97,101 @@ def update_average(average: StreamingKWT, model: StreamingKWT, step: int, decay:
     keep = min(decay, (1 + step) / (10 + step))
     for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(weight, 1 - keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a run is: steps done, smoothed figures, and a validation where one was due."""
+
+    step: int
+    figures: dict[str, float]
+    validation: dict[str, Any] | None = None
+
+
+def train(state: State, data: Path, out: Path, cache: Path) -> Iterator[Report]:
+    """Train until the schedule's end, one step for each report taken.
+
+    Every `report_every` steps, and at the end, the averaged weights are judged on the validation speakers, and
+    the folder gets state, checkpoint, log and learning curves. Whoever stops taking reports can go on later from
+    there, and reaches the same weights to the bit.
+
+    Args:
+        state: a new run, or one read back; changed in place.
+        data: directory of clips and noise, see `models.data`.
+        out: folder of the run.
+        cache: folder for the data as pixels, read once.
+
+    Raises:
+        DataError: for data without the labels' clips.
+        TrainingError: when the loss is no longer finite.
+    """
+    corpus = load_corpus(data, "training", cache)
+    check(corpus, state.config)
+    composer = Composer(corpus, state.config, state.recipe, state.generator)
+    validation = Validation(load_corpus(data, "validation", cache), state.config)
+    out.mkdir(parents=True, exist_ok=True)
+    forget_after(state.step, out / LOG)
+    while state.step < state.schedule.steps:
+        advance(state, composer.batch(state.schedule.streams))
+        due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
+        yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
+
+
+def advance(state: State, batch: Batch) -> None:
+    """One step of the optimizer."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.schedule.rate(state.step) * group["pace"]
+    loss, figures = state.objective(state.model, batch, state)
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {state.step}; resume from the last state, or lower the rate"
+        )
+    state.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), state.schedule.clip_norm)
+    state.optimizer.step()
+    update_average(state.average, state.model, state.step, state.schedule.average)
+    state.step += 1
+    for name, value in figures.items():
+        state.figures[name] = state.figures.get(name, value) * SMOOTHING + value * (1 - SMOOTHING)
+
+
+def keep(state: State, validation: Validation, out: Path) -> dict[str, Any]:
+    """Judge the averaged weights, and write state, checkpoint, log and curves."""
+    checkpoint = checkpoint_of(state)
+    judged = validation.judge(checkpoint)
+    with (out / LOG).open("a") as log:
+        log.write(json.dumps({"step": state.step, **state.figures, "validation": judged}) + "\n")
+    save(checkpoint, out / MODEL)
+    save_state(state, out / STATE)
+    draw_learning(out / LOG, out / CURVES)
+    return judged
+
+
+def checkpoint_of(state: State) -> Checkpoint:
+    """The averaged weights with the operating points learned so far."""
+    weights = {name: tensor.numpy().copy() for name, tensor in state.average.state_dict().items()}
+    made = {"stage": state.objective.stage, "step": str(state.step)}
+    made |= {name: json.dumps(asdict(part)) for name, part in (("recipe", state.recipe), ("schedule", state.schedule))}
+    return Checkpoint(state.config, weights, state.objective.points(), metadata=made)
+
+
+def forget_after(step: int, log: Path) -> None:
+    """Drop the log's lines of steps that will be done again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        log.write_text("".join(lines))
+
+
+def check(corpus: Corpus, config: ModelConfig) -> None:
+    """Refuse a corpus from which the labels cannot be learned.
+
+    Raises:
+        DataError: naming the labels without clips.
+    """
+    words = set(corpus.words.tolist())
+    missing = [word for word in config.labels if word not in {SILENCE, UNKNOWN} and word not in words]
+    if missing:
+        raise DataError(f"no training clips of {', '.join(missing)}: each keyword needs a folder of its name")
+    if not words - set(config.labels):
+        raise DataError("no training clips of other words: without them every word would be a keyword")

@@ -17,6 +17,7 @@ W span, K labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ from models.gates import Thresholds, hold
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
+
+
+Gating = Callable[..., Tensor]
+"""Called as `Gates` is: (name, x, window) -> what the product reads. Training puts its own measures there."""
 
 
 @dataclass
@@ -74,7 +79,7 @@ class WindowedAttention(nn.Module):
         self.span = span
         self.bias = nn.Parameter(torch.zeros(heads, span))
 
-    def forward(self, scores: Tensor, values: Tensor, name: str, gates: Gates) -> Tensor:
+    def forward(self, scores: Tensor, values: Tensor, name: str, gates: Gating) -> Tensor:
         """Scores (B, H, N, P + N), values (B, H, P + N, D) -> (B, H, N, D)."""
         new, total = scores.shape[-2:]
         age, visible = window_mask(total - new, new, self.span, scores.device)
@@ -94,7 +99,7 @@ class SelfAttention(nn.Module):
         self.attend = WindowedAttention(config.heads, config.span)
         self.out = nn.Linear(config.channels, config.channels)
 
-    def forward(self, x: Tensor, past: Past, future: Past, gates: Gates) -> Tensor:
+    def forward(self, x: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         batch, new, channels = x.shape
         qkv = self.qkv(gates(f"{self.name}.qkv", x))
@@ -127,7 +132,7 @@ class Block(nn.Module):
         self.up = nn.Linear(config.channels, config.hidden)
         self.down = nn.Linear(config.hidden, config.channels)
 
-    def forward(self, x: Tensor, past: Past, future: Past, gates: Gates) -> Tensor:
+    def forward(self, x: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = x + self.attention(self.norm1(x), past, future, gates)
         hidden = F.relu(self.up(gates(f"{self.name}.up", self.norm2(x))))
@@ -147,7 +152,7 @@ class ReadOut(nn.Module):
         self.attend = WindowedAttention(config.heads, config.span)
         self.head = nn.Linear(config.channels, len(config.labels))
 
-    def forward(self, x: Tensor, past: Past, future: Past, gates: Gates) -> Tensor:
+    def forward(self, x: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
         """(B, N, C) -> logits (B, N, K)."""
         batch, new, channels = x.shape
         x = self.norm(x)
@@ -191,8 +196,8 @@ class StreamingKWT(nn.Module):
         past, future = past or Past(), Past()
         return self.run(frames, past, future, Gates(thresholds, past, future)), future
 
-    def run(self, frames: Tensor, past: Past, future: Past, gates: Gates) -> Tensor:
-        """`forward` with the gates handed in; training puts its own measures in their place."""
+    def run(self, frames: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
+        """`forward` with the gates handed in."""
         x = self.stem(gates("stem", self._tokens(frames, past, future)))
         for block in self.blocks:
             x = block(x, past, future, gates)

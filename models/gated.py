@@ -1,0 +1,81 @@
+"""The second stage of training: the gates in the loop, their thresholds learned under a price on work.
+
+The share of MACs done is steered to a target: its price rises while the share is above and falls while it is
+below. One batch in five runs dense, so the dense network stays good; others run at thresholds up to 1.6 times
+the learned ones, so a stream's scale may be turned at run time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import LEARNED
+from models.compose import Batch
+from models.config import ModelConfig
+from models.finetune import LearnedGates
+from models.train import task_loss
+from models.train_state import Schedule, State
+from models.transformer import Past, StreamingKWT
+
+DENSE_SHARE, EXACT_SHARE = 0.2, 0.6
+"""Shares of batches with no gates, and with the learned thresholds as they are; the rest is scaled."""
+SCALES = (0.3, 1.6)
+STEER = 0.02
+"""How fast the price follows; it stays within `PRICES`."""
+PRICES = (0.05, 20.0)
+RELAXED = 0.35
+"""Share of MACs aimed at in the beginning; the target is reached half-way."""
+
+
+class Gated(nn.Module):
+    """Task loss of the gated network plus the price of its work; thresholds are learned along with the weights."""
+
+    stage = "gated"
+    pace = 20.0
+    """Learning rate of the thresholds' logarithms, as a multiple of the weights'."""
+    price: Tensor
+    target: Tensor
+    SCHEDULE: ClassVar[Schedule] = Schedule(steps=8_000, warmup=200, learning_rate=5e-4, average=0.998)
+
+    def __init__(self, config: ModelConfig, target: float = 0.15) -> None:
+        super().__init__()
+        self.gates = LearnedGates(config)
+        self.register_buffer("price", torch.tensor(1.0))
+        self.register_buffer("target", torch.tensor(target))
+
+    def forward(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch at a random scale, and figures for the log."""
+        scale = self._scale(state.generator)
+        self.gates.begin(scale)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.run(batch.frames, Past(), Past(), self.gates)
+        task = task_loss(logits, batch, state.schedule.label_smoothing)
+        if scale == 0.0:
+            return task, {"dense_loss": task.item()}
+        share = self.gates.macs_share()
+        loss = task + self.price.item() * share
+        if scale == 1.0:
+            self._steer(share.item(), state.step / state.schedule.steps)
+            return loss, {"loss": task.item(), "share": share.item(), "price": self.price.item()}
+        return loss, {"loss": task.item()}
+
+    def points(self) -> dict[str, dict[str, float]]:
+        """The learned operating point."""
+        return {LEARNED: self.gates.thresholds()}
+
+    def _scale(self, generator: torch.Generator) -> float:
+        """0 for a dense batch, 1 for the learned thresholds, or a factor on them."""
+        kind, place = torch.rand(2, generator=generator).tolist()
+        if kind < DENSE_SHARE:
+            return 0.0
+        return 1.0 if kind < DENSE_SHARE + EXACT_SHARE else SCALES[0] + place * (SCALES[1] - SCALES[0])
+
+    def _steer(self, share: float, progress: float) -> None:
+        """Raise the price of work while more is done than aimed at, `progress` (0..1) of the way."""
+        target = self.target.item()
+        aim = target + (RELAXED - target) * max(0.0, 1.0 - 2.0 * progress)
+        self.price.mul_(math.exp(STEER * (share - aim) / aim)).clamp_(*PRICES)

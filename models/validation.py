@@ -1,0 +1,91 @@
+"""How good weights are while they are trained: the compiled step on clips and noise of the validation split.
+
+A quick look, from pixels; `deltaspot evaluate` judges the audio itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.counting import causal_macs
+from models.data import CLIP_FRAMES, CLIP_SAMPLES, Corpus
+from models.features import Array, network_input
+from models.network import Network
+
+BATCH = 256
+
+
+class Validation:
+    """Clips (R, 98, M) with labels, and a second of noise at a time, ready to be judged.
+
+    Real audio is preferred to pictures where the split has any.
+    """
+
+    def __init__(self, corpus: Corpus, config: ModelConfig) -> None:
+        self.config = config
+        chosen = corpus.raw if corpus.raw.any() else ~corpus.raw
+        index = {word: i for i, word in enumerate(config.labels)}
+        words = corpus.words[chosen].tolist()
+        self.labels = np.array([index.get(word, index[UNKNOWN]) for word in words])
+        self.clips = corpus.pixels[chosen]
+        seconds = [noise[: len(noise) // CLIP_FRAMES * CLIP_FRAMES] for noise in corpus.noise]
+        bands = config.frontend.bands
+        self.noise = np.concatenate([np.zeros((0, bands), np.uint8), *seconds]).reshape(-1, CLIP_FRAMES, bands)
+
+    def judge(self, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+        """Figures of every operating point: accuracy, keywords, unknown, silence (None without noise), done.
+
+        `done` is the share of the causal baseline's MACs.
+        """
+        network = Network(checkpoint)
+        unknown, silence = self.config.labels.index(UNKNOWN), self.config.labels.index(SILENCE)
+        figures = {}
+        for point in network.points:
+            verdicts, done = verdicts_on(network, point, self.clips)
+            quiet, _ = verdicts_on(network, point, self.noise)
+            right, keyword = verdicts == self.labels, self.labels != unknown
+            figures[point] = {
+                "accuracy": _share(right),
+                "keywords": _share(right[keyword]),
+                "unknown": _share(right[~keyword]),
+                "silence": _share(quiet == silence),
+                "done": done,
+            }
+        return figures
+
+
+def verdicts_on(network: Network, point: str, clips: NDArray[np.uint8]) -> tuple[NDArray[np.int64], float]:
+    """Label of each clip (R, 98, M), and the MACs done as a share of the causal baseline's."""
+    verdicts, macs = [np.zeros(0, np.int64)], 0
+    for start in range(0, len(clips), BATCH):
+        tokens = tokens_of(clips[start : start + BATCH], network.config)
+        cache = network.new_cache(len(tokens))
+        cache.point[:] = network.points.index(point)
+        counts = np.full(len(tokens), tokens.shape[1])
+        logits = network.step(cache, np.arange(len(tokens)), tokens.reshape(-1, *tokens.shape[2:]), counts)
+        verdicts.append(logits.reshape(len(tokens), tokens.shape[1], -1)[:, -1].argmax(axis=-1))
+        macs += int(cache.macs.sum())
+    baseline = len(clips) * sum(causal_macs(network.config, clip_tokens(network.config)).values())
+    return np.concatenate(verdicts), macs / max(1, baseline)
+
+
+def clip_tokens(config: ModelConfig) -> int:
+    """Tokens of a flushed clip of one second."""
+    overlap = config.frontend.window - config.frontend.hop
+    return -(-(CLIP_SAMPLES - overlap) // config.token_samples)
+
+
+def tokens_of(clips: NDArray[np.uint8], config: ModelConfig) -> Array:
+    """Pixels (R, 98, M) -> network input (R, N, stride, M); the frames that a flush adds repeat the last one."""
+    missing = clip_tokens(config) * config.stride - CLIP_FRAMES
+    padded = np.pad(clips, ((0, 0), (0, missing), (0, 0)), mode="edge").astype(np.float32)
+    return network_input(padded).reshape(len(clips), -1, config.stride, clips.shape[2])
+
+
+def _share(right: NDArray[np.bool_]) -> float | None:
+    return float(right.mean()) if right.size else None

@@ -1,0 +1,110 @@
+"""`deltaspot train`: recordings in, a checkpoint out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from models.checkpoint import load_checkpoint, shipped_path
+from models.compose import Recipe
+from models.config import ModelConfig
+from models.gated import Gated
+from models.train import MODEL, Dense, Report, train
+from models.train_state import (
+    STATE,
+    Objective,
+    Schedule,
+    State,
+    TrainingError,
+    load_state,
+    new_state,
+    read_settings,
+)
+
+app = typer.Typer()
+
+
+class Stage(StrEnum):
+    """What a run minimises."""
+
+    DENSE = "dense"
+    GATED = "gated"
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder with clips and noise, or their tars.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, state, log and curves.")],
+    stage: Annotated[Stage, typer.Option(help="Dense: from nothing. Gated: on from a checkpoint, gates learned.")] = (
+        Stage.DENSE
+    ),
+    init: Annotated[Path | None, typer.Option(help="Checkpoint that the gated stage starts from.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, as it was set up.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
+) -> None:
+    """Train a checkpoint from recordings, resumable; the same command works on the full public Speech Commands.
+
+    DATA holds <word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg) at any depth or in tar archives, and noise
+    in _background_noise_. Words that are no keyword are unknown words; speakers are split by the published rule.
+    """
+    if resume:
+        if steps is not None or seed is not None or init is not None:
+            raise TrainingError("--resume goes on as the run was set up; leave out --steps, --seed and --init")
+        state = load_state(out / STATE, objective_of(out))
+    else:
+        if (out / STATE).exists():
+            raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
+        state = begin(stage, init, steps, seed)
+    console = Console()
+    console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("training", total=state.schedule.steps, completed=state.step)
+        for report in train(state, data, out, cache or out / "cache"):
+            progress.update(bar, completed=report.step, description=described(report.figures))
+            if report.validation:
+                console.print(judged(report))
+    console.print(f"wrote {out / MODEL}; `deltaspot evaluate clips` judges it")
+
+
+def objective_of(out: Path) -> Objective:
+    """The objective of the run in a folder, for `load_state` to fill."""
+    settings = read_settings(out / STATE)
+    return Dense() if settings["stage"] == Stage.DENSE else Gated(ModelConfig.from_dict(settings["config"]))
+
+
+def begin(stage: Stage, init: Path | None, steps: int | None, seed: int | None) -> State:
+    """A new run of a stage."""
+    schedule = Schedule() if stage is Stage.DENSE else Gated.SCHEDULE
+    schedule = replace(schedule, **{k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None})
+    schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
+    if stage is Stage.DENSE:
+        if init is not None:
+            raise TrainingError("--init is for the gated stage; the dense one starts from nothing")
+        return new_state(ModelConfig(), Recipe(), schedule, Dense())
+    start = load_checkpoint(init or shipped_path())
+    return new_state(start.config, Recipe(), schedule, Gated(start.config), start)
+
+
+def described(figures: dict[str, float]) -> str:
+    """Smoothed figures, for the bar."""
+    return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def judged(report: Report) -> str:
+    """One line for each operating point validated."""
+    lines = []
+    for point, figures in (report.validation or {}).items():
+        shares = [f"{name} {'-' if share is None else f'{share:.2%}'}" for name, share in figures.items()]
+        lines.append(f"step {report.step}, {point}: " + ", ".join(shares))
+    return "\n".join(lines)

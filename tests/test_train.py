@@ -1,0 +1,227 @@
+"""Training: resumable to the bit, and it learns. The data is laid out as the public download is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from models.checkpoint import load_checkpoint
+from models.compose import Composer, Recipe
+from models.config import ModelConfig
+from models.data import DataError, load_corpus, split_of
+from models.gated import LEARNED, Gated
+from models.train import CURVES, LOG, MODEL, Dense, advance, train
+from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
+from service.commands.train import app
+
+CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=("_silence_", "_unknown_", "yes", "no"))
+SCHEDULE = Schedule(steps=6, streams=4, warmup=2, report_every=3)
+SPEAKERS = [f"{n:08x}" for n in range(60)]
+
+
+def tone(hz: float, seconds: float, seed: int) -> np.ndarray:
+    """A tone in a little noise, that swells and fades: values -1..1."""
+    t = np.arange(int(seconds * 16_000)) / 16_000
+    noise = np.random.default_rng(seed).normal(0, 0.003, len(t))
+    return 0.3 * np.sin(2 * np.pi * hz * t) * np.hanning(len(t)) + noise
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the public one, with a few words of three kinds, and papers that are no clips."""
+    root = tmp_path_factory.mktemp("public") / "speech_commands_v0.02"
+    for word, hz in (("yes", 300), ("no", 900), ("bed", 2000)):
+        (root / word).mkdir(parents=True)
+        for take, speaker in enumerate(SPEAKERS[:30]):
+            name = f"{speaker}_nohash_0.wav"
+            soundfile.write(root / word / name, tone(hz, 0.9 + 0.1 * (take % 2), take), 16_000, subtype="PCM_16")
+    (root / "_background_noise_").mkdir()
+    soundfile.write(root / "_background_noise_" / "pink_noise.wav", tone(0, 12, 99), 16_000, subtype="PCM_16")
+    for paper in ("README.md", "LICENSE", "validation_list.txt", "testing_list.txt", "_background_noise_/README.md"):
+        (root / paper).write_text("yes/00000001_nohash_0.wav\n")
+    return root.parent
+
+
+@pytest.fixture(scope="module")
+def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    for split in ("training", "validation"):
+        load_corpus(data, split, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are split over threads; equal to the bit means equal threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(stage: str) -> State:
+    return new_state(CONFIG, Recipe(segments=1), SCHEDULE, objective(stage))
+
+
+def objective(stage: str) -> Dense | Gated:
+    return Dense() if stage == "dense" else Gated(CONFIG)
+
+
+def numbers(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("stage", ["dense", "gated"])
+def test_interrupted_run_reaches_the_same_weights_to_the_bit(
+    stage: str, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert [report.step for report in train(start(stage), data, whole, cache)] == [1, 2, 3, 4, 5, 6]
+    for report in train(start(stage), data, parts, cache):
+        if report.step == 5:
+            break
+    resumed = load_state(parts / STATE, objective(stage))
+    assert resumed.step == 3
+    torch.rand(7)  # nothing may depend on torch's own generator
+    assert [report.step for report in train(resumed, data, parts, cache)] == [4, 5, 6]
+    one, other = numbers(whole / STATE), numbers(parts / STATE)
+    assert one.keys() == other.keys()
+    for name, wanted in one.items():
+        np.testing.assert_array_equal(other[name], wanted, err_msg=name)
+    assert load_checkpoint(whole / MODEL).fingerprint == load_checkpoint(parts / MODEL).fingerprint
+    assert (whole / LOG).read_text() == (parts / LOG).read_text()
+
+
+def test_run_leaves_checkpoint_log_and_curves(data: Path, cache: Path, tmp_path: Path) -> None:
+    reports = list(train(start("gated"), data, tmp_path, cache))
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert lines[-1]["validation"] == reports[-1].validation
+    dense, gated = (reports[-1].validation[point] for point in ("dense", LEARNED))
+    assert dense.keys() == {"accuracy", "keywords", "unknown", "silence", "done"}
+    assert gated["done"] < dense["done"] <= 1.1
+    checkpoint = load_checkpoint(tmp_path / MODEL)
+    assert checkpoint.config == CONFIG
+    assert checkpoint.points.keys() == {LEARNED}
+    assert json.loads(checkpoint.metadata["schedule"])["steps"] == 6
+    assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
+
+
+def test_loss_falls_on_a_batch_seen_again_and_again(data: Path, cache: Path) -> None:
+    state = start("dense")
+    state.schedule = replace(SCHEDULE, steps=60, learning_rate=5e-3)
+    recipe = Recipe(segments=1)
+    batch = Composer(load_corpus(data, "training", cache), CONFIG, recipe, state.generator).batch(16)
+    losses = []
+    for _ in range(60):
+        state.figures.clear()
+        advance(state, batch)
+        losses.append(state.figures["loss"])
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_seed_decides_the_weights() -> None:
+    one, same, other = (
+        new_state(CONFIG, Recipe(), replace(SCHEDULE, seed=seed), Dense()).model.stem.weight for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_gated_stage_starts_from_the_checkpoints_weights(data: Path, cache: Path, tmp_path: Path) -> None:
+    for _ in train(start("dense"), data, tmp_path, cache):
+        pass
+    checkpoint = load_checkpoint(tmp_path / MODEL)
+    state = new_state(CONFIG, Recipe(), SCHEDULE, Gated(CONFIG), checkpoint)
+    for model in (state.model, state.average):
+        for name, tensor in model.state_dict().items():
+            np.testing.assert_array_equal(tensor.numpy(), checkpoint.weights[name])
+
+
+def test_rate_warms_up_and_falls_to_nothing() -> None:
+    schedule = Schedule(steps=100, warmup=10)
+    rates = [schedule.rate(step) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == pytest.approx(schedule.learning_rate)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_loss_that_is_no_number_ends_the_run(data: Path, cache: Path) -> None:
+    state = start("dense")
+    batch = Composer(load_corpus(data, "training", cache), CONFIG, state.recipe, state.generator).batch(2)
+    batch.frames[0, 0, 0] = torch.nan
+    with pytest.raises(TrainingError, match="step 0"):
+        advance(state, batch)
+
+
+@pytest.mark.parametrize(("labels", "message"), [(("yes", "no", "hey"), "hey"), (("yes", "no", "bed"), "other words")])
+def test_data_that_cannot_teach_the_labels_is_refused(
+    labels: tuple[str, ...], message: str, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, labels=("_silence_", "_unknown_", *labels))
+    with pytest.raises(DataError, match=message):
+        next(train(new_state(config, Recipe(), SCHEDULE, Dense()), data, tmp_path, cache))
+
+
+def test_state_is_plain_tensors_and_json(tmp_path: Path) -> None:
+    state = start("dense")
+    save_state(state, tmp_path / STATE)
+    assert b"pickle" not in (tmp_path / STATE).read_bytes()
+    assert read_settings(tmp_path / STATE)["stage"] == "dense"
+    assert list(tmp_path.iterdir()) == [tmp_path / STATE]
+    again = load_state(tmp_path / STATE, Dense())
+    assert (again.config, again.recipe, again.schedule) == (state.config, state.recipe, state.schedule)
+
+
+def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / STATE
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        load_state(path, Dense())
+    path.write_bytes(b"torn")
+    with pytest.raises(TrainingError, match="whole"):
+        load_state(path, Dense())
+    save_state(start("dense"), path)
+    with pytest.raises(TrainingError, match="stage"):
+        load_state(path, Gated(CONFIG))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="whole"):
+        load_state(path, Dense())
+
+
+def test_speakers_of_the_synthetic_data_fall_in_both_splits(data: Path, cache: Path) -> None:
+    shares = [split_of(speaker) for speaker in SPEAKERS[:30]]
+    for split in ("training", "validation"):
+        assert len(load_corpus(data, split, cache).pixels) == 3 * shares.count(split) > 0
+
+
+def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Exception:
+        return CliRunner().invoke(app, ["--data", str(data), "--out", str(tmp_path), *arguments]).exception
+
+    assert "nothing to resume" in str(run("--resume"))
+    assert "gated stage" in str(run("--init", "any.safetensors"))
+    assert "no training clips of up, down" in str(run("--steps", "1"))
+    save_state(start("dense"), tmp_path / STATE)
+    assert "holds a run" in str(run())
+    assert "leave out" in str(run("--resume", "--steps", "9"))
+
+
+def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> None:
+    save_state(start("dense"), tmp_path / STATE)
+    arguments = ["--data", str(data), "--out", str(tmp_path), "--cache", str(cache), "--resume"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "accuracy" in done.output
+    assert load_state(tmp_path / STATE, Dense()).step == 6
+    assert load_checkpoint(tmp_path / MODEL).config == CONFIG
