@@ -23,6 +23,8 @@ from models.config import ConfigError, ModelConfig
 
 FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
+LEARNED = "learned"
+"""Operating points that every checkpoint has, and that the gated stage of training leaves."""
 
 
 class CheckpointError(ValueError):
@@ -60,7 +62,7 @@ class Checkpoint:
         return sum(array.size for array in self.weights.values())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 

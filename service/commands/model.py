@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import track
 
 from models.calibrate import Goal, calibrate
-from models.checkpoint import Checkpoint, load_checkpoint, save, shipped_path
+from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
 from models.data import walk
+from models.evaluate import read_clips
 from models.evaluate_sets import gather_material, standard_sets
 from models.evaluate_streams import hear
 from models.network import Network
@@ -58,6 +59,28 @@ def describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         "calibration": dict(checkpoint.calibration),
         "metadata": dict(checkpoint.metadata),
     }
+
+
+@app.command("points")
+def points_command(
+    output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
+    data: Annotated[
+        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; validation speakers choose.")
+    ],
+    model: Annotated[Path, typer.Option(help="Checkpoint of `deltaspot train --stage gated`.")],
+) -> None:
+    """Choose `shipped` and `aggressive`: multiples of the learned thresholds that lose little accuracy."""
+    from models.points import choose, trials
+
+    checkpoint = load_checkpoint(model)
+    with console.status("reading recordings"):
+        clips = read_clips(walk(data), checkpoint.config, "validation")
+    learned, tried = checkpoint.points[LEARNED], []
+    for trial in trials(checkpoint, learned, clips):
+        tried.append(trial)
+        report = trial.report
+        console.print(f"x{trial.factor:.3f}: {report.accuracy:.4f}, {report.macs_skipped_vs_causal:.2%} skipped")
+    save(choose(checkpoint, learned, tried), output)
 
 
 @app.command("calibrate")

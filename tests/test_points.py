@@ -1,0 +1,59 @@
+"""Operating points are the largest multiples of the learned thresholds that lose no more than allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.checkpoint import Checkpoint
+from models.config import ModelConfig, gate_names
+from models.evaluate import ClipReport, LabelledClips
+from models.network import Network
+from models.points import FIRST, PointError, Trial, choose, scaled, trials
+from models.transformer import StreamingKWT
+
+CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16)
+LEARNED = {name: 0.1 + i for i, name in enumerate(gate_names(CONFIG))}
+
+
+def tried(*accuracies: float) -> list[Trial]:
+    """Trials at factors 0, 1, 2, ... with these accuracies."""
+    return [
+        Trial(float(factor), ClipReport(str(factor), 1000, accuracy, None, None, None, 0.9, 0.8, 1.0, []))
+        for factor, accuracy in enumerate(accuracies)
+    ]
+
+
+def random_checkpoint() -> Checkpoint:
+    weights = {name: value.numpy() for name, value in StreamingKWT(CONFIG).state_dict().items()}
+    return Checkpoint(CONFIG, weights)
+
+
+def factors(checkpoint: Checkpoint) -> dict[str, float]:
+    return {name: point["stem"] / LEARNED["stem"] for name, point in checkpoint.points.items()}
+
+
+def test_points_lose_what_is_allowed_and_no_more() -> None:
+    chosen = choose(random_checkpoint(), LEARNED, tried(0.950, 0.951, 0.949, 0.947, 0.936, 0.930))
+    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 2.0, "aggressive": 4.0})
+
+
+def test_luck_beyond_a_loss_does_not_count() -> None:
+    chosen = choose(random_checkpoint(), LEARNED, tried(0.950, 0.950, 0.940, 0.950, 0.900))
+    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 1.0, "aggressive": 3.0})
+
+
+def test_thresholds_that_cost_too_much_are_refused() -> None:
+    with pytest.raises(PointError, match="train the gated stage longer"):
+        choose(random_checkpoint(), LEARNED, tried(0.950, 0.940))
+
+
+def test_trials_begin_dense_and_skip_more_and_more() -> None:
+    rng = np.random.default_rng(0)
+    clips = LabelledClips([rng.normal(0, 900, 16_000).astype(np.float32) for _ in range(3)], np.array([2, 3, 4]))
+    checkpoint = random_checkpoint()
+    judged = list(trials(checkpoint, scaled(dict.fromkeys(LEARNED, 1.0), 0.1), clips))
+    skipped = [trial.report.macs_skipped_vs_causal for trial in judged]
+    assert [judged[0].factor, judged[1].factor] == [0.0, FIRST]
+    assert skipped[-1] > skipped[1] > skipped[0]
+    assert Network(checkpoint).points == ("dense",)
