@@ -24,9 +24,10 @@ session as an exemplar when the scraper asks for OpenMetrics. No label takes val
 was not known when the process started is counted as `other`.
 
 **One process for each container** is how these are meant to be read: every replica is a target of its own, and rules
-add them up. With several worker processes behind one port (`PROMETHEUS_MULTIPROC_DIR`), counters and histograms add
-up, `lag`, `delta_scale` and `model_info` show the largest, `ready` the smallest, other gauges the sum over live
-workers; exemplars and `process_*` are then not exported.
+add them up. The second choice, for several processes that only one of can be scraped: give them all the same empty
+folder as `PROMETHEUS_MULTIPROC_DIR`, and each answers for all of them. Counters and histograms are sums, `lag`,
+`delta_scale` and `model_info` the largest, `ready` the smallest, other gauges the sum over live processes; exemplars
+and `process_*` are then not exported.
 
 | name | kind | labels | what it says | seen in |
 | --- | --- | --- | --- | --- |

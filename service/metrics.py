@@ -21,6 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.protocol import CloseCode
 
@@ -77,11 +78,13 @@ class Metrics:
         """
         self.registry = registry
         self._keywords = (*keywords, OTHER)
+        self._named: tuple[str, str, str] | None = None
         self._register_sessions()
         self._register_work()
         self._register_time()
         self._register_words()
         self._register_state()
+        self._exposed = _all_processes() or registry
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -177,7 +180,9 @@ class Metrics:
 
     def model(self, name: str, fingerprint: str, point: str) -> None:
         """The model that new sessions get; replaces the one before."""
-        self._model.clear()
+        if self._named:
+            self._model.remove(*self._named)
+        self._named = (name, fingerprint, point)
         self._model.labels(name, fingerprint, point).set(1)
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
@@ -190,7 +195,7 @@ class Metrics:
             The body and its content type.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        return encode(self._exposed), content_type
 
     def families(self) -> Iterator[Family]:
         """Every family of ours, in order of registration, for the generated table."""
@@ -257,6 +262,16 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, registry=self.registry, buckets=tuple(buckets))
+
+
+def _all_processes() -> CollectorRegistry | None:
+    """Registry that adds up all processes that share `PROMETHEUS_MULTIPROC_DIR`; None where it is not set."""
+    registry = CollectorRegistry()
+    try:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return None
+    return registry
 
 
 def _known(value: str, values: Iterable[str]) -> str:

@@ -1,6 +1,10 @@
 """Every method of Metrics moves its family; series stay bounded; what is exposed is OpenMetrics with exemplars."""
 
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +16,7 @@ from service import metrics as module
 from service.metrics import CLIP_OUTCOMES, GROUPS, OTHER, OUTCOMES, REFUSALS, SUPPRESSIONS, Metrics
 from service.protocol import CloseCode
 
+ROOT = Path(__file__).parents[1]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -118,6 +123,42 @@ def test_older_scrapers_get_the_plain_form(metrics):
     body, content_type = metrics.expose("")
     assert content_type.startswith("text/plain")
     assert "process_resident_memory_bytes" in {family.name for family in parse_plain(body.decode())}
+
+
+SPEAK = """
+import sys
+from prometheus_client import CollectorRegistry
+from service.metrics import Metrics
+metrics = Metrics(CollectorRegistry(), ["yes"])
+metrics.session_opened()
+metrics.lag(float(sys.argv[1]))
+metrics.ready(sys.argv[1] == "1")
+metrics.model("skwt", "abc", "shipped")
+metrics.stepped(3, 0.25)
+print(metrics.expose("")[0].decode())
+"""
+
+
+def test_processes_that_share_a_folder_answer_for_each_other(tmp_path):
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SPEAK]
+    # The first one stays alive (it waits for its reader) while the second one speaks for both.
+    with subprocess.Popen(
+        [*command[:2], SPEAK + "sys.stdout.flush(); sys.stdin.read()", "1"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as first:
+        first.stdout.readline()
+        said = subprocess.run([*command, "2"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        first.communicate()
+    values = {(s.name, *sorted(s.labels.values())): s.value for f in parse_plain(said.stdout) for s in f.samples}
+    assert values["deltaspot_sessions_open",] == 2
+    assert values["deltaspot_lag_seconds",] == 2
+    assert values["deltaspot_ready",] == 0
+    assert values["deltaspot_step_seconds_count",] == 2
+    assert values["deltaspot_model_info", "abc", "shipped", "skwt"] == 1
 
 
 def test_buckets_ascend():

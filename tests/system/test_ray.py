@@ -26,18 +26,25 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 CLIPS = 200
+PATIENCE = {
+    "PYTHONPATH": str(ROOT),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+"""Environment of the cluster: where our code is, and limits that a busy machine keeps."""
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Ray with as many workers as the test asks for, whatever the machine has."""
     ray = pytest.importorskip("ray", reason="needs the extra ray")
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ |= PATIENCE
     nice = {"worker_niceness": 0}  # Ray is polite to whatever else runs, and a busy machine would never get to it
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=nice)
     yield ray
     ray.shutdown()
-    del os.environ["PYTHONPATH"]
+    for name in PATIENCE:
+        del os.environ[name]
 
 
 @pytest.fixture
