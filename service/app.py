@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, QueryParams
 from starlette.routing import Route, WebSocketRoute
 
-from service import clips, live
+from service import clips, live, wyoming
 from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
@@ -52,9 +52,14 @@ def create_app(server: Server) -> FastAPI:
     """Give a server its doors; models warm up once the app has started."""
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.create_task(server.start())
+        port = server.settings.wyoming_port
+        door = await wyoming.listen(server, port) if port is not None else None
+        app.state.wyoming = door
         yield
+        if door is not None:
+            door.close()
         await server.drain()
         await warming
         await server.stop()

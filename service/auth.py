@@ -153,6 +153,7 @@ class Guard:
         given = settings.ticket_secret
         self._secret = given.get_secret_value() if given else secrets.token_hex(32)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self.anyone = Anyone().find(None)
 
     def request(self, scope: Scope, headers: Mapping[str, str]) -> Caller:
         """Check a request's key.

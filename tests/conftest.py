@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import uvicorn
+from fastapi import FastAPI
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -73,6 +74,7 @@ class Running:
     """A server on a real socket, in a thread of this process."""
 
     server: Server
+    app: FastAPI
     port: int
 
     @property
@@ -93,14 +95,15 @@ def serving() -> Callable[..., AbstractContextManager[Running]]:
     @contextmanager
     def start(**settings: Any) -> Iterator[Running]:
         server = Server(Settings(port=0, **settings))
-        web = uvicorn.Server(uvicorn_config(server))
+        config = uvicorn_config(server)
+        web = uvicorn.Server(config)
         thread = threading.Thread(target=web.run)
         thread.start()
         try:
             while not server.ready:
                 assert thread.is_alive(), "the server did not start"
                 threading.Event().wait(0.01)
-            yield Running(server, web.servers[0].sockets[0].getsockname()[1])
+            yield Running(server, config.app, web.servers[0].sockets[0].getsockname()[1])
         finally:
             web.should_exit = True
             thread.join()

@@ -1,0 +1,207 @@
+"""The Wyoming door: wake words for Home Assistant's voice satellites, over TCP, on the same sessions.
+
+An event is a line of JSON with `type`, then `data_length` bytes of JSON and `payload_length` bytes of audio. The
+protocol knows no keys: whoever reaches the port may use it, so it stays closed unless the operator opens it.
+
+    describe -> info        detect (names), audio-start, audio-chunk ... audio-stop -> detection | not-detected
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from service.errors import BadMessage, TooLong, UnsupportedAudio
+from service.logs import log
+from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, WireError
+
+if TYPE_CHECKING:
+    from asyncio import StreamReader, StreamWriter
+
+    from service.server import Server
+    from service.stream import Stream
+
+MAX_JSON: Final = 16_384
+"""Bytes of an event's header, and of its data."""
+ENCODINGS: Final = {2: Encoding.S16LE, 4: Encoding.F32LE}
+ATTRIBUTION: Final = {"name": "deltaspot", "url": ""}
+
+
+async def listen(server: Server, port: int) -> asyncio.Server:
+    """Open the door."""
+
+    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
+        satellite = Satellite(server, writer)
+        try:
+            while event := await read_event(reader, server.settings.frame_bytes):
+                await satellite.hear(*event)
+        except WireError as error:
+            satellite.tell("error", {"text": error.message, "code": error.code.wire})
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        except Exception:  # noqa: BLE001 (whatever it is, it ends this connection and no other)
+            log.exception("a satellite's connection failed")
+        finally:
+            await satellite.leave()
+            with suppress(OSError):
+                writer.close()
+
+    return await asyncio.start_server(serve, server.settings.host, port, limit=MAX_JSON)
+
+
+async def read_event(reader: StreamReader, limit: int) -> tuple[str, dict[str, Any], bytes] | None:
+    """The next event: type, data and payload; None at the end.
+
+    Raises:
+        BadMessage: for anything else.
+        TooLong: for one beyond its limits.
+    """
+    try:
+        line = await reader.readline()
+    except ValueError:
+        raise TooLong(f"the line of an event may have {MAX_JSON} bytes") from None
+    if not line:
+        return None
+    header = _object(line)
+    size, length = header.get("data_length") or 0, header.get("payload_length") or 0
+    if not isinstance(size, int) or not isinstance(length, int) or size < 0 or length < 0:
+        raise BadMessage("lengths are counts of bytes")
+    if size > MAX_JSON or length > limit:
+        raise TooLong(f"an event may have {MAX_JSON} bytes of data and {limit} of audio")
+    data = header.get("data") or {}
+    if not isinstance(data, dict):
+        raise BadMessage("data is a JSON object", "data")
+    data |= _object(await reader.readexactly(size)) if size else {}
+    return str(header.get("type")), data, await reader.readexactly(length)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadMessage("an event is a line of JSON") from None
+    if not isinstance(value, dict):
+        raise BadMessage("an event is a JSON object")
+    return value
+
+
+class Satellite:
+    """One connection; between audio-start and audio-stop it has a stream."""
+
+    def __init__(self, server: Server, writer: StreamWriter) -> None:
+        self._server, self._writer = server, writer
+        self._names: list[str] | None = None
+        self._stream: Stream | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._heard = 0
+
+    async def hear(self, kind: str, data: dict[str, Any], payload: bytes) -> None:
+        """One event; those that are not for a wake word service are ignored, as the protocol asks.
+
+        Raises:
+            WireError: it makes no sense, or there is no place for a stream.
+        """
+        match kind:
+            case "describe":
+                self.tell("info", {"wake": [self._info()]})
+            case "ping":
+                self.tell("pong", data)
+            case "detect":
+                self._names = _names(data)
+            case "audio-start":
+                await self.leave()
+                self._open(data)
+            case "audio-chunk":
+                if self._stream is None:
+                    self._open(data)
+                if self._stream is not None and payload:
+                    await self._stream.audio(payload)
+            case "audio-stop":
+                await self._finish()
+        await self._writer.drain()
+
+    def tell(self, kind: str, data: dict[str, Any]) -> None:
+        """Send one event."""
+        body = json.dumps(data).encode()
+        header = {"type": kind, "version": version("deltaspot"), "data_length": len(body)}
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(header).encode() + b"\n" + body)
+
+    async def leave(self) -> None:
+        """End the stream, if there is one."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        if self._stream is not None:
+            self._server.close(self._stream)
+            self._stream = None
+
+    def _open(self, data: dict[str, Any]) -> None:
+        width = data.get("width", 2)
+        if width not in ENCODINGS:
+            raise UnsupportedAudio(f"samples of {width} bytes; 2 and 4 are understood", "width")
+        configure = _configure(data, ENCODINGS[width], self._names)
+        self._server.admit()
+        try:
+            self._stream = self._server.open(configure, self._server.guard.anyone)
+        except WireError:
+            self._server.engine.cancel()
+            raise
+        self._heard = 0
+        self._telling = asyncio.create_task(self._tell_detections(self._stream))
+
+    async def _tell_detections(self, stream: Stream) -> None:
+        while not stream.over:
+            self._tell_all(await stream.fetch())
+        if stream.error is not None:
+            self.tell("error", {"text": stream.error.message, "code": stream.code.wire})
+            self._writer.close()
+
+    def _tell_all(self, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, Detection):
+                self._heard += 1
+                self.tell("detection", {"name": message.keyword, "timestamp": round(message.at_s * 1000)})
+
+    async def _finish(self) -> None:
+        if self._stream is None:
+            return
+        self._stream.tell(Close())
+        await self._stream.drained()
+        self._tell_all(self._stream.outbox)
+        self._stream.outbox = []
+        if not self._heard:
+            self.tell("not-detected", {})
+        await self.leave()
+
+    def _info(self) -> dict[str, Any]:
+        about = {"attribution": ATTRIBUTION, "installed": True, "version": version("deltaspot")}
+        words = self._server.engine.find(None).spec.config.keywords if self._server.warm else ()
+        models = [{**about, "name": word, "description": word, "phrase": word, "languages": ["en"]} for word in words]
+        return {**about, "name": "deltaspot", "description": "Keyword spotting by changes", "models": models}
+
+
+def _names(data: dict[str, Any]) -> list[str] | None:
+    names = data.get("names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadMessage("names is a list of words", "names")
+    return names
+
+
+def _configure(data: dict[str, Any], encoding: Encoding, names: list[str] | None) -> Configure:
+    """What a satellite said of its audio, checked as a client's words would be."""
+    try:
+        return Configure(
+            sample_rate=data.get("rate", 16_000),
+            channels=data.get("channels", 1),
+            encoding=encoding,
+            keywords=None if names is None else {name: KeywordSettings() for name in names},
+            heartbeat_ms=60_000,
+        )
+    except ValueError:
+        raise UnsupportedAudio("audio of 8 to 48 kHz with up to 8 channels is understood") from None

@@ -1,0 +1,95 @@
+"""A voice satellite, played by the protocol's own Python package, hears a word."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import soxr
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.event import Event
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+from wyoming.wake import Detect, Detection, NotDetected
+
+
+@pytest.fixture(scope="module")
+def door(serving: Callable[..., Any]) -> Any:
+    with serving(wyoming_port=0, sessions=2) as running:
+        yield running.app.state.wyoming.sockets[0].getsockname()[1], running.server
+
+
+@asynccontextmanager
+async def satellite(port: int) -> AsyncIterator[AsyncTcpClient]:
+    async with asyncio.timeout(60), AsyncTcpClient("127.0.0.1", port) as client:
+        yield client
+
+
+async def speak(client: AsyncTcpClient, samples: np.ndarray, rate: int = 16_000) -> list[Event]:
+    """One utterance; return everything the server said of it."""
+    await client.write_event(AudioStart(rate, 2, 1).event())
+    for at in range(0, len(samples), 1_024):
+        await client.write_event(AudioChunk(rate, 2, 1, samples[at : at + 1_024].astype("<i2").tobytes()).event())
+    await client.write_event(AudioStop().event())
+    await client.write_event(Ping("end").event())
+    events = []
+    while not Pong.is_type((event := await client.read_event()).type):
+        events.append(event)
+    return events
+
+
+async def test_satellite_hears_what_it_asked_for(door: Any, spoken: np.ndarray) -> None:
+    async with satellite(door[0]) as client:
+        heard = [Detection.from_event(event) for event in await speak(client, spoken)]
+        assert len(heard) >= 3
+        word = heard[0].name
+        await client.write_event(Detect([word]).event())
+        again = [Detection.from_event(event) for event in await speak(client, spoken)]
+        assert {detection.name for detection in again} == {word}
+        assert 0 < again[0].timestamp < len(spoken) / 16
+
+
+async def test_satellite_at_another_rate_hears_too(door: Any, spoken: np.ndarray) -> None:
+    faster = soxr.resample(spoken, 16_000, 48_000)
+    async with satellite(door[0]) as client:
+        assert any(Detection.is_type(event.type) for event in await speak(client, faster, 48_000))
+
+
+async def test_silence_is_said_to_be_silence(door: Any) -> None:
+    async with satellite(door[0]) as client:
+        (event,) = await speak(client, np.zeros(32_000))
+        assert NotDetected.is_type(event.type)
+
+
+async def test_service_describes_itself(door: Any) -> None:
+    async with satellite(door[0]) as client:
+        await client.write_event(Describe().event())
+        info = Info.from_event(await client.read_event())
+        assert {model.name for model in info.wake[0].models} == {*door[1].engine.find(None).spec.config.keywords}
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"hello\n", b"[]\n", b'{"type":"x","data_length":-1}\n', b'{"type":"x","payload_length":1e9}\n',
+        b'{"type":"audio-start","data_length":99999999}\n', b"x" * 99_999, b'{"type":"x","data":3}\n',
+        b'{"type":"audio-start","data":{"width":3}}\n', b'{"type":"audio-start","data":{"rate":7}}\n',
+        b'{"type":"detect","data":{"names":7}}\n',
+        b'{"type":"detect","data":{"names":["?"]}}\n{"type":"audio-start"}\n',
+    ],
+)  # fmt: skip
+async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: bytes) -> None:
+    async with asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door[0])
+        writer.write(garbage)
+        assert b'"type": "error"' in await reader.read()
+        writer.close()
+    assert door[1].engine._reserved == 0
+    async with satellite(door[0]) as client:
+        await client.write_event(Ping("there?").event())
+        assert Pong.is_type((await client.read_event()).type)
