@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from service.commands.bench_service import service
+
 if TYPE_CHECKING:
     from models.bench import Row
     from models.features import Array
@@ -22,6 +24,7 @@ STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
 
 app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
+app.command()(service)
 
 
 @app.callback()

@@ -1,0 +1,126 @@
+"""`deltaspot bench service`: a server, a load client in a process of its own, and what the streams felt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.commands.demo import free_port, server
+
+SAMPLE_S = 0.25
+"""How often the server's memory is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What `sessions` streams felt; latency is from the last byte of a chunk to its marker's echo."""
+
+    sessions: int
+    latency_ms_p50: float | None
+    latency_ms_p90: float | None
+    latency_ms_p99: float | None
+    lost_chunks: int
+    refused: int
+    server_cpu_per_stream_second: float
+    client_cpu: float
+    bytes_per_session: int
+    macs_skipped_vs_window: float | None
+    macs_skipped_vs_causal: float | None
+    shed: bool
+
+
+def service(
+    sessions: Annotated[str, typer.Option(help="Numbers of streams, such as 1,10,100.")] = "1,10,100",
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each run.")] = 20.0,
+    url: Annotated[str | None, typer.Option(help="A server that runs already; one is started if left out.")] = None,
+    pid: Annotated[int | None, typer.Option(help="Its process, to measure CPU time and memory.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Measure latency, loss, CPU time and memory over real sockets, by number of streams."""
+    numbers = [int(number) for number in sessions.split(",")]
+    with _server(url, pid) as (address, process):
+        rows = [measure(address, process, number, seconds) for number in numbers]
+    if as_json:
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+    else:
+        Console().print(_table(rows))
+
+
+@contextmanager
+def _server(url: str | None, pid: int | None) -> Iterator[tuple[str, int | None]]:
+    if url is not None:
+        yield url, pid
+        return
+    port = free_port(0)
+    with server(port) as process:
+        yield f"ws://127.0.0.1:{port}", process.pid
+
+
+def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
+    """One run of the load client."""
+    before, cpu = memory(pid), cpu_seconds(pid)
+    command = [sys.executable, "-m", "client.load", "--url", url, "--streams", str(streams), "--seconds", str(seconds)]
+    peak = before
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:  # noqa: S603 (our own command)
+        while True:
+            try:
+                output, _ = load.communicate(timeout=SAMPLE_S)
+                break
+            except subprocess.TimeoutExpired:
+                peak = max(peak, memory(pid))
+    report: dict[str, Any] = json.loads(output)
+    return Row(
+        sessions=report["opened"],
+        latency_ms_p50=report["p50_ms"],
+        latency_ms_p90=report["p90_ms"],
+        latency_ms_p99=report["p99_ms"],
+        lost_chunks=report["lost"],
+        refused=report["refused"],
+        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1, report["opened"]) / seconds, 6),
+        client_cpu=report["client_cpu_share"],
+        bytes_per_session=max(0, peak - before) // max(1, report["opened"]),
+        macs_skipped_vs_window=report["macs_skipped_vs_window"],
+        macs_skipped_vs_causal=report["macs_skipped_vs_causal"],
+        shed="shedding" in report["warnings"],
+    )
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """User and system time of a process, in seconds; 0 if there is none to look at."""
+    if pid is None:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int | None) -> int:
+    """Resident memory of a process, in bytes; 0 if there is none to look at."""
+    if pid is None:
+        return 0
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("streams", "p50 ms", "p90 ms", "p99 ms", "lost", "CPU per stream", "KiB per stream", box=None)
+    for row in rows:
+        latencies = (row.latency_ms_p50, row.latency_ms_p90, row.latency_ms_p99)
+        table.add_row(
+            str(row.sessions),
+            *(f"{value:.1f}" if value is not None else "-" for value in latencies),
+            str(row.lost_chunks),
+            f"{row.server_cpu_per_stream_second:.3%}",
+            str(row.bytes_per_session // 1024),
+        )
+    return table
