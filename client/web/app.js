@@ -110,7 +110,7 @@ async function analyse(file) {
   const totals = await mine.spotter.finish().catch(() => null);
   if (session === mine && totals) {
     await end();
-    figures({ ...totals, lag_ms: 0 });
+    figures({ ...totals, at_s: totals.audio_s, lag_ms: 0 });
     status(`${file.name}: ${totals.audio_s.toFixed(1)} s, ${totals.detections} ${totals.detections === 1 ? "word" : "words"}.`);
     still = totals.audio_s;
   }
@@ -224,7 +224,8 @@ function heard(detection, spotter) {
   setTimeout(() => name?.classList.remove("now"), 1_200);
 }
 
-function figures({ macs_skipped_vs_window, macs_skipped_vs_causal, lag_ms, real_time_factor, cache_bytes }) {
+function figures({ at_s, macs_skipped_vs_window, macs_skipped_vs_causal, lag_ms, real_time_factor, cache_bytes }) {
+  $("seconds").textContent = `${at_s.toFixed(1)} s`;
   $("window").textContent = percent(macs_skipped_vs_window, 2);
   $("causal").textContent = percent(macs_skipped_vs_causal, 1);
   $("lag").textContent = `${lag_ms.toFixed(0)} ms`;

@@ -9,6 +9,8 @@ import { BANDS, HOP } from "./logmel.js";
 const FRAME_S = HOP / 16_000;
 const FRAME_END_S = 480 / 16_000;
 const KEPT_S = 90;
+/** Share of the view that sound may run ahead of what is known of it, before the view waits. */
+const WAIT = 0.6;
 
 /** A picture that scrolls: column n of time is column n mod width of a canvas. */
 class Ring {
@@ -107,7 +109,8 @@ export class Timeline {
   }
 
   draw(now) {
-    const to = Math.max(now, this.seconds);
+    const judged = this.rows.at(-1)?.time ?? now;
+    const to = Math.max(Math.min(now, judged + WAIT * this.seconds), this.seconds);
     const from = to - this.seconds;
     this.lane("mel", (context, width, height) => {
       context.imageSmoothingQuality = "high";
@@ -139,6 +142,8 @@ export class Timeline {
 
   drawDetections(context, from, width, height) {
     const scale = width / this.seconds;
+    let taken = -Infinity;
+    let low = false;
     for (const { keyword, start_s, end_s } of this.detections) {
       const x = (start_s - from) * scale;
       const wide = (end_s - start_s) * scale;
@@ -146,15 +151,18 @@ export class Timeline {
       context.strokeStyle = this.accent;
       context.lineWidth = 1.5;
       context.strokeRect(x, 1, wide, height - 2);
-      this.chip(context, keyword, x + wide / 2, 16);
+      const half = context.measureText(keyword).width / 2 + 8;
+      const middle = Math.max(half, x + wide / 2);
+      low = middle - half < taken && !low;
+      this.chip(context, keyword, middle, half, low ? 40 : 16);
+      taken = middle + half;
     }
   }
 
-  chip(context, text, x, y) {
-    const wide = context.measureText(text).width + 16;
+  chip(context, text, x, half, y) {
     context.fillStyle = this.accent;
     context.beginPath();
-    context.roundRect(x - wide / 2, y - 11, wide, 22, 11);
+    context.roundRect(x - half, y - 11, 2 * half, 22, 11);
     context.fill();
     context.fillStyle = this["accent-ink"];
     context.textAlign = "center";

@@ -1,0 +1,67 @@
+"""Takes the README's pictures of the page and the terminal: `python -m tests.screenshots`. No test in here.
+
+A server, a Chromium whose microphone plays the sample, and `deltaspot listen` on the same sample; all real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from client.connection import connect
+from client.display import LivePanel
+from client.sources import file_blocks
+from service.commands.demo import SAMPLE, free_port, server
+from service.commands.listen import follow
+from tests.browser import as_microphone, browser
+
+PICTURES = Path(__file__).with_name("pictures")
+RECORDING = SAMPLE / "commands.flac"
+WHEN_S = 11.6
+"""Stream time of the pictures: many words are in view."""
+
+VIEWS = {
+    "page-dark": {"width": 1180, "height": 1000, "scheme": "dark"},
+    "page-light": {"width": 1180, "height": 1000, "scheme": "light"},
+    "page-phone": {"width": 390, "height": 844, "scheme": "light", "scale": 2},
+}
+
+
+async def page(port: int, name: str, view: dict[str, object]) -> None:
+    """The page while it listens."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with browser(as_microphone(RECORDING, Path(folder))) as tab:
+            await tab.open(f"http://127.0.0.1:{port}/", **view)
+            await tab.run("document.getElementById('listen').click()")
+            await tab.until(f"parseFloat(document.getElementById('seconds').textContent) >= {WHEN_S}", 180)
+            (PICTURES / f"{name}.png").write_bytes(await tab.picture())
+
+
+def terminal(port: int) -> None:
+    """What `deltaspot listen` shows when the sample is over."""
+    console = Console(file=io.StringIO(), record=True, force_terminal=True, width=92)
+    spotter = connect(f"127.0.0.1:{port}", scores=True)
+    panel = LivePanel(Console(file=io.StringIO()), f"commands.flac → {spotter.url}")
+    panel._console = console
+    asyncio.run(follow(spotter, file_blocks(RECORDING), panel, []))
+    console.print()
+    console.print(panel.panel())
+    console.save_svg(str(PICTURES / "terminal.svg"), title="deltaspot listen commands.flac")
+
+
+def main() -> None:
+    """All of them."""
+    PICTURES.mkdir(exist_ok=True)
+    port = free_port(0)
+    with server(port):
+        for name, view in VIEWS.items():
+            asyncio.run(page(port, name, view))
+        terminal(port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The page in a real Chromium on a real server, its microphone playing a recording: used as a person would use it."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from models.features import FrameStream, log_mel
+from service.commands.demo import SAMPLE, free_port, script, server
+from tests.browser import CHROMIUM, Page, as_microphone, browser
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+RECORDING = SAMPLE / "commands.flac"
+SAID = {word.text for word in script()}
+WORDS = "[...document.querySelectorAll('#detections b')].map(b => b.textContent)"
+ENOUGH = 4
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def port():
+    chosen = free_port(0)
+    with server(chosen):
+        yield chosen
+
+
+async def listen(page: Page, port: int, **view) -> None:
+    await page.open(f"http://127.0.0.1:{port}/", **view)
+    await page.run("document.getElementById('listen').focus()")
+    await page.press("Enter", 13)
+
+
+async def test_spoken_words_appear(port, tmp_path):
+    async with browser(as_microphone(RECORDING, tmp_path)) as page:
+        await listen(page, port)
+        await page.until(f"{WORDS}.length >= {ENOUGH}", PATIENCE_S)
+        heard = await page.run(WORDS)
+        skipped = await page.until("parseFloat(document.getElementById('window').textContent)")
+        drawn = await page.run(
+            "Promise.all(['mel', 'posteriors', 'work'].map(async (id) => {"
+            "const canvas = document.getElementById(id);"
+            "const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+            "return new Set(new Uint32Array(data.buffer)).size}))"
+        )
+        layers = await page.run("document.getElementById('layers').innerText.split('\\n')")
+    assert set(heard) <= SAID
+    assert skipped > 90
+    assert min(drawn) > 20, "every lane has many colours once there was sound"
+    assert layers[0] == "stem"
+    assert layers[-1] == "read-out"
+    assert page.complaints == []
+
+
+async def test_silence_brings_no_words(port, tmp_path):
+    async with browser(as_microphone(RECORDING, tmp_path, gain=0.0)) as page:
+        await listen(page, port)
+        await page.until("parseFloat(document.getElementById('seconds').textContent) > 5", PATIENCE_S)
+        assert await page.run(WORDS) == []
+        assert await page.run("document.getElementById('level').value") == -60
+    assert page.complaints == []
+
+
+async def test_file_is_judged_and_sliders_and_boxes_act(port):
+    judged = "/words?\\.$/.test(document.getElementById('status').textContent)"
+    all_sliders = "document.querySelectorAll('#sliders input[type=range]').forEach(s => {s.value = 1; s.oninput()})"
+    all_boxes = "document.querySelectorAll('#sliders input[type=checkbox]').forEach(b => b.click())"
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        heard = []
+        for change in ("0", all_sliders, all_boxes):
+            await page.run(change)
+            await page.choose("#file", RECORDING)
+            await page.until("document.getElementById('status').textContent.startsWith('Judging')", PATIENCE_S)
+            await page.until(judged, PATIENCE_S)
+            heard.append(await page.run(WORDS))
+        crossed = await page.run("document.querySelectorAll('#names .off').length")
+    assert len(heard[0]) >= ENOUGH
+    assert len(heard[1]) < len(heard[0]), "a threshold of 0.99 is hardly ever reached"
+    assert heard[2] == []
+    assert crossed == 10
+    assert page.complaints == []
+
+
+async def test_what_is_no_audio_is_said(port, tmp_path):
+    path = tmp_path / "letter.wav"
+    path.write_text("Dear friend")
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        await page.choose("#file", path)
+        await page.until("/no audio/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        assert await page.run("document.getElementById('listen').getAttribute('aria-pressed')") == "false"
+
+
+async def test_server_restart_is_survived(tmp_path):
+    port = free_port(0)
+    async with browser(as_microphone(RECORDING, tmp_path)) as page:
+        with server(port):
+            await listen(page, port)
+            await page.until(f"{WORDS}.length >= 1", PATIENCE_S)
+            before = await page.run("parseFloat(document.getElementById('seconds').textContent)")
+        await page.until("/Interrupted|stop/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        with server(port):
+            await page.until(f"{WORDS}.length >= {ENOUGH}", PATIENCE_S)
+            after = await page.run("parseFloat(document.getElementById('seconds').textContent)")
+            heard = await page.run(WORDS)
+            times = await page.run(
+                "[...document.querySelectorAll('#detections time')].map(t => parseFloat(t.textContent))"
+            )
+    assert after > before, "the stream's clock goes on"
+    assert set(heard) <= SAID
+    assert times == sorted(set(times), reverse=True), "no detection is told twice"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
+async def test_page_fits_and_everything_has_a_name(port, width, scheme):
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/", width=width, scheme=scheme)
+        await page.choose("#file", RECORDING)
+        await page.until("document.querySelectorAll('#sliders input').length === 20", PATIENCE_S)
+        assert await page.run("document.documentElement.scrollWidth") <= width
+        nameless = (
+            "[...document.querySelectorAll('button, input, select, canvas:not([aria-hidden]), meter')].filter("
+            "e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
+        )
+        assert await page.run(nameless) == []
+        assert await page.run("getComputedStyle(document.documentElement).colorScheme") == scheme
+        await page.run("document.getElementById('theme').click()")
+        assert await page.run("getComputedStyle(document.documentElement).colorScheme") != scheme
+    assert page.complaints == []
+
+
+async def test_browser_computes_the_networks_own_picture(port, network, spoken):
+    samples = spoken[:16_000]
+    text = base64.b64encode(samples.astype("<i2").tobytes()).decode()
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        shown = await page.run(
+            "import('/logmel.js').then(({LogMel}) => {"
+            f"const bytes = Uint8Array.from(atob('{text}'), c => c.charCodeAt(0));"
+            "const samples = new Int16Array(bytes.buffer), mel = new LogMel(), frames = [];"
+            "for (let i = 0; i < samples.length; i += 77) frames.push(...mel.feed(samples.slice(i, i + 77)));"
+            "return frames.map(f => [...f])})"
+        )
+    windows = FrameStream(network.config).feed(samples.astype(np.float32))
+    frames = log_mel(windows.reshape(-1, 480))
+    wanted = np.array(shown[: len(frames)], np.float32)
+    slope, offset = np.polyfit(wanted.ravel(), frames.ravel(), 1)
+    assert np.abs(slope * wanted + offset - frames).max() < 1.5 * slope, "equal but for rounding to whole grey levels"
+
+
+async def test_browser_resamples_without_aliases(port):
+    script = """import('/resampler.js').then(({Resampler}) => [440, 6000, 10000].map(hz => {
+        const resampler = new Resampler(44100), heard = [];
+        const block = i => Float32Array.from({length: 128}, (_, n) => Math.sin(2 * Math.PI * hz * (i + n) / 44100));
+        for (let i = 0; i < 44100; i += 128) heard.push(...resampler.feed(block(i)));
+        return Math.sqrt(heard.slice(2000, 14000).reduce((sum, x) => sum + x * x, 0) / 12000);
+    }))"""
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        low, high, beyond = await page.run(script)
+    assert low == pytest.approx(0.7071, abs=0.003)
+    assert high == pytest.approx(0.7071, abs=0.02)
+    assert beyond < 0.001
+
+
+def test_npm_package_has_all_that_it_names():
+    web = SAMPLE.parent / "web"
+    package = json.loads((web / "package.json").read_text())
+    targets = [entry if isinstance(entry, str) else entry["default"] for entry in package["exports"].values()]
+    assert all((web / name).is_file() for name in [*package["files"], package["types"], *targets])
+    lines = [line for name in package["files"] for line in (web / name).read_text().splitlines()]
+    imported = {line.split('"')[1].removeprefix("./") for line in lines if line.startswith("import {")}
+    assert imported <= set(package["files"])
