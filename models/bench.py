@@ -220,8 +220,8 @@ def _row(name: str, many: Entry, alone: Entry) -> Row:
         1 / many.cost,
         p50,
         p99,
-        work and work.skipped_vs_window,
-        work and work.skipped_vs_causal,
+        work.skipped_vs_window if work else None,
+        work.skipped_vs_causal if work else None,
         many.contender.bytes_per_session,
     )
 

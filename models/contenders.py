@@ -72,11 +72,11 @@ class Streaming:
     """Our network with its cache: each token is computed once."""
 
     def __init__(self, network: Network | TorchNetwork, point: str, sessions: int) -> None:
-        self.network: Any = network
+        self.network: Any = network  # either engine: same interface, other tensors
         self.front_end = FrontEnd(network.config, sessions)
-        self.cache = self.network.new_cache(sessions)
+        self.cache: Any = network.new_cache(sessions)
         self.rows = np.arange(sessions)
-        for row in self.rows:
+        for row in range(sessions):
             self.cache.configure(row, network.points.index(point))
         self.bytes_per_session = self.front_end.bytes_per_session + self.cache.bytes_per_row
 
@@ -88,7 +88,7 @@ class Streaming:
 
     def work(self) -> Count:
         """See `Contender`."""
-        return sum((count(self.cache, row) for row in self.rows), nothing(self.network.config))
+        return sum((count(self.cache, row) for row in range(len(self.rows))), nothing(self.network.config))
 
 
 class Recomputed:
@@ -131,7 +131,7 @@ class OursRecomputed(Recomputed):
         return Count(tokens, self.macs, causal_macs(config, tokens), window_macs(config, tokens))
 
     def _judge(self, recordings: Array) -> object:
-        for row in self.rows:
+        for row in range(len(recordings)):
             self.cache.reset(row)
         frames, counts = FrontEnd(self.network.config, len(recordings)).frames(recordings)
         return softmax(self.network.step(self.cache, self.rows, frames, counts))
@@ -186,7 +186,7 @@ def _onnx(path: Path) -> Judge:
     from models.kwt import KWT
     from models.kwt_import import import_tflite
 
-    file = io.BytesIO()
+    file: Any = io.BytesIO()  # the exporter takes files too, and says otherwise
     clip = torch.zeros(1, import_tflite(path)[0].clip_samples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing fixes the shapes, which is meant

@@ -83,7 +83,7 @@ def recordings(data: Path | None) -> list[Array]:
 def as_table(rows: Sequence[Row]) -> Table:
     """The rows for reading."""
     table = Table(box=None, padding=(0, 2))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("CPU ms / s", "streams / core", "chunk p50", "p99, ms", "of window", "of causal", "KiB / session"):
         table.add_column(heading, justify="right")
     for row in rows:
