@@ -1,0 +1,134 @@
+"""The commands of a client: `deltaspot listen` and `deltaspot detect`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import threading
+import wave
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import soundfile
+from rich.console import Console
+
+from client.connection import connect
+from client.display import PlainLines
+from client.errors import CannotConnect, SourceError
+from client.sources import file_blocks
+from service.commands.demo import SAMPLE, script
+from service.commands.detect import here, post, read
+from service.commands.listen import Runner, Saver, follow
+from service.protocol import Detection
+from tests.test_connection import Peer, detection, greet, server
+
+
+def heard(**changes) -> Detection:
+    return detection(3, 10).model_copy(update={"keyword": "stop", "score": 0.876, "start_s": 12.345} | changes)
+
+
+def test_command_gets_values_as_arguments_and_no_shell_reads_them():
+    runner = Runner("notify 'word: {keyword}' {score} at={start_s} {other} $(rm) ; `ls`")
+    assert runner.filled(heard(keyword="'; rm -rf / {score} $HOME")) == [
+        "notify",
+        "word: '; rm -rf / {score} $HOME",
+        "0.876",
+        "at=12.35",
+        "{other}",
+        "$(rm)",
+        ";",
+        "`ls`",
+    ]
+
+
+def test_clip_is_a_wav_file_whose_name_is_no_path(tmp_path):
+    samples = np.arange(-500, 500, dtype="<i2")
+    Saver(tmp_path / "clips")(heard(keyword="../../etc/passwd", clip=base64.b64encode(samples.tobytes()).decode()))
+    (path,) = (tmp_path / "clips").iterdir()
+    assert path.parent == tmp_path / "clips"
+    assert path.name.startswith("000012.3")
+    with wave.open(str(path)) as file:
+        assert file.getframerate() == 16_000
+        assert file.readframes(1_000) == samples.tobytes()
+
+
+async def test_every_detection_is_shown_and_acted_upon(tmp_path):
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(6_400)
+        await peer.say(detection(0, 10))
+        await peer.close()
+
+    soundfile.write(tmp_path / "a.wav", np.zeros(3_200), 16_000)
+    console = Console(file=io.StringIO(), width=100)
+    flag = tmp_path / "heard"
+    program = f"from pathlib import Path; Path({str(flag)!r}).write_text('{{keyword}}')"
+    runner = Runner(f'{sys.executable} -c "{program}"')
+    async with server(act) as (url, _peers):
+        await follow(connect(url), file_blocks(tmp_path / "a.wav", 0), PlainLines(console), [runner])
+        for task in list(runner._running):
+            await task
+    assert "yes" in console.file.getvalue()
+    assert flag.read_text() == "yes"
+
+
+async def test_missing_file_ends_the_stream_with_its_name(tmp_path):
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.socket.wait_closed()
+
+    async with server(act) as (url, _peers):
+        with pytest.raises(SourceError, match=r"nothing\.wav: there is no such file"):
+            await follow(connect(url), file_blocks(tmp_path / "nothing.wav"), PlainLines(Console()), [])
+
+
+async def test_recordings_are_judged_here_without_a_server():
+    results = [(file, result) async for file, result in here([SAMPLE / "commands.flac"], None)]
+    ((_file, result),) = results
+    assert {found["keyword"] for found in result["detections"]} <= {word.text for word in script()}
+    assert len(result["detections"]) >= 4
+    assert set(result) >= {"detections", "top", "macs", "seconds"}
+    assert result["macs"]["skipped_vs_window"] > 0.9
+
+
+class Door(BaseHTTPRequestHandler):
+    """Answers as `/v1/detect` does."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        good = (
+            self.path == "/v1/detect?point=dense" and self.headers["Authorization"] == "Bearer k" and body == b"sound"
+        )
+        self.send_response(200 if good else 415)
+        self.end_headers()
+        self.wfile.write(json.dumps({"detections": []} if good else {"message": "not an audio file"}).encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def door():
+    listening = HTTPServer(("127.0.0.1", 0), Door)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    yield f"ws://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def test_recordings_are_sent_to_a_server_and_refusals_are_told(door):
+    assert post(door, b"sound", "k", "dense") == {"detections": []}
+    with pytest.raises(CannotConnect, match="not an audio file"):
+        post(door, b"text", "k", None)
+
+
+def test_troubles_of_detect_are_one_sentence(tmp_path):
+    with pytest.raises(SourceError, match="No such file"):
+        read(tmp_path / "nothing.wav")
+    with pytest.raises(CannotConnect, match="no server answers"):
+        post("127.0.0.1:9", b"sound", None, None)
