@@ -143,7 +143,7 @@ def thresholds(model: Facts) -> str:
     points = ", ".join(f"`{name}`" for name in ("dense", *(p for p in model["points"] if p != "dense")))
     return (
         f"Operating points: {points}. Posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
-        f"armed again {calibration['margin']:g} below its threshold and {calibration['refractory_ms']} ms after it fired."
+        f"armed again {calibration['margin']:g} below its threshold, {calibration['refractory_ms']} ms after it fired."
         f"\n\n{table(('keyword', 'threshold', 'patience, tokens'), rows)}"
     )
 

@@ -1,0 +1,146 @@
+"""Thresholds meet their target on what they were chosen on, and the shortcut agrees with the detector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from typer.testing import CliRunner
+
+from models.calibrate import Goal, Scores, calibrate, fall, gather, optimise, peaks, smooth
+from models.checkpoint import load_checkpoint, shipped_path
+from models.config import KEYWORDS, ModelConfig
+from models.evaluate_streams import Heard, expit, logit, total
+from models.streams import SAMPLE_RATE, Stream, Utterance
+from service.commands.evaluate import detector
+from service.commands.model import app
+from service.detector import Detector, Rule
+
+CONFIG = ModelConfig()
+TOKEN = CONFIG.token_samples
+COLUMN = {word: CONFIG.labels.index(word) for word in KEYWORDS}
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 60), st.just(3)), elements=st.floats(0, 1, width=16)),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.floats(0.05, 0.95),
+)
+def test_a_token_fires_at_any_threshold_up_to_its_level(
+    posteriors: np.ndarray, window: int, patience: int, threshold: float
+) -> None:
+    level = smooth(posteriors, window, patience)
+    rules = {word: Rule(threshold, patience, 0) for word in "abc"}
+    fired = list(Detector("abc", rules, window, 0.0).feed(posteriors))
+    for column, word in enumerate("abc"):
+        reached = np.flatnonzero(level[:, column] >= threshold + 1e-6)
+        first = min((hit.token for hit in fired if hit.keyword == word), default=None)
+        if reached.size:
+            assert first is not None
+            assert first <= reached[0]
+        if first is not None:
+            assert level[: first + 1, column].max() >= threshold - 1e-6
+
+
+def test_peaks_are_the_highest_of_their_neighbourhood() -> None:
+    level = np.zeros(100)
+    level[[10, 12, 40, 41, 90]] = 0.5, 0.9, 0.6, 0.3, 0.1
+    assert peaks(level, 5) == [0.9, 0.6]
+    assert peaks(level, 1) == [0.9, 0.6, 0.5]
+
+
+def test_a_detection_lasts_until_its_level_falls() -> None:
+    level = np.array([0.9, 0.9, 0.5, 0.1, 0.8])
+    assert fall(level, 1) == 3
+    assert fall(level, 4) == 5
+
+
+def stream(words: dict[int, tuple[str, float]], alarms: dict[int, tuple[str, float]], tokens: int = 4_000) -> Heard:
+    """Words and false alarms, each at a token with a level; a word's posterior stands for 20 tokens after it."""
+    posteriors = np.full((tokens, len(CONFIG.labels)), 0.01, np.float32)
+    for token, (word, level) in (words | alarms).items():
+        posteriors[token : token + 20, COLUMN[word]] = level
+    said = tuple(Utterance((t - 16) * TOKEN, t * TOKEN, word) for t, (word, _) in words.items())
+    return Heard(Stream("s", np.zeros(tokens * TOKEN, np.float32), said), posteriors)
+
+
+GOAL = Goal(false_alarms_per_hour=0.5, windows=(4, 8), latency_ms=300)
+EASY = {100 * i: (KEYWORDS[i % 10], 0.95) for i in range(1, 39)}
+
+
+def test_what_a_word_leaves_behind_is_no_alarm() -> None:
+    scores = gather([stream(EASY, {})], 4, 1, CONFIG, GOAL)
+    assert sum(len(s.spoken) for s in scores.values()) == len(EASY)
+    assert all(s.spoken.min() > logit(0.9) for s in scores.values())
+    assert sum(len(s.alarms) for s in scores.values()) == 0
+
+
+def test_thresholds_rise_above_the_alarms_of_their_own_keyword_only() -> None:
+    alarms = {3_950: ("yes", 0.8), 3_850 + 60: ("yes", 0.85)}
+    calibration, outcome = calibrate([stream(EASY, alarms)], detector(CONFIG), CONFIG, GOAL)
+    rules = calibration["keywords"]
+    assert outcome.false_alarms.total() == 0
+    assert outcome.missed.total() == 0
+    assert 0.95 > rules["yes"]["threshold"] > 0.85
+    assert rules["no"]["threshold"] < rules["yes"]["threshold"]
+
+
+def test_the_target_is_met_at_the_price_of_misses() -> None:
+    words = EASY | {100 * i: ("go", 0.6) for i in range(30, 39)}
+    alarms = {100 * i + 50: ("go", 0.7) for i in range(1, 30)}
+    heard = [stream(words, alarms)]
+    calibration, outcome = calibrate(heard, detector(CONFIG), CONFIG, GOAL)
+    assert outcome.false_alarms.total() <= GOAL.false_alarms_per_hour * outcome.hours
+    assert outcome.missed == {"go": 9}
+    again, _ = total(heard, calibration, detector(CONFIG), CONFIG)
+    assert again.report() == outcome.report()
+
+
+def test_early_enough_comes_before_fewer_misses() -> None:
+    calibration, outcome = calibrate(
+        [stream(EASY, {})], detector(CONFIG), CONFIG, Goal(windows=(4, 30), latency_ms=200)
+    )
+    assert calibration["window_tokens"] == 4
+    assert np.median(outcome.latencies) <= 200
+
+
+def test_a_keyword_nobody_said_gets_the_threshold_that_suits_the_others() -> None:
+    scores = {word: Scores(logit(np.full(20, 0.9)), logit(np.full(5, 0.5))) for word in KEYWORDS}
+    scores["off"] = Scores(np.zeros(0), np.zeros(0))
+    thresholds = optimise(scores, 0.1)
+    assert 0.5 < thresholds["off"] < 0.9
+
+
+def test_odds_and_shares_are_inverse() -> None:
+    shares = np.array([0.001, 0.3, 0.999])
+    assert expit(logit(shares)) == pytest.approx(shares)
+
+
+def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path: Path) -> None:
+    sample = Path(__file__).resolve().parent.parent / "client" / "samples"
+    quiet = tmp_path / "quiet.wav"
+    soundfile.write(quiet, np.zeros(60 * SAMPLE_RATE, np.int16), SAMPLE_RATE)
+    output = tmp_path / "own.safetensors"
+    words = ["calibrate", "--output", str(output), "--audio", str(sample / "commands.flac")]
+    words += ["--labels", str(sample / "commands.tsv"), "--negatives", str(quiet)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    before, after = load_checkpoint(shipped_path()), load_checkpoint(output)
+    assert after.fingerprint == before.fingerprint
+    assert set(after.calibration) == set(before.calibration)
+    assert set(after.calibration["keywords"]) == set(KEYWORDS)
+    told = json.loads(CliRunner().invoke(app, ["info", str(output), "--json"], catch_exceptions=False).stdout)
+    assert told["calibration"] == json.loads(json.dumps(dict(after.calibration)))
+
+
+def test_calibration_needs_recordings(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["calibrate", "--output", str(tmp_path / "o")], env={"DELTASPOT_DATA": ""})
+    assert result.exit_code == 2
+    assert "--data" in result.output

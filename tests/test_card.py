@@ -1,0 +1,78 @@
+"""A model card tells what was measured, of these weights, and its limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from models.card import SETS, CardError, write_card
+from models.checkpoint import load_checkpoint, shipped_path
+from models.config import KEYWORDS
+from models.evaluate_streams import Tally
+from service.commands.model import app, describe
+
+
+def point(name: str, accuracy: float) -> dict:
+    shares = {"accuracy": accuracy, "keywords": 0.98, "unknown": 0.9, "silence": None}
+    return {"name": name, "clips": 321, **shares, "macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
+
+
+@pytest.fixture
+def facts() -> dict:
+    return describe(load_checkpoint(shipped_path()), shipped_path())
+
+
+@pytest.fixture
+def evaluation(facts: dict) -> dict:
+    words = Tally(hours=1.5, latencies=[100.0, 200.0])
+    words.keywords.update({"yes": 40})
+    words.missed.update({"yes": 3})
+    quiet = Tally(hours=0.747).report()
+    return {
+        "model": {"fingerprint": facts["fingerprint"]},
+        "protocol": {"streams": 9, "minutes": 10.0, "seed": 0},
+        "clips": [point("dense", 0.9712), point("shipped", 0.9654)],
+        "streams": {"target": words.report(), "keywords": words.report(), "speech": quiet},
+        "sweeps": {
+            "snr_db": {"20": words.report()},
+            "gain_db": {"-30": words.report()},
+            "line": {"8 kHz": words.report()},
+        },
+    }
+
+
+def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None:
+    card = write_card(facts, evaluation)
+    assert facts["fingerprint"] in card
+    assert "| shipped | 96.54 % |" in card
+    assert f"| {SETS['target']} | 1.50 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 - 2.46 | 150 / 190 |" in card
+    assert f"| {SETS['speech']} | 0.75 | 0 | - | - | 0.00 | 0.00 - 4.94 | - |" in card
+    assert SETS["noise"] not in card
+    for word in KEYWORDS:
+        assert f"| {word} | {facts['calibration']['keywords'][word]['threshold']:.3f} |" in card
+    for promise in ("CC BY 4.0", "accents", "(confusion.png)", "(trade_off.png)"):
+        assert promise in card
+
+
+def test_an_evaluation_of_other_weights_is_refused(facts: dict, evaluation: dict) -> None:
+    evaluation["model"]["fingerprint"] = "0123456789ab"
+    with pytest.raises(CardError, match="0123456789ab"):
+        write_card(facts, evaluation)
+
+
+def test_the_training_log_is_in_the_card(facts: dict, evaluation: dict, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": 100 * i, "loss": 3 / i, "note": "x"}) + "\n" for i in range(1, 200)))
+    card = write_card(facts, evaluation, log)
+    assert "| step | loss |" in card
+    assert "| 100 | 3 |" in card
+
+
+def test_the_command_writes_the_card(evaluation: dict, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    words = ["card", str(tmp_path / "evaluation.json"), "--output", str(tmp_path / "CARD.md")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "CARD.md").read_text().startswith("# Model card")

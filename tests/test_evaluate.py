@@ -1,0 +1,375 @@
+"""Clips, streams and sockets are judged as the documents say, down to whose fault a false alarm is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from models.bounds import binomial_bounds, poisson_bounds
+from models.config import KEYWORDS, LABELS, ModelConfig
+from models.data import DataError, walk
+from models.evaluate import cut_silence, judge_clips, read_clips
+from models.evaluate_sets import gather_material, standard_sets, sweeps
+from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
+from models.streams import (
+    SAMPLE_RATE,
+    Clip,
+    Plan,
+    Stream,
+    Utterance,
+    amplify,
+    build,
+    read_labels,
+    rms,
+    spoken_span,
+    telephone,
+    write_labels,
+)
+from service.commands.evaluate import app, detector
+from service.commands.evaluate_socket import Answer, judge, listen_to_all, single_words
+
+CONFIG = ModelConfig()
+SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
+SECOND = SAMPLE_RATE
+
+
+class Fired(NamedTuple):
+    """A detection, without a detector."""
+
+    keyword: str
+    token: int
+
+
+def tone(hz: float, length: int, loudness: float) -> np.ndarray:
+    return (loudness * np.sin(2 * np.pi * hz * np.arange(length) / SAMPLE_RATE)).astype(np.float32)
+
+
+def spoken(word: str, seed: int = 0) -> Clip:
+    """A clip whose middle fifth is loud."""
+    samples = np.random.default_rng(seed).normal(0, 5, SECOND).astype(np.float32)
+    samples[6_400:9_600] += tone(500 + 10 * seed, 3_200, 4_000)
+    return Clip(samples, word, *spoken_span(samples))
+
+
+CLIPS = [spoken(word, i) for i, word in enumerate([*KEYWORDS, "bed", "cat"])]
+NOISE = [np.random.default_rng(i).normal(0, 300, 3 * SECOND).astype(np.float32) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("count", "lower", "upper"), [(0, 0.0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (500, 457.13, 545.80)]
+)
+def test_poisson_bounds_are_garwoods(count: int, lower: float, upper: float) -> None:
+    assert poisson_bounds(count) == pytest.approx((lower, upper), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "trials", "lower", "upper"),
+    [(0, 10, 0.0, 0.3085), (5, 10, 0.1871, 0.8129), (10, 10, 0.6915, 1.0), (50, 1000, 0.0373, 0.0654), (0, 0, 0, 1)],
+)
+def test_binomial_bounds_are_clopper_and_pearsons(count: int, trials: int, lower: float, upper: float) -> None:
+    assert binomial_bounds(count, trials) == pytest.approx((lower, upper), abs=1e-4)
+
+
+def test_a_words_span_is_where_its_clip_is_loud() -> None:
+    start, end = spoken_span(CLIPS[0].samples)
+    assert start == pytest.approx(6_400, abs=400)
+    assert end == pytest.approx(9_600, abs=400)
+    assert spoken_span(np.zeros(SECOND, np.float32)) == (0, SECOND)
+
+
+def test_equal_seeds_give_equal_streams_and_others_others() -> None:
+    plan = Plan(minutes=0.5)
+    first, again, other = (build(CLIPS, NOISE, plan, KEYWORDS, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.samples, again.samples)
+    assert first.utterances == again.utterances
+    assert first.utterances != other.utterances
+
+
+def test_words_stand_where_the_labels_say_and_at_the_planned_distance_from_the_noise() -> None:
+    plan = Plan(minutes=1.0, snr_db=(10.0, 10.0), level_db=(-26.0, -26.0), unknown_share=0.5)
+    clean, noisy = build(CLIPS, [], plan, KEYWORDS, 3), build(CLIPS, NOISE, plan, KEYWORDS, 3)
+    assert len(clean.samples) == 60 * SECOND
+    assert {u.word in KEYWORDS for u in clean.utterances} == {True, False}
+    gaps = [b.start - a.end for a, b in zip(clean.utterances, clean.utterances[1:], strict=False)]
+    assert min(gaps) >= plan.gap_s[0] * SECOND - 1
+    for one in clean.utterances:
+        assert rms(clean.samples[one.start : one.end]) == pytest.approx(32_767 * 10 ** (-26 / 20), rel=0.02)
+    second = build(CLIPS, NOISE, Plan(minutes=1.0, snr_db=(10, 10), level_db=(-26, -26), words=0), KEYWORDS, 3)
+    assert second.utterances == ()
+    assert rms(second.samples) == pytest.approx(32_767 * 10 ** (-36 / 20), rel=0.05)
+    assert set(np.unique(noisy.samples % 1)) == {0.0}
+
+
+def test_streams_need_clips() -> None:
+    with pytest.raises(DataError, match="no clips"):
+        build([], NOISE, Plan(), KEYWORDS, 0)
+
+
+def test_gain_clips_as_a_sound_card_does() -> None:
+    loud = amplify(tone(100, SECOND, 20_000), 10)
+    assert loud.max() == 32_767
+    assert loud.min() == -32_768
+
+
+def test_a_telephone_passes_a_voice_and_nothing_above_4_khz() -> None:
+    low, high = tone(1_000, SECOND, 8_000), tone(5_500, SECOND, 8_000)
+    assert rms(telephone(low) - low) < 0.02 * rms(low)
+    assert rms(telephone(high)) < 0.02 * rms(high)
+
+
+def test_labels_are_read_as_they_were_written(tmp_path: Path) -> None:
+    words = (Utterance(0, 160, "yes"), Utterance(1_600, 16_000, "bed"))
+    write_labels(words, tmp_path / "words.tsv")
+    assert read_labels(tmp_path / "words.tsv") == words
+
+
+@pytest.mark.parametrize("line", ["1.0\tyes", "one\t2.0\tyes", "1.0,2.0,yes"])
+def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "words.tsv").write_text(f"start_s\tend_s\tword\n0\t1\tno\n{line}\n")
+    with pytest.raises(DataError, match="line 3"):
+        read_labels(tmp_path / "words.tsv")
+
+
+def heard(*words: tuple[str, float, float]) -> Heard:
+    """Ten seconds in which words are said from one time to another, in seconds."""
+    utterances = tuple(Utterance(int(a * SECOND), int(b * SECOND), word) for word, a, b in words)
+    return Heard(Stream("s", np.zeros(10 * SECOND, np.float32), utterances), np.zeros((0, 12), np.float32))
+
+
+def at(seconds: float) -> int:
+    """The first token decided at or after a time."""
+    token = 0
+    while decided_at(token, CONFIG) < seconds * SECOND:
+        token += 1
+    return token
+
+
+CASES = {
+    "right": ([("yes", 1.2)], 0, 0, {}),
+    "before the word ends": ([("yes", 0.8)], 0, 0, {}),
+    "too late": ([("yes", 1.9)], 1, 1, {}),
+    "too early": ([("yes", 0.4)], 1, 1, {}),
+    "twice": ([("yes", 1.0), ("yes", 1.5)], 0, 1, {"repeated": 1}),
+    "another in its place": ([("no", 1.2)], 1, 1, {"substitutions": 1}),
+    "another besides": ([("yes", 1.1), ("no", 1.2)], 0, 1, {"substitutions": 1}),
+    "a word that is none": ([("yes", 1.2), ("up", 5.2)], 0, 1, {"others_fired": 1}),
+    "nothing at all": ([("yes", 1.2), ("up", 8.0)], 0, 1, {}),
+    "silent": ([], 1, 0, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_detection_is_right_or_somebodys_fault(case: str) -> None:
+    fired, missed, alarms, blamed = CASES[case]
+    result = tally(heard(("yes", 0.5, 1.0), ("bed", 4.5, 5.0)), [Fired(w, at(s)) for w, s in fired], CONFIG)
+    assert result.missed.total() == missed
+    assert result.false_alarms.total() == alarms
+    blame = {name: getattr(result, name) for name in ("repeated", "substitutions", "others_fired")}
+    assert blame == dict.fromkeys(blame, 0) | blamed
+    assert result.others == 1
+
+
+def test_latency_runs_from_the_end_of_the_word_to_the_sample_that_decided() -> None:
+    token = at(1.2)
+    result = tally(heard(("yes", 0.5, 1.0)), [Fired("yes", token)], CONFIG)
+    assert result.latencies == [(decided_at(token, CONFIG) - SECOND) / 16]
+    early = tally(heard(("yes", 0.5, 1.0)), [Fired("yes", at(0.8))], CONFIG)
+    assert early.latencies[0] < 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(KEYWORDS[:3]), st.integers(0, 300)), max_size=12),
+    st.lists(st.tuples(st.sampled_from([*KEYWORDS[:3], "bed"]), st.floats(0, 8)), max_size=6),
+)
+def test_nothing_is_counted_twice_or_lost(fired: list[tuple[str, int]], said: list[tuple[str, float]]) -> None:
+    hits = [Fired(*hit) for hit in sorted(fired, key=lambda hit: hit[1])]
+    result = tally(heard(*sorted(((w, s, s + 0.5) for w, s in said), key=lambda word: word[1])), hits, CONFIG)
+    assert result.keywords.total() == result.missed.total() + len(result.latencies)
+    assert len(hits) == result.false_alarms.total() + len(result.latencies)
+    assert result.false_alarms.total() >= result.repeated + result.substitutions + result.others_fired
+
+
+def test_a_report_has_bounds_and_none_where_nothing_was_said() -> None:
+    whole = Tally(hours=2.0)
+    report = whole.report()
+    assert report["miss_rate"] is None
+    assert report["latency_ms_p50"] is None
+    assert report["false_alarms_per_hour_bounds"] == pytest.approx([0, 3.6889 / 2], abs=1e-3)
+    whole.add(tally(heard(("yes", 0.5, 1.0)), [], CONFIG))
+    assert whole.report()["miss_rate"] == 1.0
+
+
+def calibration(threshold: float) -> dict:
+    rules = {word: {"threshold": threshold, "patience": 1} for word in KEYWORDS}
+    return {"window_tokens": 3, "margin": 0.1, "refractory_ms": 300, "keywords": rules}
+
+
+def test_a_stricter_trade_off_misses_more_and_errs_less() -> None:
+    one = heard(("yes", 0.5, 1.0))
+    posteriors = np.full((330, 12), 0.02, np.float32)
+    posteriors[at(1.1) : at(1.3), LABELS.index("yes")] = 0.8
+    posteriors[at(5.0) : at(5.2), LABELS.index("no")] = 0.6
+    curve = trade_off([Heard(one.stream, posteriors)], calibration(0.5), detector(CONFIG), CONFIG, (-1.0, 0.8, 3.0))
+    assert [(r["missed"], r["false_alarms"]) for r in curve] == [(0, 1), (0, 0), (1, 0)]
+    assert shifted(calibration(0.5), 0.0) == calibration(0.5)
+
+
+# --- folders
+
+
+def save(path: Path, seconds: float = 1.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(int(seconds * SECOND), np.int16), SAMPLE_RATE)
+
+
+def test_every_recording_in_a_labels_folder_counts_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("yes/a_nohash_0.wav", "yes/plain.flac", "_silence_/1.wav", "_unknown_/x.ogg", "bed/b_nohash_1.wav"):
+        save(tmp_path / name)
+    save(tmp_path / "_background_noise_/hum.wav", 9)
+    save(tmp_path / "sentences/long.wav", 6)
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.zeros(8_000, np.int16), SAMPLE_RATE, format="WAV")
+        member = tarfile.TarInfo("no/c_nohash_0.wav")
+        member.size = buffer.tell()
+        buffer.seek(0)
+        archive.addfile(member, buffer)
+    found = read_clips(walk(tmp_path), CONFIG)
+    assert sorted(LABELS[t] for t in found.targets) == ["_silence_", "_unknown_", "_unknown_", "no", "yes", "yes"]
+    assert {len(samples) for samples in found.samples} == {SECOND}
+
+
+def test_a_split_is_made_of_its_speakers(tmp_path: Path) -> None:
+    names = [hashlib.md5(bytes([i]), usedforsecurity=False).hexdigest()[:8] for i in range(60)]
+    for name in names:
+        save(tmp_path / "yes" / f"{name}_nohash_0.wav", 0.1)
+    counts = [len(read_clips(walk(tmp_path), CONFIG, split).targets) for split in ("training", "validation", "testing")]
+    assert sum(counts) == len(names)
+    assert counts[0] > counts[1] > 0 < counts[2]
+
+
+def test_a_folder_without_clips_and_a_split_that_is_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no clips"):
+        read_clips(walk(tmp_path), CONFIG)
+    with pytest.raises(DataError, match="no split 'test'"):
+        read_clips(walk(tmp_path), CONFIG, "test")
+    with pytest.raises(DataError, match="no clips, no running speech"):
+        standard_sets(gather_material(walk(tmp_path)), 1, 0)
+
+
+def archives(shared_data: Path, folder: Path, *names: str) -> Path:
+    """A data directory of some of the shared archives."""
+    folder.mkdir()
+    for archive in shared_data.glob("*.tar"):
+        if any(name in archive.name for name in names):
+            (folder / archive.name).symlink_to(archive)
+    return folder
+
+
+def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    items = list(walk(archives(shared_data, tmp_path / "data", "validation", "noise")))
+    material = gather_material(items)
+    assert len(material.clips) == 2_181
+    assert not material.speech
+    assert 0.1 < sum(map(len, material.noise)) / SECOND / 3_600 < 0.15
+    assert len(cut_silence(items, CONFIG).samples) > 400
+    assert gather_material((i for i in items if "_nohash_" in i.path.stem), "testing").clips == []
+    harder = sweeps(material, 0)
+    assert set(harder) == {"snr_db", "gain_db", "line"}
+    assert len({tuple(u.word for u in stream.utterances) for c in harder.values() for _, stream in c}) == 1
+
+
+# --- commands
+
+
+def run(*words: str) -> dict:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) -> None:
+    save(tmp_path / "yes/a_nohash_0.wav")
+    save(tmp_path / "_silence_/b.wav")
+    points = run("clips", "--data", str(tmp_path), "--confusion", str(tmp_path / "c.png"), "--json")["points"]
+    assert [point["name"] for point in points] == list(network.points)
+    for point in points:
+        assert point["clips"] == 2
+        assert point["unknown"] is None
+        assert point["accuracy"] == (point["keywords"] + point["silence"]) / 2
+        assert 0 < point["macs_skipped_vs_causal"] < point["macs_skipped_vs_window"] < 1 or point["name"] == "dense"
+        assert np.sum(point["confusion"]) == 2
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_clip_of_the_real_thing_is_judged_right(network, shared_data: Path, tmp_path: Path) -> None:
+    items = list(walk(archives(shared_data, tmp_path / "data", "validation")))
+    clips = read_clips(items[::20], CONFIG, "validation")
+    report = judge_clips(network, clips, network.points[0])
+    assert report.clips == len(clips.targets) > 100
+    assert report.accuracy > 0.85
+    assert np.trace(report.confusion) == round(report.accuracy * report.clips)
+
+
+def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Path) -> None:
+    audio = str(SAMPLE / "commands.flac")
+    report = run("stream", "--audio", audio, "--labels", str(SAMPLE / "commands.tsv"), "--json")
+    said = [word.word for word in read_labels(SAMPLE / "commands.tsv")]
+    assert report["keywords"] == sum(word in KEYWORDS for word in said)
+    assert report["other_words"] == sum(word not in KEYWORDS for word in said)
+    assert report["hours"] == pytest.approx(soundfile.info(audio).duration / 3_600, abs=1e-5)
+    assert {"missed", "miss_rate", "false_alarms", "false_alarms_per_hour", "latency_ms_p50"} <= set(report)
+    (tmp_path / "commands.flac").symlink_to(audio)
+    nothing = run("stream", "--audio", str(tmp_path), "--json")
+    assert nothing["keywords"] == 0
+    assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
+    assert list(nothing["files"]) == ["commands"]
+
+
+def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data: Path) -> None:
+    data, made = archives(shared_data, tmp_path / "data", "validation"), tmp_path / "made"
+    words = ("make-stream", "--data", str(data), "--output", str(made), "--minutes", "0.5", "--seed", "7")
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert result.exit_code == 0
+    report = run("stream", "--audio", str(made), "--labels", str(made), "--json")
+    assert report["hours"] == pytest.approx(0.5 / 60, abs=1e-5)
+    assert report["keywords"] + report["other_words"] == len(read_labels(made / "stream-007.tsv"))
+
+
+def test_a_calm_room_is_calm_through_a_socket_too(running) -> None:
+    calm = [Clip(np.zeros(SECOND, np.float32), "yes", 0, SECOND)]
+    material = gather_material([])
+    material.clips += calm
+    words = single_words(material, KEYWORDS, 5, (0, 20), 0)
+    assert [len(word.samples) for word in words] == [3 * SECOND]
+    answers = asyncio.run(listen_to_all(running.stream, words))
+    assert answers == [Answer("yes", ())]
+
+
+def test_only_exactly_one_right_detection_counts() -> None:
+    report = judge([Answer("yes", heard) for heard in (("yes",), (), ("no",), ("yes", "no"), ("yes", "yes"))])
+    assert report["words"] == 5
+    assert report["share"] == 0.2
+    assert (report["nothing"], report["wrong_only"], report["right_and_more"]) == (1, 1, 2)
+
+
+def test_scores_are_totalled_over_streams() -> None:
+    streams = [heard(("yes", 0.5, 1.0)), heard(("no", 0.5, 1.0))]
+    quiet = [Heard(one.stream, np.zeros((330, 12), np.float32)) for one in streams]
+    whole, each = total(quiet, calibration(0.5), detector(CONFIG), CONFIG)
+    assert whole.missed.total() == 2 == sum(part.missed.total() for part in each)
+    assert whole.hours == pytest.approx(20 / 3_600)

@@ -1,0 +1,66 @@
+"""ONNX Runtime gives what the network gives: for a whole second, and token by token with the cache handed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.data import pad_clip
+from models.offline import softmax, tokens_of
+from service.commands.model import app
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from models.export import CACHE, empty_cache  # noqa: E402 (needs onnx)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """Both graphs of the shipped model; the path is the clip graph's."""
+    path = tmp_path_factory.mktemp("onnx") / "skwt.onnx"
+    result = CliRunner().invoke(app, ["export", "--onnx", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def session(path: Path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def dense(network, tokens: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of the compiled step at the dense point, for tokens (N, stride, M)."""
+    cache = network.new_cache(1)
+    cache.configure(0, network.points.index("dense"), 1.0)
+    return network.step(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
+
+
+def test_a_second_through_onnx_is_a_second_through_ours(exported: Path, network, spoken: np.ndarray) -> None:
+    tokens = tokens_of(network, pad_clip(spoken[:16_000].astype(np.float32)))
+    frames = tokens.reshape(1, -1, tokens.shape[-1])
+    theirs = session(exported).run(None, {"frames": np.repeat(frames, 2, axis=0)})[0]
+    assert theirs.shape[0] == 2
+    assert np.abs(theirs[1] - dense(network, tokens)).max() < 1e-3
+
+
+def test_steps_through_onnx_are_steps_through_ours(exported: Path, network, spoken: np.ndarray) -> None:
+    tokens = tokens_of(network, spoken[: 5 * 16_000].astype(np.float32))
+    ours = dense(network, tokens)
+    runner, cache = session(exported.with_suffix(".step.onnx")), empty_cache(network.config, 1)
+    for token, logits in zip(tokens, ours, strict=True):
+        theirs, *after = runner.run(None, {"frames": token[None], **cache})
+        cache = dict(zip(CACHE, after, strict=True))
+        assert np.abs(softmax(theirs[0]) - softmax(logits)).max() < 1e-4
+    assert cache["keys"].shape[3] == network.config.span - 1
+
+
+def test_a_graph_says_what_it_is(exported: Path, network) -> None:
+    for path, form in ((exported, "clip"), (exported.with_suffix(".step.onnx"), "step")):
+        facts = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+        assert facts["form"] == form
+        assert facts["fingerprint"] == network.checkpoint.fingerprint
+        assert json.loads(facts["labels"]) == list(network.config.labels)
