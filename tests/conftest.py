@@ -31,6 +31,11 @@ settings.register_profile("house", deadline=None)  # a busy machine is no failur
 settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what takes milliseconds first."""
+    items.sort(key=lambda item: item.get_closest_marker("system") is not None)
+
+
 def _beside(name: str) -> Path:
     """`../shared/<name>`; where it is absent the test is skipped, or fails if `DELTASPOT_REQUIRE_SHARED=1`."""
     folder = SHARED / name
