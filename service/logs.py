@@ -59,8 +59,9 @@ def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | Non
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # The canonical lines say more than the access log would.
+    # The canonical lines say more than the access log and a line for each connection would.
     logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").addFilter(not_chatter)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -82,6 +83,12 @@ def session_ended(session: str, outcome: str, **totals: float | str) -> None:
 def clip_judged(outcome: str, **totals: float | str) -> None:
     """Write the one line that tells a whole recording sent over REST."""
     log.info("clip", outcome=outcome, **totals)
+
+
+def not_chatter(record: logging.LogRecord) -> bool:
+    """Keep a line of uvicorn's, unless it tells of one WebSocket coming or going, or calls our refusal a mistake."""
+    refusal = str(record.msg).startswith("ASGI callable returned without completing handshake")
+    return not record.module.startswith("websockets_") or (record.levelno >= logging.WARNING and not refusal)
 
 
 def without_bytes(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

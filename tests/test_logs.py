@@ -5,11 +5,14 @@ import json
 import logging
 import socket
 import threading
+from contextlib import contextmanager
 
 import httpx
 import pytest
 import structlog
 import uvicorn
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from service import logs
 
@@ -87,22 +90,43 @@ def test_request_id_is_kept_only_if_harmless(brought, kept):
     assert logs.ACCEPTABLE.fullmatch(name.encode())
 
 
+@contextmanager
+def served(app):
+    """An application on a real socket; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", log_config=None, ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
 def test_request_ids_over_a_socket(lines):
     async def hello(_scope, _receive, send):
         logs.log.info("hello")
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(logs.RequestIds(hello), lifespan="off", log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    mine = httpx.get(url, headers={"X-Request-ID": "mine"})
-    new = httpx.get(url)
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    with served(logs.RequestIds(hello)) as address:
+        mine = httpx.get(f"http://{address}/", headers={"X-Request-ID": "mine"})
+        new = httpx.get(f"http://{address}/")
     said = [line["request_id"] for line in lines() if line["event"] == "hello"]
     assert mine.headers["x-request-id"] == "mine"
     assert said == ["mine", new.headers["x-request-id"]]
+
+
+def test_a_refused_upgrade_is_named_and_no_error_in_the_log(lines):
+    async def refuse(_scope, receive, send):
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b"full"})
+
+    with served(logs.RequestIds(refuse)) as address, pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://{address}/", additional_headers={"X-Request-ID": "mine"})
+    assert refused.value.response.headers["X-Request-ID"] == "mine"
+    assert not [line for line in lines() if line["level"] != "info" or "WebSocket" in line["event"]]
