@@ -9,10 +9,14 @@ import sys
 import threading
 import wave
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import distribution
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.console import Console
 
 from client.connection import connect
@@ -132,3 +136,27 @@ def test_troubles_of_detect_are_one_sentence(tmp_path):
         read(tmp_path / "nothing.wav")
     with pytest.raises(CannotConnect, match="no server answers"):
         post("127.0.0.1:9", b"sound", None, None)
+
+
+def base_installation() -> dict[str, int]:
+    """Every distribution that `pip install deltaspot` brings, and its size in bytes."""
+    found: dict[str, int] = {}
+    waiting = ["deltaspot"]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        installed = distribution(name)
+        paths = [Path(file.locate()) for file in installed.files or []]
+        found[name] = sum(path.stat().st_size for path in paths if path.suffix != ".pyc" and path.is_file())
+        for text in installed.requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+    return found
+
+
+def test_a_client_is_small():
+    installed = base_installation()
+    assert not installed.keys() & {"torch", "numba", "llvmlite", "fastapi", "scipy"}
+    assert sum(installed.values()) < 90e6, "numpy is three quarters of it"
