@@ -28,21 +28,21 @@ SWITCH_S = 0.0005
 
 
 class Polite(uvicorn.Server):
-    """Drains before it stops: the first signal starts it, the second one ends it at once."""
+    """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once."""
 
     server: Server
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
         """Begin to drain; uvicorn stops once that is over."""
         if self.server.engine.draining:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
             return
         self.server.engine.draining = True
-        asyncio.get_running_loop().call_soon_threadsafe(self._drain, sig, frame)
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain)
 
-    def _drain(self, sig: int, frame: FrameType | None) -> None:
+    def _drain(self) -> None:
         drained = asyncio.get_running_loop().create_task(self.server.drain())
-        drained.add_done_callback(lambda _: uvicorn.Server.handle_exit(self, sig, frame))
+        drained.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 
 @app.command()

@@ -1,0 +1,141 @@
+"""Servers as processes: one is killed in mid-word, one is asked to stop, one is given a broken model."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.connection import Interrupted, connect
+from service.commands.demo import answers, free_port
+from service.protocol import Closed, Detection, Ready, Warned, WarningCode
+
+pytestmark = pytest.mark.system
+START_S = 240
+
+
+@contextmanager
+def process(port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve`, ready."""
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+    with subprocess.Popen(command, env={**environment, "PATH": ""}, stderr=subprocess.DEVNULL) as server:
+        try:
+            waited = asyncio.run(_ready(port, server))
+            assert waited, "the server did not start"
+            yield server
+        finally:
+            server.kill()
+
+
+async def _ready(port: int, server: subprocess.Popen[bytes]) -> bool:
+    async with asyncio.timeout(START_S):
+        while not await asyncio.to_thread(answers, f"http://127.0.0.1:{port}/readyz"):
+            if server.poll() is not None:
+                return False
+            await asyncio.sleep(0.05)
+    return True
+
+
+async def chunks(samples: np.ndarray, before: dict[int, asyncio.Event]) -> AsyncIterator[bytes]:
+    """A recording in chunks of 100 ms; at some of them the source waits for something."""
+    for number, at in enumerate(range(0, len(samples), 1_600)):
+        if number in before:
+            await before[number].wait()
+        yield samples[at : at + 1_600].astype("<i2").tobytes()
+
+
+async def listen(url: str, samples: np.ndarray, told: list[object], before: dict[int, asyncio.Event]) -> list[object]:
+    async with asyncio.timeout(START_S), connect(url, point="dense") as spotter:
+        spotter.play(chunks(samples, before))
+        async for event in spotter:
+            told.append(event)  # noqa: PERF401 (others watch it grow)
+    return told
+
+
+def detections(told: list[object]) -> list[tuple[int, str, float]]:
+    return [(event.id, event.keyword, event.at_s) for event in told if isinstance(event, Detection)]
+
+
+async def until(told: list[object], kind: type) -> None:
+    while not any(isinstance(event, kind) for event in told):  # noqa: ASYNC110 (a list tells nobody)
+        await asyncio.sleep(0.01)
+
+
+def test_killed_server_is_replaced_and_nothing_is_lost_or_repeated(spoken: np.ndarray) -> None:
+    port = free_port(0)
+    url = f"ws://127.0.0.1:{port}"
+    told: list[object] = []
+
+    async def killed(server: subprocess.Popen[bytes], listening: list[asyncio.Task[list[object]]]) -> None:
+        gate = asyncio.Event()
+        listening.append(asyncio.create_task(listen(url, spoken, told, {80: gate})))
+        await until(told, Detection)
+        server.send_signal(signal.SIGKILL)
+        gate.set()
+        await until(told, Interrupted)
+
+    async def story() -> tuple[list[object], list[object]]:
+        listening: list[asyncio.Task[list[object]]] = []
+        first = process(port)
+        await killed(await asyncio.to_thread(first.__enter__), listening)
+        await asyncio.to_thread(first.__exit__, None, None, None)
+        second = process(port)
+        await asyncio.to_thread(second.__enter__)
+        broken = await listening[0]
+        whole = await listen(url, spoken, [], {})
+        await asyncio.to_thread(second.__exit__, None, None, None)
+        return broken, whole
+
+    broken, whole = asyncio.run(story())
+    assert len({event.session for event in broken if isinstance(event, Ready)}) == 1
+    assert len(detections(broken)) >= 3
+    assert [(i, word) for i, word, _ in detections(broken)] == [(i, word) for i, word, _ in detections(whole)]
+
+
+def test_server_that_is_asked_to_stop_says_so_and_exits_well(spoken: np.ndarray) -> None:
+    port = free_port(0)
+    with process(port, DELTASPOT_DRAIN_S="20") as server:
+
+        async def story() -> list[object]:
+            gate, told = asyncio.Event(), []
+            listening = asyncio.create_task(listen(f"ws://127.0.0.1:{port}", spoken, told, {80: gate}))
+            await until(told, Ready)
+            server.send_signal(signal.SIGTERM)
+            await until(told, Warned)
+            assert not await asyncio.to_thread(answers, f"http://127.0.0.1:{port}/readyz")
+            gate.set()
+            return await listening
+
+        told = asyncio.run(story())
+        assert next(event.code for event in told if isinstance(event, Warned)) == WarningCode.DRAINING
+        assert isinstance(told[-1], Closed)
+        assert detections(told)
+        assert server.wait(60) == 0
+
+
+def test_models_are_reloaded_on_hangup(spoken: np.ndarray) -> None:
+    port = free_port(0)
+    with process(port) as server:
+        server.send_signal(signal.SIGHUP)
+        assert asyncio.run(listen(f"ws://127.0.0.1:{port}", spoken, [], {}))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
+            assert answer.status == 200
+        assert server.poll() is None
+
+
+def test_broken_model_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(b"not a model")
+    command = [sys.executable, "-m", "service.cli", "serve", "--model", str(broken)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_S)
+    assert done.returncode == 2
+    assert str(broken) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,160 @@
+"""Nobody gets in who does not belong: keys, scopes, tickets, origins, limits, and the settings behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from service.auth import Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
+from service.errors import Unauthorised
+from service.protocol import Configure, Ready, parse_server
+from service.settings import Settings
+
+KEYS = {name: new_key() for name in ("all", "ears", "admin", "one", "slow")}
+FILE = f"""
+# everybody who may come in
+all    {hash_key(KEYS["all"])}    stream,detect,admin
+ears   {hash_key(KEYS["ears"])}   stream
+admin  {hash_key(KEYS["admin"])}  admin
+one    {hash_key(KEYS["one"])}    stream          sessions=1 speed=2
+slow   {hash_key(KEYS["slow"])}   detect          requests=2/hour
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(FILE)
+    with serving(keys=path, origins=["https://app.example"]) as running:
+        yield running
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {KEYS.get(name, name)}"}
+
+
+async def refused(url: str, **more: Any) -> int:
+    with pytest.raises(InvalidStatus) as refusal:
+        await connect(url, **more)
+    assert refusal.value.response.body
+    return refusal.value.response.status_code
+
+
+async def opens(url: str, **more: Any) -> bool:
+    async with connect(url, **more) as socket:
+        await socket.send(Configure().model_dump_json())
+        return isinstance(parse_server(await socket.recv()), Ready)
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "path", "status"),
+    [
+        (None, "GET", "/v1/models", 401),
+        ("wrong", "GET", "/v1/models", 401),
+        ("ears", "GET", "/v1/models", 403),
+        ("all", "GET", "/v1/models", 200),
+        ("all", "GET", "/v1/sessions", 200),
+        ("ears", "GET", "/v1/sessions", 403),
+        ("admin", "GET", "/v1/sessions", 200),
+        ("admin", "POST", "/v1/tickets", 403),
+        ("ears", "POST", "/v1/tickets", 200),
+        ("ears", "POST", "/v1/detect", 403),
+        ("ears", "POST", "/v1/reload", 403),
+        (None, "GET", "/healthz", 200),
+    ],
+)
+async def test_rest_asks_for_the_right_key(guarded: Any, key: str | None, method: str, path: str, status: int) -> None:
+    async with httpx.AsyncClient(base_url=guarded.http) as web:
+        answer = await web.request(method, path, headers=bearer(key) if key else {})
+    assert answer.status_code == status
+    assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+async def test_streams_ask_for_the_right_key(guarded: Any) -> None:
+    assert await refused(guarded.stream) == 401
+    assert await refused(guarded.stream, additional_headers=bearer("wrong")) == 401
+    assert await refused(guarded.stream, additional_headers=bearer("admin")) == 403
+    assert await opens(guarded.stream, additional_headers=bearer("ears"))
+
+
+async def test_ticket_opens_a_stream_until_it_expires(guarded: Any) -> None:
+    async with httpx.AsyncClient(base_url=guarded.http) as web:
+        ticket = (await web.post("/v1/tickets", headers=bearer("ears"))).json()["ticket"]
+    assert await opens(f"{guarded.stream}?ticket={ticket}")
+    assert await refused(f"{guarded.stream}?ticket={ticket[:-4]}AAAA") == 401
+    old = Guard(guarded.server.guard._callers, Settings(ticket_secret="x" * 40))
+    old._ticket_s = -1
+    expired = old.ticket(guarded.server.guard._callers.named("ears"))
+    with pytest.raises(Unauthorised):
+        old.upgrade({}, expired, "host")
+    assert await refused(f"{guarded.stream}?ticket={expired}") == 401
+
+
+async def test_ticket_of_a_withdrawn_key_is_worthless() -> None:
+    guard = Guard(Keys({}), Settings())
+    with pytest.raises(Unauthorised, match="withdrawn"):
+        guard.upgrade({}, guard.ticket(Caller("gone", frozenset(Scope))), "host")
+
+
+async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
+    key = bearer("ears")
+    assert await refused(guarded.stream, origin="https://evil.example", additional_headers=key) == 403
+    assert await refused(guarded.stream, origin="null", additional_headers=key) == 403
+    assert await opens(guarded.stream, origin="https://app.example", additional_headers=key)
+    assert await opens(guarded.stream, origin=guarded.http, additional_headers=key)
+
+
+async def test_key_has_limits_of_its_own(guarded: Any) -> None:
+    key = bearer("one")
+    async with connect(guarded.stream, additional_headers=key) as socket:
+        await socket.send(Configure().model_dump_json())
+        ready = parse_server(await socket.recv())
+        assert isinstance(ready, Ready)
+        assert ready.limits.speed == 2
+        assert await refused(guarded.stream, additional_headers=key) == 429
+    async with httpx.AsyncClient(base_url=guarded.http, headers=bearer("slow")) as web:
+        assert [(await web.get("/v1/models")).status_code for _ in range(3)] == [200, 200, 429]
+
+
+async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
+    value = guarded.server.metrics.registry.get_sample_value
+    before = value("deltaspot_refusals_total", {"reason": "unauthorised"})
+    await refused(guarded.stream)
+    assert value("deltaspot_refusals_total", {"reason": "unauthorised"}) == before + 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["name", "name 12 stream", f"name {'0' * 64} dance", f"name {'0' * 64} stream colour=red",
+     f"name {'0' * 64} stream sessions=many", f"name {'0' * 64} stream requests=often"],
+)  # fmt: skip
+def test_bad_line_of_the_file_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"# comment\n{line}\n")
+    with pytest.raises(KeyFileError, match="line 2"):
+        Keys.load(path)
+
+
+def test_file_holds_no_key() -> None:
+    assert not any(key in FILE for key in KEYS.values())
+    assert {scope.value for scope in Scope} == {"stream", "detect", "admin"}
+
+
+def test_every_setting_is_documented() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith(".") or "{" in field.description, name
+
+
+def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTASPOT_SESSIONS", "7")
+    settings = Settings()
+    assert settings.sessions == 7
+    with pytest.raises(ValueError, match="frozen"):
+        settings.sessions = 8
