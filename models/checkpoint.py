@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
-from models.config import ConfigError, ModelConfig
+from models.config import ModelConfig
 
 FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
@@ -98,16 +98,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights = load(data)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}; `deltaspot model info` shows the shipped one") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError) as error:  # the last two: number formats numpy lacks
         raise CheckpointError(f"{path} is no whole safetensors file ({error}); download or train it again") from error
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no {FORMAT} checkpoint but {metadata.get('format', 'without a format')!r}")
-    if bad := [name for name, array in weights.items() if not np.isfinite(array).all()]:
-        raise CheckpointError(f"{path} holds weights that are not finite: {', '.join(bad)}")
+    if bad := [name for name, array in weights.items() if array.dtype != np.float32 or not np.isfinite(array).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite float32: {', '.join(bad)}")
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
         rest = {name: json.loads(metadata[name]) for name in ("points", "calibration", "metadata")}
-    except (KeyError, ConfigError, json.JSONDecodeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has broken metadata: {error}") from error
     return Checkpoint(config, weights, **rest)

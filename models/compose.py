@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,7 +65,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """frames (B, T, M) network input; targets (B, N) int64; weights (B, N), each segment's add up to 1."""
+    """frames (B, T, M) network input; targets (B, N) int64; weights (B, N), each segment's add up to its worth."""
 
     frames: Tensor
     targets: Tensor
@@ -76,7 +78,6 @@ class Composer:
     def __init__(self, corpus: Corpus, config: ModelConfig, recipe: Recipe, generator: torch.Generator) -> None:
         self.config, self.recipe, self.generator = config, recipe, generator
         self.pixels = torch.from_numpy(corpus.pixels)
-        self.noise = torch.from_numpy(_flat_noise(corpus))
         label = {word: i for i, word in enumerate(config.labels)}
         self.silence, self.unknown = label[SILENCE], label[UNKNOWN]
         words = sorted(set(corpus.words.tolist()))
@@ -85,6 +86,7 @@ class Composer:
         self.others = [w for w in words if w not in label]
         self.label = label
         self.frames = -(-recipe.segments * (CLIP_FRAMES + 4) // config.stride) * config.stride
+        self.noise = torch.from_numpy(_flat_noise(corpus, self.frames + 1))
 
     def _uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(shape, generator=self.generator) * (high - low) + low
@@ -285,7 +287,8 @@ def active_span(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-def _flat_noise(corpus: Corpus):
-    import numpy as np
-
-    return np.concatenate(corpus.noise) if corpus.noise else np.zeros((10_000, corpus.pixels.shape[2]), np.uint8)
+def _flat_noise(corpus: Corpus, least: int) -> NDArray[np.uint8]:
+    """All noise in one, made up to `least` frames with silence: (T, M)."""
+    bands = corpus.pixels.shape[2]
+    noise = np.concatenate([np.zeros((0, bands), np.uint8), *corpus.noise])
+    return np.pad(noise, ((0, max(0, least - len(noise))), (0, 0)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -69,18 +70,26 @@ def walk(directory: Path) -> Iterator[Item]:
     """Every file below a directory, and inside the tar archives below it, in a stable order.
 
     Raises:
-        DataError: where there is no such directory.
+        DataError: where there is no such directory, or an archive is broken.
     """
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}: name a folder with Speech Commands clips or archives")
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if member.isfile() and (file := archive.extractfile(member)):
-                        yield Item(PurePosixPath(path.name, member.name), file.read())
+            yield from _unpack(path)
         elif path.suffix in AUDIO | {".jpg"}:
             yield Item(PurePosixPath(path.relative_to(directory).as_posix()), path.read_bytes())
+
+
+def _unpack(path: Path) -> Iterator[Item]:
+    """Every file of one archive, in its own order."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and (file := archive.extractfile(member)):
+                    yield Item(PurePosixPath(path.name, member.name), file.read())
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is no whole archive ({error}); download it again") from error
 
 
 def read_audio(source: Path | bytes) -> Array:
@@ -112,7 +121,7 @@ def pad_clip(samples: Array) -> Array:
 
 def picture(data: bytes) -> NDArray[np.uint8]:
     """A log-mel picture -> pixels (98, 40)."""
-    from PIL import Image  # noqa: PLC0415 - only training reads pictures
+    from PIL import Image  # only training reads pictures
 
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     if pixels.shape != (CLIP_FRAMES, FRONTEND.bands):
@@ -155,19 +164,34 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     pixels, words, raw, noise = [], [], [], []
     for item in items:
         if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO:
-            part = noise_part(read_audio(item.data), split)
-            noise.append(np.rint(frames(part)).astype(np.uint8))
+            noise.append(np.rint(frames(noise_part(_audio(item), split))).astype(np.uint8))
         elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
             audio = item.path.suffix in AUDIO
-            clip = np.rint(frames(pad_clip(read_audio(item.data)))).astype(np.uint8) if audio else picture(item.data)
+            clip = np.rint(frames(pad_clip(_audio(item)))).astype(np.uint8) if audio else picture(item.data)
             pixels.append(clip)
             words.append(item.word)
             raw.append(audio)
     if not pixels:
-        raise DataError(f"no {split} clips found: expected <word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)")
-    bounds = np.cumsum([len(n) for n in noise])[:-1]
-    joined = np.concatenate(noise) if noise else np.zeros((0, FRONTEND.bands), np.uint8)
-    np.savez(file, pixels=np.stack(pixels), words=np.array(words), raw=np.array(raw), noise=joined, noise_bounds=bounds)
+        wanted = "<word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)"
+        raise DataError(f"no {split} clips found: expected {wanted}")
+    arrays = {
+        "pixels": np.stack(pixels),
+        "words": np.array(words),
+        "raw": np.array(raw),
+        "noise": np.concatenate([np.zeros((0, FRONTEND.bands), np.uint8), *noise]),
+        "noise_bounds": np.cumsum([len(n) for n in noise], dtype=np.int64)[:-1],
+    }
+    partial = file.with_name(file.name + ".part")
+    with partial.open("wb") as stream:
+        np.savez(stream, **arrays)
+    partial.replace(file)
+
+
+def _audio(item: Item) -> Array:
+    try:
+        return read_audio(item.data)
+    except DataError as error:
+        raise DataError(f"{item.path}: {error}") from error
 
 
 def noise_part(samples: Array, split: str) -> Array:

@@ -1,0 +1,89 @@
+"""The arena: parts that do not overlap, rows that begin on cache lines, and nothing remembered after a reset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.cache import Cache, layout, offsets, padded
+from models.config import ConfigError, ModelConfig
+from models.lanes import WIDTH
+
+CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(0, 0), (1, 16), (16, 16), (17, 32)])
+def test_padded(size: int, wanted: int) -> None:
+    assert padded(size) == wanted
+
+
+def test_parts_lie_side_by_side_in_whole_vectors() -> None:
+    sizes = [3, 16, 40]
+    begins = offsets(sizes)
+    assert begins == [0, 16, 32, 80]
+    for begin, end, size in zip(begins, begins[1:], sizes, strict=False):
+        assert begin % WIDTH == 0
+        assert end - begin >= size
+
+
+@pytest.mark.parametrize("config", [CONFIG, ModelConfig()])
+def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
+    c, ring, hidden = config.channels, config.span * config.channels, config.hidden
+    row = layout(config)
+    weights = config.heads * config.span
+    block = {
+        "held_in": c, "sum_qkv": 3 * c, "held_query": c, "keys": ring, "scores": weights, "values": ring,
+        "held_weights": weights, "sum_values": c, "held_mixed": c, "sum_out": c, "held_up": c, "sum_up": hidden,
+        "held_down": hidden, "sum_down": c,
+    }  # fmt: skip
+    pool = {
+        "held_query": c, "sum_query": config.heads, "scores": weights, "values": ring, "held_weights": weights,
+        "sum_values": c, "held_head": c, "sum_head": len(config.labels),
+    }  # fmt: skip
+    frames = (config.kernel - config.stride) * config.frontend.bands
+    parts = [(row.frames, frames), (row.held_stem, config.stem_inputs), (row.sum_stem, c)]
+    for layer in range(config.layers):
+        at = row.blocks + layer * row.block.size
+        parts += [(at + getattr(row.block, name), size) for name, size in block.items()]
+    parts += [(row.readout + getattr(row.pool, name), size) for name, size in pool.items()]
+    assert set(block) == set(row.block._fields) - {"size"}
+    assert set(pool) == set(row.pool._fields) - {"size"}
+    used = np.zeros(row.size, np.int64)
+    for begin, size in parts:
+        assert begin % WIDTH == 0
+        used[begin : begin + size] += 1
+    assert used.max() == 1
+    assert sum(size for _, size in parts) == used.sum()
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": 40}, {"span": 30}, {"channels": 32, "heads": 4}])
+def test_sizes_that_are_no_whole_vectors_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        Cache(ModelConfig(**wrong), 1)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 100])
+def test_rows_begin_on_cache_lines_and_are_empty(capacity: int) -> None:
+    cache = Cache(CONFIG, capacity)
+    assert cache.state.shape == (capacity, cache.layout.size)
+    assert all(cache.state[row].ctypes.data % 64 == 0 for row in range(capacity))
+    assert not cache.state.any()
+    assert not cache.tokens.any()
+    assert (cache.scale == 1).all()
+
+
+def test_memory_of_a_row_is_what_it_holds() -> None:
+    cache = Cache(CONFIG, 4)
+    counters = 8 + 8 * (CONFIG.layers + 2) * 6 + 8 + 4
+    assert cache.bytes_per_row == 4 * cache.layout.size + counters
+
+
+def test_reset_forgets_one_stream_and_keeps_its_operating_point() -> None:
+    cache = Cache(CONFIG, 3)
+    cache.tokens[:], cache.macs[:] = 7, 5
+    cache.configure(1, 2, 0.5)
+    cache.reset(1)
+    assert cache.tokens.tolist() == [7, 0, 7]
+    assert not cache.macs[1].any()
+    assert (cache.macs[[0, 2]] == 5).all()
+    assert (cache.point.tolist(), cache.scale.tolist()) == ([0, 2, 0], [1.0, 0.5, 1.0])
