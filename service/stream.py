@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from models.counting import nothing
+from service.capture import keep
 from service.engine import Engine, Hosted, Slot, clock
 from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
 from service.protocol import (
@@ -76,6 +77,7 @@ class Stream:
         self._changed.set()
         self._counted = (nothing(hosted.spec.config), 0, 0.0)
         self._verdict_s: float | None = None
+        self._writing: asyncio.Task[None] | None = None
         self.vitals = Vitals(self.slot)
 
     # --- from the client
@@ -228,16 +230,13 @@ class Stream:
     def _feedback(self, message: Feedback) -> None:
         known, warnings = self.session.feedback(message)
         self.say(warnings)
-        if known is not None:
-            log.info(
-                "feedback",
-                extra={
-                    "session": self.session.id,
-                    "keyword": known.keyword,
-                    "score": known.score,
-                    "correct": message.correct,
-                },
-            )
+        if known is None:
+            return
+        said = {"session": self.session.id, "keyword": known.keyword, "score": known.score, "correct": message.correct}
+        log.info("feedback", extra=said)
+        if self.settings.capture is not None:
+            writing = keep(self.settings.capture, self.session.id, known, correct=message.correct)
+            self._writing = asyncio.get_running_loop().create_task(writing)
 
     def _note(self, messages: list[ServerMessage]) -> None:
         """Tell the metrics what the client is told."""

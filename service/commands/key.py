@@ -1,0 +1,22 @@
+"""`deltaspot key`: make an API key; the server is given its hash only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.auth import Scope, hash_key, new_key
+
+app = typer.Typer()
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose it is; appears in logs.")],
+    scopes: Annotated[list[Scope] | None, typer.Option("--scope", help="What it is for; repeat for more.")] = None,
+) -> None:
+    """Make a key. Give it to its owner, and append the line to the file that DELTASPOT_KEYS names."""
+    secret = new_key()
+    allowed = ",".join(scope.value for scope in scopes or [Scope.STREAM, Scope.DETECT])
+    print(f"key:   {secret}\nline:  {name} {hash_key(secret)} {allowed}")
