@@ -1,0 +1,157 @@
+"""Sixteen lanes at a time against numpy, one operation after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numba import njit
+
+from models import lanes
+from models.lanes import FAST, WIDTH
+
+jit = njit(fastmath=FAST, error_model="numpy")
+
+
+@jit
+def exponentials(x, y):
+    for lane in range(0, len(x), WIDTH):
+        lanes.store(y, lane, lanes.exp(lanes.load(x, lane)))
+
+
+@jit
+def arithmetic(x, y, z, out):
+    a, b, c = lanes.load(x, 0), lanes.load(y, 0), lanes.load(z, 0)
+    lanes.store(out, 0, a + b)
+    lanes.store(out, WIDTH, a - b)
+    lanes.store(out, 2 * WIDTH, a * b)
+    lanes.store(out, 3 * WIDTH, lanes.fma(a, b, c))
+    lanes.store(out, 4 * WIDTH, lanes.maximum(a, b))
+    lanes.store(out, 5 * WIDTH, lanes.splat(x[3]))
+
+
+@jit
+def reductions(x):
+    return lanes.total(lanes.load(x, 0)), lanes.largest(lanes.load(x, 0))
+
+
+@jit
+def kept(x, first, limit, otherwise, out):
+    lanes.store(out, 0, lanes.keep_below(lanes.load(x, 0), first, limit, otherwise))
+
+
+@jit
+def gathered(x, offset, stride, out):
+    lanes.store(out, 0, lanes.gather(x, offset, stride))
+
+
+@jit
+def gate(x, held, theta, index, change):
+    count = 0
+    for lane in range(0, len(x), WIDTH):
+        count = lanes.move(x, lane, held, lane, theta, index, change, count, lane)
+    return count
+
+
+@jit
+def added_1(y, matrix, first, stride, index, change, count):
+    lanes.add_rows_1(y, 0, matrix, first, stride, index, change, count)
+
+
+@jit
+def added_12(y, matrix, first, stride, index, change, count):
+    lanes.add_rows_12(y, 0, matrix, first, stride, index, change, count)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def test_exp_is_accurate_to_the_last_digits() -> None:
+    x = np.concatenate((np.linspace(-86.9, 80, 160_000), [0.0, -0.0] * 8)).astype(np.float32)
+    y = np.empty_like(x)
+    exponentials(x, y)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(y / exact - 1).max() < 3e-7
+    assert (y[-16:] == 1.0).all()
+
+
+def test_exp_of_what_is_far_below_is_nothing() -> None:
+    x = np.array([-87.1, -88.0, -100.0, -1e4, -1e30, -np.inf, -87.5, -90.0] * 2, np.float32)
+    y = np.empty_like(x)
+    exponentials(x, y)
+    assert (y == 0.0).all()
+
+
+def test_arithmetic() -> None:
+    x, y, z = random(3, WIDTH)
+    out = np.empty(6 * WIDTH, np.float32)
+    arithmetic(x, y, z, out)
+    wanted = np.concatenate((x + y, x - y, x * y, x * y + z, np.maximum(x, y), np.full(WIDTH, x[3])))
+    np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-7)
+
+
+@given(st.integers(0, 1000))
+def test_reductions(seed: int) -> None:
+    x = random(WIDTH, seed=seed)
+    total, largest = reductions(x)
+    assert total == pytest.approx(x.sum(dtype=np.float64), abs=1e-5)
+    assert largest == x.max()
+
+
+@given(st.integers(0, 40), st.integers(0, 60))
+def test_keep_below_the_limit(first: int, limit: int) -> None:
+    x, out = random(WIDTH), np.empty(WIDTH, np.float32)
+    kept(x, first, limit, np.float32(-9.0), out)
+    np.testing.assert_array_equal(out, np.where(first + np.arange(WIDTH) < limit, x, -9.0))
+
+
+@pytest.mark.parametrize(("offset", "stride"), [(0, 1), (5, 3), (2, 480)])
+def test_gather(offset: int, stride: int) -> None:
+    x, out = random(16 * 480), np.empty(WIDTH, np.float32)
+    gathered(x, offset, stride, out)
+    np.testing.assert_array_equal(out, x[offset : offset + WIDTH * stride : stride])
+
+
+@given(st.integers(0, 1000), st.floats(0, 2, width=32), st.integers(1, 4))
+def test_move_is_the_delta_gate(seed: int, theta: float, vectors: int) -> None:
+    size = vectors * WIDTH
+    x, held = random(2, size, seed=seed)
+    x[::5] = held[::5]  # some stand still
+    before = held.copy()
+    index, change = np.full(size + WIDTH, -1, np.int32), np.zeros(size + WIDTH, np.float32)
+    count = gate(x, held, np.float32(theta), index, change)
+    moved = np.flatnonzero(np.abs(x - before) > np.float32(theta))
+    np.testing.assert_array_equal(index[:count], moved)
+    np.testing.assert_array_equal(change[:count], (x - before)[moved])
+    np.testing.assert_array_equal(held, np.where(np.abs(x - before) > np.float32(theta), x, before))
+    assert np.abs(x - held).max() <= theta
+
+
+def test_move_appends_behind_what_is_there() -> None:
+    x, held = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+    index, change = np.zeros(40, np.int32), np.zeros(40, np.float32)
+
+    @jit
+    def append(x, held, index, change):
+        return lanes.move(x, 0, held, 0, np.float32(0.5), index, change, 3, 100)
+
+    index[:3] = 7
+    assert append(x, held, index, change) == 3 + WIDTH
+    assert index[: 3 + WIDTH].tolist() == [7, 7, 7, *range(100, 100 + WIDTH)]
+
+
+@pytest.mark.parametrize(("add", "vectors"), [(added_1, 1), (added_12, 12)])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_rows_are_added_as_listed(add, vectors: int, count: int) -> None:
+    width, first, stride = vectors * WIDTH, 5, vectors * WIDTH + 3
+    y, matrix = random(width), random(first + 20 * stride, seed=1)
+    index = np.array([3, 0, 19, 3, 7, 1, 2], np.int32)
+    change = random(7, seed=2)
+    wanted = y.astype(np.float64)
+    for k in range(count):
+        at = first + index[k] * stride
+        wanted += np.float64(change[k]) * matrix[at : at + width]
+    add(y, matrix, first, stride, index, change, count)
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
