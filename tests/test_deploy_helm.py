@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.auth import Keys
+
 helm = pytest.importorskip("helm_python", reason="needs helm-python-sdk, Helm's own library as a wheel")
 kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
 
@@ -90,18 +92,20 @@ def test_pods_get_time_to_drain_and_no_rights(case):
 def test_environment_is_what_the_server_knows(case):
     from service.settings import Settings
 
-    env = {
-        e["name"]: e["value"]
-        for e in render(CASES[case])["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]
-    }
+    (container,) = render(CASES[case])["Deployment"]["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"] for variable in container["env"]}
     known = {f"DELTASPOT_{name.upper()}" for name in Settings.model_fields}
-    assert set(env) <= known
+    assert env <= known
 
 
-def test_own_keys_become_a_secret_and_are_mounted():
-    manifests = render({"keys": {"text": "alice:0123"}})
+def test_own_keys_become_a_secret_that_the_server_reads_and_are_mounted(tmp_path):
+    manifests = render(CASES["keda-values"])
     pod = manifests["Deployment"]["spec"]["template"]["spec"]
-    assert manifests["Secret"]["stringData"]["keys"] == "alice:0123"
+    secret = manifests["Secret"]["stringData"]
+    (tmp_path / "keys").write_text(secret["keys"])
+    assert Keys.load(tmp_path / "keys").find("test").sessions == 10
+    (ticket,) = (e for e in pod["containers"][0]["env"] if e["name"] == "DELTASPOT_TICKET_SECRET")
+    assert ticket["valueFrom"]["secretKeyRef"]["key"] in secret
     assert any(v.get("secret", {}).get("secretName") == "words-deltaspot-keys" for v in pod["volumes"])
 
 
