@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -174,7 +175,7 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     if not pixels:
         wanted = "<word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)"
         raise DataError(f"no {split} clips found: expected {wanted}")
-    arrays = {
+    arrays: dict[str, Any] = {
         "pixels": np.stack(pixels),
         "words": np.array(words),
         "raw": np.array(raw),

@@ -43,7 +43,8 @@ def judge(
     Args:
         network: the compiled network.
         recordings: samples at 16 kHz, of any lengths.
-        point: operating point; `scale` multiplies its thresholds.
+        point: operating point.
+        scale: factor on its thresholds.
         flush: whether the last samples, short of a whole token, are judged too.
 
     Returns:
@@ -65,6 +66,4 @@ def judge(
             logits[row].append(part)
         at[rows] += turn
     empty = np.zeros((0, len(network.config.labels)), np.float32)
-    return [
-        (softmax(np.concatenate(rows)) if rows else empty, count(cache, row)) for row, rows in enumerate(logits)
-    ]
+    return [(softmax(np.concatenate(rows)) if rows else empty, count(cache, row)) for row, rows in enumerate(logits)]

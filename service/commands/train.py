@@ -73,7 +73,7 @@ def train_command(
         for report in train(state, data, out, cache or out / "cache"):
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
-                console.print(judged(report))
+                console.print(judged(report), soft_wrap=True)
     console.print(f"wrote {out / MODEL}; `deltaspot evaluate clips` judges it")
 
 
