@@ -18,16 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError, StreamFailed
+from client.errors import CannotConnect, ClientError
+from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
 from client.outbox import Outbox
 from service.protocol import (
-    BadMessage,
     Checkpoint,
     Close,
     CloseCode,
@@ -49,7 +47,6 @@ from service.protocol import (
     ServerMessage,
     Totals,
     Warned,
-    parse_server,
 )
 
 IN_FLIGHT_S: Final = 4.0
@@ -102,14 +99,6 @@ def connect(
     elif keywords is not None:
         settings["keywords"] = {word: KeywordSettings() for word in keywords}
     return Spotter(stream_url(url), Configure(**settings), key=key, retry_s=retry_s)
-
-
-def stream_url(url: str) -> str:
-    """Any way to name a server -> its WebSocket's address."""
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    path = parts.path if parts.path.strip("/") else "/v1/stream"
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
 class Spotter:
@@ -264,20 +253,12 @@ class Spotter:
         except ConnectionClosed as error:
             if error.rcvd is None:
                 return "the connection broke"
-            return self._reason(error.rcvd.code, error.rcvd.reason)
+            failed, self._failed = self._failed, None
+            return why_closed(error.rcvd.code, error.rcvd.reason, failed)
         finally:
             pump.cancel()
             await socket.close()
         return None if self.totals else "the server went away"
-
-    def _reason(self, code: int, text: str) -> str:
-        """Why to try again, or an exception if that would not help."""
-        failed, self._failed = self._failed, None
-        message = failed.message if failed else text or "the server went away"
-        known = next((c for c in CloseCode if c == code), None)
-        if known is not None and not known.retry:
-            raise StreamFailed(known, message, failed.field if failed else None)
-        return message
 
     async def _pump(self, socket: ClientConnection) -> None:
         """Send what there is, keeping at most `IN_FLIGHT_S` unacknowledged."""
@@ -293,7 +274,7 @@ class Spotter:
                 await socket.send(Keepalive().model_dump_json())
 
     def _receive(self, text: str | bytes) -> None:
-        message = _parsed(text)
+        message = parsed(text)
         if isinstance(message, Failed):
             self._failed = message
         elif isinstance(message, Marker) and message.id not in self._markers:
@@ -335,68 +316,21 @@ class Spotter:
                 return await self._open()
             except (OSError, ConnectionClosed) as error:
                 reason = str(error)
-            except _Busy as busy:
+            except Busy as busy:
                 reason = str(busy)
                 await asyncio.sleep(min(busy.retry_after, LONGEST_PAUSE_S))
 
     async def _open(self) -> ClientConnection:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""
+        socket = await dial(self.url, self._headers)
         try:
-            socket = await open_socket(
-                self.url, additional_headers=self._headers, compression=None, max_size=2**22, open_timeout=10
-            )
-        except InvalidStatus as error:
-            raise _refusal(self.url, error) from None
-        except (InvalidURI, InvalidHandshake) as error:
-            raise CannotConnect(f"{self.url} is no stream of a deltaspot server: {error}") from None
-        try:
-            await self._introduce(socket)
+            sample = self._outbox.rewind()
+            resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
+            self.ready = await introduce(socket, self.url, self.configure.model_copy(update={"resume": resume}))
         except BaseException:
             await socket.close()
             raise
+        self._events.put_nowait(self.ready)
         self.connections += 1
         self._work.set()
         return socket
-
-    async def _introduce(self, socket: ClientConnection) -> None:
-        sample = self._outbox.rewind()
-        resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
-        hello = self.configure.model_copy(update={"resume": resume})
-        await socket.send(hello.model_dump_json(exclude_none=True))
-        try:
-            message = _parsed(await socket.recv())
-            if isinstance(message, Failed):
-                self._failed = message
-                await socket.recv()  # the close that follows
-        except ConnectionClosed as error:
-            if error.rcvd is not None:
-                self._reason(error.rcvd.code, error.rcvd.reason)
-            raise
-        if not isinstance(message, Ready):
-            raise StreamFailed(CloseCode.BAD_MESSAGE, f"{self.url} answers, but not as a deltaspot server does")
-        self.ready = message
-        self._events.put_nowait(message)
-
-
-class _Busy(CannotConnect):
-    """No room now; the server says when to ask again."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-def _parsed(text: str | bytes) -> ServerMessage | None:
-    try:
-        return parse_server(text)
-    except BadMessage as error:
-        raise StreamFailed(error.code, f"the server sent what this client cannot read: {error}") from None
-
-
-def _refusal(url: str, error: InvalidStatus) -> ClientError:
-    """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
-    status, headers = error.response.status_code, error.response.headers
-    if status in {429, 503}:
-        return _Busy(f"{url} has no room for another stream now (HTTP {status})", float(headers.get("Retry-After", 1)))
-    why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
-    return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")

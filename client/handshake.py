@@ -1,0 +1,108 @@
+"""From a server's address to a socket on which audio may be sent, and what it means when there is none.
+
+Knows nothing of what a stream has sent or heard before.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from client.errors import CannotConnect, StreamFailed
+from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
+
+
+class Busy(CannotConnect):
+    """No room now.
+
+    Attributes:
+        retry_after: when to ask again, s.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        """Keep when to ask again."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def stream_url(url: str) -> str:
+    """Any way to name a server -> its WebSocket's address."""
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = parts.path if parts.path.strip("/") else "/v1/stream"
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
+    """Open a socket.
+
+    Raises:
+        OSError: nobody answers.
+        Busy: the server has no room now.
+        CannotConnect: it refuses, or is no server of this kind.
+    """
+    try:
+        return await connect(url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=10)
+    except InvalidStatus as error:
+        raise _refusal(url, error) from None
+    except (InvalidURI, InvalidHandshake) as error:
+        raise CannotConnect(f"{url} is no stream of a deltaspot server: {error}") from None
+
+
+async def introduce(socket: ClientConnection, url: str, hello: Configure) -> Ready:
+    """Say how the stream shall be; return the server's answer.
+
+    Raises:
+        StreamFailed: it does not accept that.
+        ConnectionClosed: the connection broke, or the server would rather be asked again.
+    """
+    failed = None
+    await socket.send(hello.model_dump_json(exclude_none=True))
+    try:
+        message = parsed(await socket.recv())
+        if isinstance(message, Failed):
+            failed = message
+            await socket.recv()  # the close that follows
+    except ConnectionClosed as error:
+        if error.rcvd is not None:
+            why_closed(error.rcvd.code, error.rcvd.reason, failed)
+        raise
+    if not isinstance(message, Ready):
+        raise StreamFailed(CloseCode.BAD_MESSAGE, f"{url} answers, but not as a deltaspot server does")
+    return message
+
+
+def why_closed(code: int, text: str, failed: Failed | None) -> str:
+    """A close and the error told before it -> one sentence on why to try again.
+
+    Raises:
+        StreamFailed: if trying again would not help.
+    """
+    message = failed.message if failed else text or "the server went away"
+    known = next((c for c in CloseCode if c == code), None)
+    if known is not None and not known.retry:
+        raise StreamFailed(known, message, failed.field if failed else None)
+    return message
+
+
+def parsed(text: str | bytes) -> ServerMessage | None:
+    """One text frame -> its message, or None for a type of a later version.
+
+    Raises:
+        StreamFailed: it is no message.
+    """
+    try:
+        return parse_server(text)
+    except BadMessage as error:
+        raise StreamFailed(error.code, f"the server sent what this client cannot read: {error}") from None
+
+
+def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
+    """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
+    status, headers = error.response.status_code, error.response.headers
+    if status in {429, 503}:
+        return Busy(f"{url} has no room for another stream now (HTTP {status})", float(headers.get("Retry-After", 1)))
+    why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
+    return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")
