@@ -1,13 +1,17 @@
 """Thresholds for a target of false alarms per hour, from labelled streams.
 
+What is held to the target are unprovoked false alarms, which happen while no keyword is being said: how often one
+keyword is taken for another depends on how much people speak to the machine, not on the hours. A substitution costs
+as much as a miss.
+
 For one choice of smoothing window and patience every utterance has a score, the highest threshold at which it would
 still be detected, and so has everything that could become a false alarm. Misses and false alarms are then sums of
 steps over a keyword's threshold. The steps are softened (a few recordings stand for many like them), and a share of
 all keywords' sums is lent to each, so that a keyword without errors in an hour of audio is not trusted for ever.
 
-The thresholds minimise misses + price * false alarms, each keyword for itself; the price is raised until the target
-holds. At last the detector itself runs over the streams, and all thresholds move together until what it does meets
-the target. Knows no detector: it is handed in, as in `models.evaluate_streams`.
+The thresholds minimise misses + substitutions + price * false alarms, each keyword for itself; the price is raised
+until the target holds. At last the detector itself runs over the streams, and all thresholds move together until what
+it does meets the target. Knows no detector: it is handed in, as in `models.evaluate_streams`.
 """
 
 from __future__ import annotations
@@ -51,9 +55,10 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One keyword's scores, on the logit scale: of its utterances, and of its possible false alarms."""
+    """One keyword's scores, on the logit scale: of its utterances, of what it could replace, of its false alarms."""
 
     spoken: NDArray[np.float64]
+    swaps: NDArray[np.float64]
     alarms: NDArray[np.float64]
 
 
@@ -82,7 +87,7 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
 def _loss(outcome: Tally, goal: Goal) -> tuple[float, float]:
     """Misses among what is early enough; what is late comes after all of that, the earliest first."""
     late = float(np.median(outcome.latencies)) if outcome.latencies else 0.0
-    return max(0.0, late - goal.latency_ms), outcome.missed.total()
+    return max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
 
 
 def compose(thresholds: Mapping[str, float], window: int, patience: int, goal: Goal) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def settle(
         while True:
             moved = shifted(calibration, offset)
             outcome, _ = total(heard, moved, detect, config)
-            if outcome.false_alarms.total() <= allowed or offset > STRICTEST:
+            if outcome.unprovoked <= allowed or offset > STRICTEST:
                 break
             offset += step
         offset -= STEPS[0] - STEPS[1]
@@ -132,18 +137,25 @@ def gather(heard: Sequence[Heard], window: int, patience: int, config: ModelConf
     """Scores of every keyword over all streams."""
     columns = [config.labels.index(word) for word in config.keywords]
     refractory = max(1, goal.refractory_ms * SAMPLE_RATE // 1000 // config.token_samples)
-    spoken: dict[str, list[float]] = {word: [] for word in config.keywords}
-    alarms: dict[str, list[float]] = {word: [] for word in config.keywords}
+    found: dict[str, tuple[list[float], list[float], list[float]]] = {word: ([], [], []) for word in config.keywords}
     for one in heard:
         levels = smooth(one.posteriors[:, columns], window, patience)
         places = decided_at(0, config) + np.arange(len(levels)) * config.token_samples
-        for word, level in zip(config.keywords, levels.T, strict=True):
-            for utterance in (u for u in one.stream.utterances if u.word == word):
-                inside = slice(*np.searchsorted(places, (utterance.start, utterance.end + PATIENCE_SAMPLES)))
-                spoken[word].append(level[inside].max(initial=0.0))
-                level[inside.start : fall(level, inside.stop)] = 0.0
-            alarms[word] += peaks(level, refractory)
-    return {w: Scores(logit(np.array(spoken[w])), logit(np.array(alarms[w]))) for w in config.keywords}
+        spans = {
+            u: slice(*np.searchsorted(places, (u.start, u.end + PATIENCE_SAMPLES)))
+            for u in one.stream.utterances
+            if u.word in found
+        }
+        said = np.zeros(len(levels), bool)
+        for span in spans.values():
+            said[span] = True
+        for (word, (spoken, swaps, alarms)), level in zip(found.items(), levels.T, strict=True):
+            for span in (span for utterance, span in spans.items() if utterance.word == word):
+                spoken.append(level[span].max(initial=0.0))
+                level[span.start : fall(level, span.stop)] = 0.0
+            swaps.extend(peaks(np.where(said, level, 0.0), refractory))
+            alarms.extend(peaks(np.where(said, 0.0, level), refractory))
+    return {word: Scores(*(logit(np.array(scores)) for scores in lists)) for word, lists in found.items()}
 
 
 def fall(level: NDArray[np.float64], place: int) -> int:
@@ -166,7 +178,8 @@ def peaks(level: NDArray[np.float64], distance: int) -> list[float]:
 
 def optimise(scores: Mapping[str, Scores], allowed: float) -> dict[str, float]:
     """Each keyword's threshold for at most `allowed` expected false alarms in all."""
-    misses = _lend(np.stack([_steps(GRID[:, None] - s.spoken) for s in scores.values()]))
+    errors = [_steps(GRID[:, None] - s.spoken) + _steps(s.swaps - GRID[:, None]) for s in scores.values()]
+    misses = _lend(np.stack(errors))
     alarms = _lend(np.stack([_steps(s.alarms - GRID[:, None]) for s in scores.values()]))
     rows = np.arange(len(scores))
     low, high = -6.0, 6.0

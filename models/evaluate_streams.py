@@ -4,9 +4,9 @@ The network runs once over a stream; detectors are then run over its posteriors 
 posteriors into detections is handed in (`Detect`), so this module does not know it.
 
 A detection is right if it names a keyword that is being said, from its start until `PATIENCE_MS` after its end, and
-is the first to do so. Everything else is a false alarm: another word in its place (a substitution), a word that is no
-keyword, a second detection of the same word, or nothing at all. Latency is counted from the word's end to the sample
-that decided; a word recognised before it ended has a negative one.
+is the first to do so. Everything else is a false alarm: another keyword's name in its place (a substitution), the
+same one again (a repetition), or, unprovoked, a word that is no keyword, a noise, nothing at all. Latency is counted
+from the word's end to the sample that decided; a word recognised before it ended has a negative one.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Tally:
     repeated: int = 0
     latencies: list[float] = field(default_factory=list)
 
+    @property
+    def unprovoked(self) -> int:
+        """False alarms while no keyword was being said: neither substitutions nor repetitions."""
+        return self.false_alarms.total() - self.substitutions - self.repeated
+
     def add(self, other: Tally) -> None:
         """Count another set's outcome in."""
         self.hours += other.hours
@@ -94,11 +99,16 @@ class Tally:
             "miss_rate_bounds": binomial_bounds(missed, keywords) if keywords else None,
             "other_words": self.others,
             "false_alarms": alarms,
+            "unprovoked": self.unprovoked,
             "substitutions": self.substitutions,
             "other_words_fired": self.others_fired,
             "repeated": self.repeated,
             "false_alarms_per_hour": alarms / self.hours if self.hours else None,
             "false_alarms_per_hour_bounds": [b / self.hours for b in poisson_bounds(alarms)] if self.hours else None,
+            "unprovoked_per_hour": self.unprovoked / self.hours if self.hours else None,
+            "unprovoked_per_hour_bounds": [b / self.hours for b in poisson_bounds(self.unprovoked)]
+            if self.hours
+            else None,
             "latency_ms_p50": p50,
             "latency_ms_p90": p90,
             "by_keyword": {

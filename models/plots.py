@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-COLUMNS = ("offset", "hours", "keywords", "missed", "false_alarms", "miss_rate", "false_alarms_per_hour")
+COLUMNS = (
+    "offset",
+    "hours",
+    "keywords",
+    "missed",
+    "miss_rate",
+    "false_alarms",
+    "false_alarms_per_hour",
+    "unprovoked",
+    "unprovoked_per_hour",
+    "latency_ms_p50",
+)
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: Path) -> None:
@@ -33,7 +44,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], pa
 
 
 def draw_trade_off(curves: Mapping[str, Sequence[Mapping[str, Any]]], marked: Mapping[str, Any], path: Path) -> None:
-    """Miss rate over false alarms per hour, one line for each curve; the calibrated point is marked.
+    """Miss rate over unprovoked false alarms per hour, one line for each curve; the calibrated point is marked.
 
     No false alarm at all is drawn at half an event in the hours heard.
     """
@@ -43,14 +54,19 @@ def draw_trade_off(curves: Mapping[str, Sequence[Mapping[str, Any]]], marked: Ma
         axes.plot([_rate(r) for r in curve], [100 * r["miss_rate"] for r in curve], label=name)
     axes.plot(_rate(marked), 100 * marked["miss_rate"], "ko", label="as calibrated")
     axes.axvline(0.5, color="grey", linestyle=":", label="0.5 per hour")
-    axes.set(xscale="log", xlabel="false alarms per hour", ylabel="keywords missed, %", ylim=(0, None))
+    axes.set(
+        xscale="log",
+        xlabel="false alarms per hour while no keyword is said",
+        ylabel="keywords missed, %",
+        ylim=(0, None),
+    )
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def _rate(report: Mapping[str, Any]) -> float:
-    return float(max(report["false_alarms"], 0.5) / report["hours"])
+    return float(max(report["unprovoked"], 0.5) / report["hours"])
 
 
 def write_trade_off(curve: Sequence[Mapping[str, Any]], path: Path) -> None:

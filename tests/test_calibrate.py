@@ -79,7 +79,17 @@ def test_what_a_word_leaves_behind_is_no_alarm() -> None:
     scores = gather([stream(EASY, {})], 4, 1, CONFIG, GOAL)
     assert sum(len(s.spoken) for s in scores.values()) == len(EASY)
     assert all(s.spoken.min() > logit(0.9) for s in scores.values())
-    assert sum(len(s.alarms) for s in scores.values()) == 0
+    assert sum(len(s.alarms) + len(s.swaps) for s in scores.values()) == 0
+
+
+def test_a_keyword_in_anothers_place_is_an_error_and_no_false_alarm() -> None:
+    heard = stream(EASY, {})
+    heard.posteriors[102:122, COLUMN["up"]] = 0.97
+    scores = gather([heard], 4, 1, CONFIG, GOAL)
+    assert len(scores["up"].swaps) == 1
+    _, outcome = calibrate([heard], detector(CONFIG), CONFIG, GOAL)
+    assert outcome.unprovoked == 0
+    assert outcome.missed.total() + outcome.substitutions <= 2
 
 
 def test_thresholds_rise_above_the_alarms_of_their_own_keyword_only() -> None:
@@ -97,7 +107,7 @@ def test_the_target_is_met_at_the_price_of_misses() -> None:
     alarms = {100 * i + 50: ("go", 0.7) for i in range(1, 30)}
     heard = [stream(words, alarms)]
     calibration, outcome = calibrate(heard, detector(CONFIG), CONFIG, GOAL)
-    assert outcome.false_alarms.total() <= GOAL.false_alarms_per_hour * outcome.hours
+    assert outcome.unprovoked <= GOAL.false_alarms_per_hour * outcome.hours
     assert outcome.missed == {"go": 9}
     again, _ = total(heard, calibration, detector(CONFIG), CONFIG)
     assert again.report() == outcome.report()
@@ -112,8 +122,8 @@ def test_early_enough_comes_before_fewer_misses() -> None:
 
 
 def test_a_keyword_nobody_said_gets_the_threshold_that_suits_the_others() -> None:
-    scores = {word: Scores(logit(np.full(20, 0.9)), logit(np.full(5, 0.5))) for word in KEYWORDS}
-    scores["off"] = Scores(np.zeros(0), np.zeros(0))
+    scores = {word: Scores(logit(np.full(20, 0.9)), np.zeros(0), logit(np.full(5, 0.5))) for word in KEYWORDS}
+    scores["off"] = Scores(np.zeros(0), np.zeros(0), np.zeros(0))
     thresholds = optimise(scores, 0.1)
     assert 0.5 < thresholds["off"] < 0.9
 

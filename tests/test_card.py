@@ -48,8 +48,8 @@ def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None
     card = write_card(facts, evaluation)
     assert facts["fingerprint"] in card
     assert "| shipped | 96.54 % |" in card
-    assert f"| {SETS['target']} | 1.50 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 - 2.46 | 150 / 190 |" in card
-    assert f"| {SETS['speech']} | 0.75 | 0 | - | - | 0.00 | 0.00 - 4.94 | - |" in card
+    assert f"| {SETS['target']} | 1.50 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 2.46 | 150 / 190 |" in card
+    assert f"| {SETS['speech']} | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
     assert SETS["noise"] not in card
     for word in KEYWORDS:
         assert f"| {word} | {facts['calibration']['keywords'][word]['threshold']:.3f} |" in card

@@ -179,6 +179,7 @@ def test_every_detection_is_right_or_somebodys_fault(case: str) -> None:
     blame = {name: getattr(result, name) for name in ("repeated", "substitutions", "others_fired")}
     assert blame == dict.fromkeys(blame, 0) | blamed
     assert result.others == 1
+    assert result.unprovoked == alarms - blame["repeated"] - blame["substitutions"]
 
 
 def test_latency_runs_from_the_end_of_the_word_to_the_sample_that_decided() -> None:

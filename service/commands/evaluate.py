@@ -171,7 +171,17 @@ def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
     """One row for each set of streams."""
     table = Table()
-    names = ("set", "hours", "keywords", "missed", "95 %", "false alarms / h", "95 %", "latency p50 / p90")
+    names = (
+        "set",
+        "hours",
+        "keywords",
+        "missed",
+        "95 %",
+        "false alarms / h",
+        "unprovoked",
+        "95 %",
+        "latency p50 / p90",
+    )
     for i, name in enumerate(names):
         table.add_column(name, justify="right" if i else "left")
     for name, r in reports.items():
@@ -183,7 +193,8 @@ def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
             "-" if share is None else f"{share:.1%}",
             "-" if share is None else "{:.1%}..{:.1%}".format(*shares),
             f"{r['false_alarms_per_hour']:.2f}",
-            "{:.2f}..{:.2f}".format(*r["false_alarms_per_hour_bounds"]),
+            f"{r['unprovoked_per_hour']:.2f}",
+            "{:.2f}..{:.2f}".format(*r["unprovoked_per_hour_bounds"]),
             "-" if r["latency_ms_p50"] is None else f"{r['latency_ms_p50']:.0f} / {r['latency_ms_p90']:.0f} ms",
         )
     return table
