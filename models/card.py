@@ -100,8 +100,8 @@ def clips(reports: Sequence[Facts]) -> str:
 def streams(evaluation: Facts) -> str:
     """Misses, false alarms and latency of every set."""
     reports = evaluation["streams"]
-    heading = ("set", "hours", "keywords", "missed", "95 %", "false alarms per hour", "of them unprovoked", "95 %")
-    heading += ("latency p50 / p90, ms",)
+    alarms = ("false alarms per hour", "of them unprovoked", "95 %")
+    heading = ("set", "hours", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
     protocol = evaluation["protocol"]
     return (
