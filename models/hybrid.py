@@ -38,12 +38,15 @@ def importance(scout: Tensor, *, signed: bool) -> Tensor:
     return padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK)).sum(dim=(-1, -3))
 
 
-def row_threshold(blocks: Tensor, rho: float) -> Tensor:
-    """What a block must reach to be kept, for each row of blocks: (..., R, C) -> (..., R, 1)."""
-    mean = blocks.mean(dim=-1, keepdim=True)
+def row_threshold(blocks: Tensor, rho: float, seen: Tensor) -> Tensor:
+    """What a block must reach to be kept, for each row of blocks: (..., R, C) -> (..., R, 1).
+
+    `seen` (R, C) says which blocks hold a key that its queries may see; the others have no say.
+    """
+    mean = (blocks * seen).sum(dim=-1, keepdim=True) / seen.sum(dim=-1, keepdim=True)
     if rho >= 0:
-        return rho * blocks.amax(dim=-1, keepdim=True) + (1 - rho) * mean
-    return -rho * blocks.amin(dim=-1, keepdim=True) + (1 + rho) * mean
+        return rho * blocks.masked_fill(~seen, -torch.inf).amax(dim=-1, keepdim=True) + (1 - rho) * mean
+    return -rho * blocks.masked_fill(~seen, torch.inf).amin(dim=-1, keepdim=True) + (1 + rho) * mean
 
 
 class HybridAttention(Attention):
@@ -63,18 +66,23 @@ class HybridAttention(Attention):
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled scores, approximate where kept, 0 or -inf where pruned."""
         integer_q, integer_k = (SCALE * q).trunc(), (SCALE * k).trunc()
-        scout = integer_q @ integer_k.transpose(-1, -2)
+        scout = (integer_q @ integer_k.transpose(-1, -2)) * self.visible
         blocks = importance(scout, signed=self.signed)
-        kept = blocks >= row_threshold(blocks, self.rho)
         rows, columns = scout.shape[-2:]
-        self.keep = kept.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :rows, :columns]
+        seen = importance(self.visible.expand(rows, columns).float(), signed=True) > 0
+        kept = blocks >= row_threshold(blocks, self.rho, seen)
+        self.keep = kept.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :rows, :columns] & self.visible
         magnitude = importance(scout, signed=False).mean(dim=(-1, -2), keepdim=True)
         self.head = magnitude >= self.tau
         fraction_q, fraction_k = SCALE * q - integer_q, SCALE * k - integer_k
         products = scout + integer_q @ fraction_k.transpose(-1, -2) + fraction_q @ integer_k.transpose(-1, -2)
         channels = q.shape[-1]
-        self.count("scores", channels * (scout.numel() / 4 + (self.keep & self.head).sum() / 2))
+        self.count("scores", channels * (self.visible.expand_as(scout).sum() / 4 + (self.keep & self.head).sum() / 2))
         return (products / (SCALE**2 * channels**0.5)).masked_fill(~self.keep, -torch.inf if self.signed else 0.0)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax over the keys; a query of a causal network that keeps none of its keys says nothing."""
+        return super().weights(scores).masked_fill(~self.keep.any(dim=-1, keepdim=True) & self.signed, 0.0)
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Weighted values, zero for a skipped head."""

@@ -1,18 +1,17 @@
 """Every published method on the same clips: one row each of accuracy, work and time.
 
-Thresholds are learned on training clips (`learn_thresholds`) and travel in one JSON file; accuracy is measured on
-the split asked for. Shares of multiply-accumulates cut are against the same network dense, in three scopes: the
-three attention products, those with the output projection, and the whole model. `cpu_ms_per_audio_s` of the
-stock network is the torch reference's, which computes everything and counts what it could have left out; only
-the streaming network's compiled step leaves work out on the clock.
+Thresholds are learned on training clips (`learn_stock`, `learn_streaming`) and travel in one JSON file; accuracy is
+measured on the split asked for. Shares of multiply-accumulates cut are against the same network dense, in three
+scopes: the three attention products, those with the output projection, and the whole model. `cpu_ms_per_audio_s` of
+kwt1, and of skwt under score pruning and hybrid pruning, is the torch reference's, which computes everything and
+counts what could be left out; only skwt's compiled step leaves work out on the clock.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,32 +20,36 @@ import torch
 
 from models import kwt_delta, pruning
 from models.config import ModelConfig
-from models.data import AUDIO, NOISE_FOLDERS, split_of
+from models.counting import causal_macs
+from models.data import AUDIO, split_of
 from models.evaluate import LabelledClips, read_clips
 from models.hybrid import HybridAttention
 from models.kwt import KWT, Attention
 from models.kwt_weights import PRODUCTS
+from models.methods_streaming import StreamingJudge
 from models.offline import judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.checkpoint import Checkpoint
     from models.data import Item
-    from models.kwt_weights import KWTConfig
+    from models.kwt import Judge
     from models.network import Network
 
-THRESHOLDS = Path(__file__).parent / "weights" / "kwt1_thresholds.json"
-"""Thresholds learned for KWT-1 by `learn_thresholds` on Speech Commands training clips."""
-CUTS = (0.7, 0.8, 0.85, 0.87, 0.9, 0.92, 0.94)
+Found = dict[str, Any]
+FOUND = Path(__file__).parent / "weights" / "methods.json"
+"""What `learn_stock` and `learn_streaming` found on Speech Commands training clips, by network."""
+CUTS = (0.8, 0.85, 0.87, 0.9, 0.92, 0.94)
 """Shares of the three products' operations at which a point of the delta curve is kept."""
-PRICES = (0.1, 0.2, 0.4)
+PRICES = (0.02, 0.06, 0.2)
 """Nats per share of surviving scores, for which thresholds of score pruning are learned."""
 BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method at one setting. Shares are 0..1; a stream of the stock network keeps its last second of audio."""
+    """One method at one setting. Shares are 0..1; a stream of kwt1 keeps its last second of audio."""
 
     network: str
     method: str
@@ -70,39 +73,62 @@ def cuts(done: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, flo
     }
 
 
-@torch.inference_mode()
-def embed(model: KWT, clips: LabelledClips) -> Tensor:
-    """Clips as the first block of the stock network sees them: (n, N, C)."""
+@dataclass(frozen=True)
+class Bench:
+    """A network in the torch reference, and prepared clips to judge with it.
+
+    clips: (n, ...) as the network's `judge` takes them; dense: multiply-accumulates of a clip by group.
+    """
+
+    name: str
+    model: Judge
+    clips: Tensor
+    targets: Tensor
+    dense: Mapping[str, int]
+    bytes_per_session: int
+
+    @torch.inference_mode()
+    def row(self, method: str, setting: str, attention: Attention) -> Row:
+        """Judge all clips with one attention."""
+        began = time.process_time()
+        verdicts = torch.cat([self.model.judge(part, attention).argmax(dim=-1) for part in self.clips.split(BATCH)])
+        spent = time.process_time() - began
+        return Row(
+            network=self.name,
+            method=method,
+            setting=setting,
+            accuracy=(verdicts == self.targets).double().mean().item(),
+            **cuts({group: macs.item() / attention.clips for group, macs in attention.done.items()}, self.dense),
+            cpu_ms_per_audio_s=1000 * spent / len(self.clips),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            bytes_per_session=self.bytes_per_session,
+        )
+
+
+@torch.no_grad()
+def stock_bench(model: KWT, clips: LabelledClips) -> Bench:
+    """The stock network; the front end is done beforehand."""
     samples = torch.from_numpy(np.stack(clips.samples))
-    return torch.cat([model.embed(part) for part in samples.split(BATCH)])
-
-
-@torch.inference_mode()
-def stock_row(model: KWT, embedded: Tensor, targets: Tensor, method: str, setting: str, attention: Attention) -> Row:
-    """Judge embedded clips with one attention."""
-    began = time.process_time()
-    verdicts = torch.cat([model.judge(part, attention).argmax(dim=-1) for part in embedded.split(BATCH)])
-    spent = time.process_time() - began
+    embedded = torch.cat([model.embed(part) for part in samples.split(BATCH)])
     config = model.config
-    return Row(
-        network="kwt1",
-        method=method,
-        setting=setting,
-        accuracy=(verdicts == targets).double().mean().item(),
-        **cuts({group: macs.item() / attention.clips for group, macs in attention.done.items()}, config.macs()),
-        cpu_ms_per_audio_s=1000 * spent / len(embedded),
-        parameters=sum(p.numel() for p in model.parameters()),
-        bytes_per_session=4 * config.clip_samples,
-    )
+    targets = torch.from_numpy(clips.targets)
+    return Bench("kwt1", model, embedded, targets, config.macs(), 4 * config.clip_samples)
 
 
-def attentions(thresholds: Mapping[str, Any]) -> Iterator[tuple[str, str, Attention]]:
-    """Every method and setting of the stock network, dense first."""
-    yield "dense", "", Attention()
-    for point in thresholds["delta"]:
+def streaming_bench(checkpoint: Checkpoint, clips: LabelledClips, bytes_per_session: int = 0) -> Bench:
+    """The streaming network's reference; the front end is done beforehand."""
+    model = StreamingJudge(checkpoint).eval().requires_grad_(requires_grad=False)
+    frames = model.prepare(clips.samples)
+    dense = causal_macs(checkpoint.config, frames.shape[1] // checkpoint.config.stride)
+    return Bench("skwt", model, frames, torch.from_numpy(clips.targets), dense, bytes_per_session)
+
+
+def attentions(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Attention]]:
+    """Methods and settings beside the dense network: what was learned for it, and hybrid pruning."""
+    for point in found.get("delta", ()):
         table = torch.tensor(point["thresholds"])
         yield "delta", f"{point['cut']:.0%} cut on training clips", kwt_delta.DeltaAttention(table)
-    for point in thresholds["leopard"]:
+    for point in found.get("leopard", ()):
         tables = torch.tensor(point["thresholds"]), torch.tensor(point["centres"])
         yield "leopard", f"{point['pruned']:.0%} pruned on training clips", pruning.PrunedAttention(*tables)
     for rho in (-1.0, -0.5, 0.0, 0.3):
@@ -112,81 +138,99 @@ def attentions(thresholds: Mapping[str, Any]) -> Iterator[tuple[str, str, Attent
     yield "hybrid", "signed, rho +0.0, tau 150", HybridAttention(0.0, 150.0, signed=True)
 
 
-def stock_rows(model: KWT, clips: LabelledClips, thresholds: Mapping[str, Any]) -> Iterator[Row]:
+def stock_rows(model: KWT, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
     """The stock network's part of the table."""
-    model = pruning.compact(model)
-    embedded, targets = embed(model, clips), torch.from_numpy(clips.targets)
-    for method, setting, attention in attentions(thresholds):
-        yield stock_row(model, embedded, targets, method, setting, attention)
+    bench = stock_bench(model, clips)
+    turned = replace(bench, model=pruning.compact(model))
+    for method, setting, attention in (("dense", "", Attention()), *attentions(found.get("kwt1", {}))):
+        yield (turned if method == "leopard" else bench).row(method, setting, attention)
 
 
-def streaming_rows(network: Network, clips: LabelledClips) -> Iterator[Row]:
-    """The streaming network's part: dense, and the delta gate at each operating point, in the compiled step."""
-    bytes_per_session = network.new_cache(1).bytes_per_row
+def streaming_rows(network: Network, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
+    """The streaming network's part: every operating point in the compiled step, the other methods in torch."""
     network.warm_up()
+    bytes_per_session = network.new_cache(1).bytes_per_row
     for point in network.points:
-        began = time.process_time()
-        judged = [
-            result
-            for start in range(0, len(clips.samples), BATCH)
-            for result in judge(network, clips.samples[start : start + BATCH], point=point)
-        ]
-        spent = time.process_time() - began
-        verdicts = np.array([posteriors[-1].argmax() for posteriors, _ in judged])
-        total = sum((count for _, count in judged[1:]), judged[0][1])
-        seconds = sum(map(len, clips.samples)) / network.config.frontend.sample_rate
-        yield Row(
-            network="skwt",
-            method="dense" if point == "dense" else "delta",
-            setting=point,
-            accuracy=float((verdicts == clips.targets).mean()),
-            **cuts(total.done, total.causal),
-            cpu_ms_per_audio_s=1000 * spent / seconds,
-            parameters=network.checkpoint.parameters,
-            bytes_per_session=bytes_per_session,
-        )
+        yield _compiled_row(network, clips, point, bytes_per_session)
+    bench = streaming_bench(network.checkpoint, clips, bytes_per_session)
+    learned = found.get("skwt", {})
+    fits = learned.get("fingerprint") == network.checkpoint.fingerprint
+    for method, setting, attention in attentions(learned if fits else {}):
+        yield bench.row(method, setting, attention)
 
 
-def training_clips(items: Iterable[Item], config: KWTConfig, per_word: int = 80, per_other: int = 12) -> LabelledClips:
+def _compiled_row(network: Network, clips: LabelledClips, point: str, bytes_per_session: int) -> Row:
+    began = time.process_time()
+    judged = [
+        result
+        for start in range(0, len(clips.samples), BATCH)
+        for result in judge(network, clips.samples[start : start + BATCH], point=point)
+    ]
+    spent = time.process_time() - began
+    verdicts = np.array([posteriors[-1].argmax() for posteriors, _ in judged])
+    total = sum((count for _, count in judged[1:]), judged[0][1])
+    seconds = sum(map(len, clips.samples)) / network.config.frontend.sample_rate
+    return Row(
+        network="skwt",
+        method="dense" if point == "dense" else "delta",
+        setting=point,
+        accuracy=float((verdicts == clips.targets).mean()),
+        **cuts(total.done, total.causal),
+        cpu_ms_per_audio_s=1000 * spent / seconds,
+        parameters=network.checkpoint.parameters,
+        bytes_per_session=bytes_per_session,
+    )
+
+
+def training_clips(
+    items: Iterable[Item], labels: tuple[str, ...], per_word: int = 80, others: int = 12
+) -> LabelledClips:
     """A balanced draw of training clips: so many of each keyword, fewer of each other word."""
     by_word: dict[str, list[Item]] = {}
     for item in items:
-        if item.path.suffix in AUDIO and item.word not in NOISE_FOLDERS and split_of(item.speaker) == "training":
+        if item.path.suffix in AUDIO and "_nohash_" in item.path.stem and split_of(item.speaker) == "training":
             by_word.setdefault(item.word, []).append(item)
     draw = np.random.default_rng(0)
     chosen = [
         item
         for word, found in sorted(by_word.items())
-        for item in draw.permutation(np.array(found, object))[: per_word if word in config.labels else per_other]
+        for item in draw.permutation(np.array(found, object))[: per_word if word in labels else others]
     ]
-    return read_clips(chosen, ModelConfig(labels=config.labels), "training")
+    return read_clips(chosen, ModelConfig(labels=labels), "training")
 
 
-def learn_thresholds(model: KWT, clips: LabelledClips, steps: int = 400) -> dict[str, Any]:
-    """Learn every method's thresholds on training clips; weights stay as published."""
+def learn_stock(model: KWT, clips: LabelledClips, steps: int = 400) -> Found:
+    """Thresholds of the delta method and of score pruning for the stock network; weights stay as published."""
     torch.manual_seed(0)
-    embedded, targets = embed(model, clips).clone(), torch.from_numpy(clips.targets)
-    model = pruning.compact(model)
+    bench = stock_bench(model, clips)
+    turned = replace(bench, model=pruning.compact(model))
     return {
-        "delta": list(_delta_points(model, embedded, targets, steps)),
-        "leopard": list(_leopard_points(model, embedded, steps)),
+        "delta": list(_delta_points(model, bench, steps)),
+        "leopard": list(_pruning_points(turned, steps // 5)),
     }
 
 
-def _delta_points(model: KWT, embedded: Tensor, targets: Tensor, steps: int) -> Iterator[dict[str, Any]]:
-    """The first thresholds on the way that reach each of `CUTS`."""
+def learn_streaming(checkpoint: Checkpoint, clips: LabelledClips, steps: int = 80) -> Found:
+    """Thresholds of score pruning for a streaming checkpoint, and which one; its delta thresholds are its own."""
+    torch.manual_seed(0)
+    points = _pruning_points(streaming_bench(checkpoint, clips), steps)
+    return {"fingerprint": checkpoint.fingerprint, "leopard": list(points)}
+
+
+def _delta_points(model: KWT, bench: Bench, steps: int) -> Iterator[Found]:
+    """The first thresholds on the way that reach each of `CUTS`, looked at every fifth step."""
     wanted = list(CUTS)
-    for left, table in kwt_delta.learn(model, embedded, steps=steps):
-        if wanted and left < 1.1 * (1 - wanted[0]):
-            attention = kwt_delta.DeltaAttention(table)
-            cut = stock_row(model, embedded[::4], targets[::4], "delta", "", attention).macs_cut_products
+    sample = replace(bench, clips=bench.clips[::4], targets=bench.targets[::4])
+    for step, (_, table) in enumerate(kwt_delta.learn(model, bench.clips, steps=steps)):
+        if step % 5 == 4 and wanted:
+            cut = sample.row("delta", "", kwt_delta.DeltaAttention(table)).macs_cut_products
             while wanted and cut >= wanted[0]:
                 yield {"cut": wanted.pop(0), "thresholds": _rounded(table)}
 
 
-def _leopard_points(model: KWT, embedded: Tensor, steps: int) -> Iterator[dict[str, Any]]:
+def _pruning_points(bench: Bench, steps: int) -> Iterator[Found]:
     for price in PRICES:
-        *_, learned = pruning.learn(model, embedded, steps=steps // 4, price=price, rates=(0.03, 0.0))
+        *_, learned = pruning.learn(bench.model, bench.clips, steps=steps, price=price, rates=(0.03, 0.0))
         yield {
             "pruned": round(1 - learned.survived, 2),
             "thresholds": _rounded(learned.thresholds),
@@ -196,8 +240,3 @@ def _leopard_points(model: KWT, embedded: Tensor, steps: int) -> Iterator[dict[s
 
 def _rounded(table: Tensor) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in row] for row in table.tolist()]
-
-
-def save_thresholds(thresholds: Mapping[str, Any], path: Path) -> None:
-    """Write learned thresholds as JSON."""
-    path.write_text(json.dumps(thresholds, indent=1) + "\n")

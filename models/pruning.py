@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.kwt import KWT, Attention, Block
+from models.kwt import KWT, Attention, Block, Judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +92,6 @@ class PrunedAttention(Attention):
     def __init__(self, thresholds: Tensor, centres: Tensor | None = None, *, early: bool = True) -> None:
         super().__init__()
         self.thresholds, self.centres, self.early = thresholds, centres, early
-        self.theta = thresholds
 
     def threshold(self, q: Tensor) -> Tensor:
         """Thresholds of scaled scores in the present layer, (B, H, N, 1) or (H, 1, 1)."""
@@ -103,20 +102,20 @@ class PrunedAttention(Attention):
         return theta + q @ self.centres[self.layer, :, :, None] * q.shape[-1] ** -0.5
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """All scores, as if none had stopped early: those that do are below the threshold and fall anyway."""
-        self.theta = self.threshold(q)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        """Scaled scores, -inf where dropped. Those that would stop early are below the threshold anyway."""
+        theta = self.threshold(q)
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~self.visible, -torch.inf)
         read = torch.full_like(scores, q.shape[-1])
         if self.early:
-            _, read = channels_read(q, k, self.theta * q.shape[-1] ** 0.5)
-            read[(scores < self.theta).all(dim=-1)] = q.shape[-1]
+            _, read = channels_read(q, k, theta * q.shape[-1] ** 0.5)
+            read[(scores < theta).all(dim=-1)] = q.shape[-1]
             self.count("scores", float(q.numel() + k.numel()))
-        self.count("scores", read.sum())
-        return scores
+        self.count("scores", (read * self.visible).sum())
+        return self.prune(scores, theta)
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """Softmax over the survivors; the others weigh nothing."""
-        return scores.masked_fill(~kept(scores, self.theta), -torch.inf).softmax(dim=-1)
+    def prune(self, scores: Tensor, theta: Tensor) -> Tensor:
+        """Drop what does not survive."""
+        return scores.masked_fill(~kept(scores, theta), -torch.inf)
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Weighted values; rows without weight are not read."""
@@ -131,14 +130,15 @@ class LearnablePruning(PrunedAttention):
         super().__init__(thresholds, centres, early=False)
         self.survived: list[Tensor] = []
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """Softmax over the survivors, with the gradient of the softly thresholded scores."""
-        theta = torch.minimum(self.theta, scores.detach().amax(dim=-1, keepdim=True))
+    def prune(self, scores: Tensor, theta: Tensor) -> Tensor:
+        """Drop what does not survive, with the gradient of the soft threshold."""
+        finite = scores.masked_fill(~self.visible, 0.0)
+        theta = torch.minimum(theta, scores.detach().amax(dim=-1, keepdim=True))
         shift = (1 - theta).clamp_min(0).detach()
-        self.survived.append(survivors(scores + shift, theta + shift).mean())
-        smooth = soft(scores + shift, theta + shift)
-        hard = scores.detach().masked_fill(~kept(scores, theta), -torch.inf)
-        return (hard + smooth - smooth.detach()).softmax(dim=-1)
+        seen = self.visible.expand_as(scores)
+        self.survived.append(survivors(finite + shift, theta + shift)[seen].mean())
+        smooth = soft(finite + shift, theta + shift)
+        return super().prune(scores.detach(), theta) + (smooth - smooth.detach()) * seen
 
 
 class _Statistics(Attention):
@@ -151,10 +151,11 @@ class _Statistics(Attention):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         centre = k.mean(dim=(0, 2))
-        centred = super().scores(q, k - centre[:, None])
+        scores = super().scores(q, k - centre[:, None])
+        seen = scores[..., self.visible.expand(scores.shape[-2:])]
         self.centres.append(centre)
-        self.quartiles.append(centred.transpose(0, 1).flatten(1)[:, ::101].quantile(0.25, dim=-1))
-        return centred
+        self.quartiles.append(seen.transpose(0, 1).flatten(1)[:, ::101].quantile(0.25, dim=-1))
+        return scores
 
 
 @dataclass(frozen=True)
@@ -164,17 +165,17 @@ class Learned:
     survived: float
     thresholds: Tensor
     centres: Tensor
-    model: KWT
+    model: Judge
 
 
 def learn(
-    model: KWT, clips: Tensor, *, steps: int, price: float, batch: int = 32, rates: tuple[float, float] = (0.03, 1e-5)
+    model: Judge, clips: Tensor, *, steps: int, price: float, batch: int = 32, rates: tuple[float, float] = (0.03, 1e-5)
 ) -> Iterator[Learned]:
     """Learn thresholds and centres, and with them the weights, so that the network still agrees with its dense self.
 
     Args:
-        model: the stock network; it is not changed.
-        clips: (n, N, C) embedded training clips (`KWT.embed`).
+        model: the network; it is not changed.
+        clips: (n, N, C) what the network judges: embedded clips or frames.
         steps: optimiser steps, each on `batch` random clips.
         price: lambda, nats per share of surviving scores.
         batch: clips in a step.
@@ -191,7 +192,7 @@ def learn(
     student = copy.deepcopy(model).requires_grad_(rates[1] > 0)
     groups = [{"params": [theta, centres], "lr": rates[0]}]
     if rates[1] > 0:
-        groups.append({"params": [*student.blocks.parameters(), *student.head.parameters()], "lr": rates[1]})
+        groups.append({"params": list(student.parameters()), "lr": rates[1]})
     optimiser = torch.optim.Adam(groups)
     for _ in range(steps):
         chosen = torch.randperm(len(clips))[:batch]

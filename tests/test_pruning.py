@@ -50,9 +50,9 @@ def test_a_rows_maximum_always_survives() -> None:
 
 def test_pruned_attention_is_softmax_over_the_survivors(model: KWT, clips: Tensor) -> None:
     attention = PrunedAttention(torch.zeros(SMALL.layers, SMALL.heads))
-    attention.theta = torch.zeros(())
-    scores = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(2))
-    weights = attention.weights(scores)
+    q, k = torch.randn(2, 1, 2, 5, 32, generator=torch.Generator().manual_seed(2))
+    weights = attention.weights(attention.scores(q, k))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(32)
     for head in range(2):
         for row, found in zip(scores[0, head].tolist(), weights[0, head].tolist(), strict=True):
             powers = [math.exp(x) if x >= 0 or x == max(row) else 0.0 for x in row]

@@ -23,31 +23,40 @@ def methods(
         typer.Option(help=f"Stock Keyword Transformer, tflite or imported; {PUBLISHED} near the data if left out."),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Streaming checkpoint; the shipped one if left out.")] = None,
-    learn: Annotated[Path | None, typer.Option(help="Learn thresholds on training clips first, into FILE.")] = None,
+    learn: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK", help="Learn thresholds for kwt1 or skwt first; repeatable.")
+    ] = None,
+    found: Annotated[
+        Path | None, typer.Option(help="JSON file of what was learned; the shipped one if left out.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Compare the published methods: accuracy, multiply-accumulates cut, time and size.
 
-    Rows of the stock network are left out where no file of it is found.
+    Rows of the stock network are left out where no file of it is found; score pruning of the streaming network, where
+    its thresholds were learned for other weights (`--learn` learns them).
     """
     from models.checkpoint import load_checkpoint, shipped_path
-    from models.config import ModelConfig
     from models.data import walk
     from models.evaluate import read_clips
-    from models.methods import THRESHOLDS, learn_thresholds, save_thresholds, stock_rows, streaming_rows, training_clips
+    from models.methods import FOUND, learn_stock, learn_streaming, stock_rows, streaming_rows, training_clips
     from models.methods_report import table, write_report
     from models.network import Network
 
-    kwt = load_stock(stock or find_stock(data))
-    if learn and kwt:
-        save_thresholds(learn_thresholds(kwt, training_clips(walk(data), kwt.config)), learn)
-    clips = read_clips(walk(data), ModelConfig(), split)
-    rows = list(streaming_rows(Network(load_checkpoint(model or shipped_path())), clips))
-    if kwt:
-        thresholds = json.loads((learn or THRESHOLDS).read_text())
-        rows = [*stock_rows(kwt, clips, thresholds), *rows]
+    kwt, checkpoint = load_stock(stock or find_stock(data)), load_checkpoint(model or shipped_path())
+    found = found or FOUND
+    learned = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
+    if learn:
+        drawn = training_clips(walk(data), checkpoint.config.labels)
+        if "skwt" in learn:
+            learned["skwt"] = learn_streaming(checkpoint, drawn)
+        if "kwt1" in learn and kwt:
+            learned["kwt1"] = learn_stock(kwt, drawn)
+        found.write_text(json.dumps(learned) + "\n", encoding="utf-8")
+    clips = read_clips(walk(data), checkpoint.config, split)
+    rows = [*(stock_rows(kwt, clips, learned) if kwt else ()), *streaming_rows(Network(checkpoint), clips, learned)]
     if report:
         write_report(rows, report, f"{len(clips.samples)} clips, split: {split}")
     if as_json:

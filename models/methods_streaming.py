@@ -1,0 +1,78 @@
+"""The published methods on the streaming network: its attention with the steps of `models.kwt.Attention`.
+
+Judges whole clips in the torch reference, each from an empty past, so that score pruning and hybrid pruning can be
+measured on the network that ships; its compiled step runs the delta gate. A key that a query may not see is
+neither scouted nor counted. Thresholds apply to scores before the relative-position bias.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.features import FrameStream, log_mel
+from models.kwt import Attention, Judge
+from models.transformer import Gates, Past, SelfAttention, StreamingKWT, window_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from models.checkpoint import Checkpoint
+    from models.config import ModelConfig
+    from models.features import Array
+
+
+class HandedIn(Gates):
+    """No gates; carries the attention handed in."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__(None, Past(), Past())
+        self.attention = attention
+
+
+class SteppedAttention(SelfAttention):
+    """The streaming network's self-attention over a whole clip, step by step."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, f"block{layer}")
+        self.layer = layer
+
+    def forward(self, x: Tensor, past: Past, future: Past, gates: HandedIn) -> Tensor:  # type: ignore[override]  # noqa: ARG002 - a clip has no past
+        """(B, N, C) -> (B, N, C)."""
+        attention, tokens = gates.attention, x.shape[1]
+        age, attention.visible = window_mask(0, tokens, self.attend.span, x.device)
+        qkv = self.qkv(attention.enter(self.layer, x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.attend.bias[:, age.clamp(0, self.attend.span - 1)].masked_fill(~attention.visible, -torch.inf)
+        weights = attention.weights(attention.scores(q, k) + bias)
+        return self.out(attention.mix(weights, v).transpose(1, 2).flatten(2))
+
+
+class StreamingJudge(Judge):
+    """A checkpoint that judges clips by their last token."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.config = checkpoint.config
+        self.model = StreamingKWT(self.config)
+        for layer, block in enumerate(self.model.blocks):
+            block.attention = SteppedAttention(self.config, layer)
+        self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
+
+    def prepare(self, clips: Sequence[Array]) -> Tensor:
+        """Samples (S,) of equal lengths -> frames (n, T, M)."""
+        return torch.from_numpy(np.stack([self._frames(samples) for samples in clips]))
+
+    def _frames(self, samples: Array) -> Array:
+        stream = FrameStream(self.config)
+        windows = np.concatenate((stream.feed(samples), stream.flush()))
+        return log_mel(windows.reshape(-1, windows.shape[-1]))
+
+    def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
+        """Frames (B, T, M) -> logits (B, K)."""
+        attention = attention or Attention()
+        attention.clips += len(x)
+        return self.model.run(x, Past(), Past(), HandedIn(attention))[:, -1]

@@ -1,0 +1,162 @@
+"""The table of methods: its rows, its report, and the command that prints it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import typer.testing
+
+from models import kwt_weights
+from models.checkpoint import Checkpoint
+from models.config import ModelConfig
+from models.data import Item, pad_clip, read_audio, split_of, walk
+from models.evaluate import LabelledClips
+from models.kwt import KWT
+from models.kwt_weights import KWTConfig
+from models.methods import (
+    FOUND,
+    Row,
+    attentions,
+    cuts,
+    learn_stock,
+    learn_streaming,
+    stock_rows,
+    streaming_rows,
+    training_clips,
+)
+from models.network import Network
+from models.transformer import StreamingKWT
+from service.commands.evaluate import app
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = KWTConfig(channels=8, layers=2, hidden=8)
+
+
+@pytest.fixture
+def stock() -> KWT:
+    torch.manual_seed(0)
+    model = KWT(SMALL)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.frontend.mel.uniform_()
+    return model.requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def clips() -> LabelledClips:
+    rng = np.random.default_rng(0)
+    return LabelledClips([rng.normal(0, 1000, 16_000).astype(np.float32) for _ in range(4)], np.arange(4))
+
+
+def test_cuts_in_three_scopes() -> None:
+    dense = {"qkv": 2.0, "scores": 1.0, "values": 1.0, "out": 1.0, "up": 5.0}
+    assert cuts({"qkv": 1.0, "scores": 0.0}, dense) == {
+        "macs_cut_products": pytest.approx(2 / 4),
+        "macs_cut_attention": pytest.approx(2 / 5),
+        "macs_cut_model": pytest.approx(2 / 10),
+    }
+
+
+def test_shipped_thresholds_fit_kwt1() -> None:
+    found, config = json.loads(FOUND.read_text())["kwt1"], KWTConfig()
+    assert {np.shape(point["thresholds"]) for point in found["delta"]} == {(config.layers, 4)}
+    assert {np.shape(point["thresholds"]) for point in found["leopard"]} == {(config.layers, config.heads)}
+    assert {np.shape(point["centres"]) for point in found["leopard"]} == {(config.layers, config.heads, 64)}
+    assert {method for method, _, _ in attentions(found)} == {"delta", "leopard", "hybrid"}
+
+
+def test_what_was_learned_for_the_stock_network_makes_rows(stock: KWT, clips: LabelledClips) -> None:
+    rows = list(stock_rows(stock, clips, {"kwt1": learn_stock(stock, clips, steps=10)}))
+    assert rows[0].method == "dense"
+    assert rows[0].macs_cut_model == pytest.approx(0)
+    assert rows[0].parameters == sum(p.numel() for p in stock.parameters())
+    assert {row.method for row in rows} >= {"leopard", "hybrid"}
+    assert all(0 <= row.accuracy <= 1 and row.macs_cut_products < 1 for row in rows)
+
+
+def test_pruning_of_the_streaming_network_is_for_its_own_weights_only(clips: LabelledClips) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
+    weights = {name: value.numpy() for name, value in StreamingKWT(config).state_dict().items()}
+    checkpoint = Checkpoint(config, weights)
+    found = {"skwt": learn_streaming(checkpoint, clips, steps=2)}
+    methods = [row.method for row in streaming_rows(Network(checkpoint), clips, found)]
+    assert methods.count("leopard") == len(found["skwt"]["leopard"])
+    found["skwt"]["fingerprint"] = "of other weights"
+    assert "leopard" not in {row.method for row in streaming_rows(Network(checkpoint), clips, found)}
+
+
+def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:
+    recording = io.BytesIO()
+    soundfile.write(recording, np.zeros(16_000), 16_000, format="WAV")
+    items = [
+        Item(PurePosixPath(word, f"{speaker}{'_' if word == 'archive.tar' else '_nohash_'}0.wav"), recording.getvalue())
+        for word in ("yes", "bed", "archive.tar")
+        for speaker in range(20)
+    ]
+    drawn = training_clips(items, SMALL.labels, per_word=5, others=2)
+    assert sorted(drawn.targets) == [1, 1, 2, 2, 2, 2, 2]
+    training = sum(split_of(str(speaker)) == "training" for speaker in range(20))
+    assert len(training_clips(items, SMALL.labels, per_word=99, others=99).samples) == 2 * training
+
+
+@pytest.mark.system
+def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Path, shared_models: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the litert extra")
+    flac = [item for item in walk(shared_data) if item.path.suffix == ".flac"][::200]
+    for item in flac:
+        (tmp_path / item.word).mkdir(exist_ok=True)
+        soundfile.write(tmp_path / item.word / item.path.name, pad_clip(read_audio(item.data)) / 32768, 16_000)
+    stock = shared_models / "kwt1_v2_12.tflite"
+    options = ["--data", tmp_path, "--stock", stock, "--report", tmp_path / "report.md", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "evaluate", "methods", *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = json.loads(done.stdout)["rows"]
+    assert {(row["network"], row["method"]) for row in rows} >= {
+        ("kwt1", "dense"),
+        ("kwt1", "delta"),
+        ("kwt1", "leopard"),
+        ("kwt1", "hybrid"),
+        ("skwt", "dense"),
+    }
+    assert all(list(row) == [field.name for field in fields(Row)] for row in rows)
+    assert rows[0]["accuracy"] > 0.8
+    assert "| kwt1 | delta |" in (tmp_path / "report.md").read_text()
+    with (tmp_path / "report.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_import_command_writes_a_checkpoint(tmp_path: Path, shared_models: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the litert extra")
+    from service.commands.model import app as model
+
+    out = tmp_path / "kwt1.safetensors"
+    result = typer.testing.CliRunner().invoke(
+        model, ["import", str(shared_models / "kwt1_v2_12.tflite"), "--out", str(out), "--json"]
+    )
+    assert json.loads(result.stdout)["parameters"] == 607_308
+    assert kwt_weights.load(out)[0] == KWTConfig()
+
+
+def test_help_tells_what_the_command_compares() -> None:
+    result = typer.testing.CliRunner().invoke(app, ["methods", "--help"])
+    assert result.exit_code == 0
+    assert "published methods" in result.stdout
