@@ -1,13 +1,12 @@
 """Takes the README's pictures of the page and the terminal: `python -m tests.screenshots`. No test in here.
 
-A server, a Chromium whose microphone plays the sample, and `deltaspot listen` on the same sample; all real.
+A server, a Chromium in which a person chose the sample recording, and `deltaspot listen` on the same; all real.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -17,12 +16,11 @@ from client.display import LivePanel
 from client.sources import file_blocks
 from service.commands.demo import SAMPLE, free_port, server
 from service.commands.listen import follow
-from tests.browser import as_microphone, browser
+from tests.browser import browser
 
 PICTURES = Path(__file__).with_name("pictures")
 RECORDING = SAMPLE / "commands.flac"
-WHEN_S = 11.6
-"""Stream time of the pictures: many words are in view."""
+JUDGED = "/words?\\.$/.test(document.getElementById('status').textContent)"
 
 VIEWS = {
     "page-dark": {"width": 1180, "height": 1000, "scheme": "dark"},
@@ -32,13 +30,13 @@ VIEWS = {
 
 
 async def page(port: int, name: str, view: dict[str, object]) -> None:
-    """The page while it listens."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with browser(as_microphone(RECORDING, Path(folder))) as tab:
-            await tab.open(f"http://127.0.0.1:{port}/", **view)
-            await tab.run("document.getElementById('listen').click()")
-            await tab.until(f"parseFloat(document.getElementById('seconds').textContent) >= {WHEN_S}", 180)
-            (PICTURES / f"{name}.png").write_bytes(await tab.picture())
+    """The page when the sample has been judged."""
+    async with browser() as tab:
+        await tab.open(f"http://127.0.0.1:{port}/", **view)
+        await tab.choose("#file", RECORDING)
+        await tab.until(JUDGED, 180)
+        await tab.run("new Promise(requestAnimationFrame)")
+        (PICTURES / f"{name}.png").write_bytes(await tab.picture())
 
 
 def terminal(port: int) -> None:

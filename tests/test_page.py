@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 
 import numpy as np
@@ -98,11 +99,17 @@ async def test_what_is_no_audio_is_said(port, tmp_path):
         assert await page.run("document.getElementById('listen').getAttribute('aria-pressed')") == "false"
 
 
-async def test_server_restart_is_survived(tmp_path):
+async def test_server_that_wants_a_key_may_be_restarted(tmp_path, monkeypatch):
+    keys = tmp_path / "keys"
+    keys.write_text(f"page {hashlib.sha256(b'open sesame').hexdigest()} stream\n")
+    monkeypatch.setenv("DELTASPOT_KEYS", str(keys))
     port = free_port(0)
     async with browser(as_microphone(RECORDING, tmp_path)) as page:
         with server(port):
             await listen(page, port)
+            await page.until("!document.getElementById('access').hidden", PATIENCE_S)
+            await page.run("document.getElementById('key').value = 'open sesame'")
+            await page.run("document.getElementById('listen').click()")
             await page.until(f"{WORDS}.length >= 1", PATIENCE_S)
             before = await page.run("parseFloat(document.getElementById('seconds').textContent)")
         await page.until("/Interrupted|stop/.test(document.getElementById('status').textContent)", PATIENCE_S)

@@ -34,16 +34,34 @@ async function begin(title, open, seconds = LIVE_S) {
   clear(seconds);
   status("Connecting …");
   try {
-    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ...wishes() });
+    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, ...wishes() });
     listenTo(mine.spotter);
     mine.source = await open((samples) => take(mine, samples));
     status(title(mine.source));
     return mine;
   } catch (error) {
     await end();
-    status(explained(error), true);
+    if (!mine.spotter && (await wantsKey())) askForKey(error);
+    else status(explained(error), true);
     return null;
   }
+}
+
+/** Browsers cannot send a key with a WebSocket: it is exchanged for a ticket that is good for a minute. */
+async function ticket() {
+  const answer = await tickets({ Authorization: `Bearer ${$("key").value}` });
+  const { ticket, message } = await answer.json();
+  if (!answer.ok) throw new Error(message);
+  return ticket;
+}
+
+const tickets = (headers) => fetch("v1/tickets", { method: "POST", headers });
+const wantsKey = async () => (await tickets({}).catch(() => null))?.status === 401;
+
+function askForKey(error) {
+  status($("access").hidden ? "This server wants a key." : explained(error), true);
+  $("access").hidden = false;
+  $("key").focus();
 }
 
 async function end() {
