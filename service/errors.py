@@ -99,9 +99,9 @@ class Capacity(WireError):
 
     code = CloseCode.CAPACITY
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(self, message: str, field: str | None = None, *, retry_after: int = 1) -> None:
         """Keep when to ask again."""
-        super().__init__(message)
+        super().__init__(message, field)
         self.retry_after = retry_after
 
 
