@@ -14,14 +14,14 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, save
 from models.compose import Composer, Recipe
 from models.config import ModelConfig
 from models.data import DataError, load_corpus, split_of
 from models.gated import LEARNED, Gated
-from models.train import CURVES, LOG, MODEL, Dense, advance, train
+from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, train
 from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
-from service.commands.train import app
+from service.commands.train import Stage, app, begin, objective_of
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=("_silence_", "_unknown_", "yes", "no"))
 SCHEDULE = Schedule(steps=6, streams=4, warmup=2, report_every=3)
@@ -215,6 +215,17 @@ def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None:
     save_state(start("dense"), tmp_path / STATE)
     assert "holds a run" in str(run())
     assert "leave out" in str(run("--resume", "--steps", "9"))
+
+
+def test_command_begins_a_stage_as_told(tmp_path: Path) -> None:
+    dense = begin(Stage.DENSE, None, steps=50, seed=3)
+    assert (dense.schedule.steps, dense.schedule.warmup, dense.schedule.seed) == (50, 5, 3)
+    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    gated = begin(Stage.GATED, tmp_path / MODEL, steps=None, seed=None)
+    assert (gated.config, gated.objective.stage) == (CONFIG, "gated")
+    assert gated.schedule == Gated.SCHEDULE
+    save_state(gated, tmp_path / STATE)
+    assert load_state(tmp_path / STATE, objective_of(tmp_path)).objective.stage == "gated"
 
 
 def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> None:
