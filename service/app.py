@@ -188,7 +188,7 @@ async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
     return [SessionInfo.of(stream) for stream in server.streams]
 
 
-@rest.post("/v1/reload", responses=REFUSED, status_code=204)
+@rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, status_code=204)
 async def reload(server: TheServer, _caller: Admin) -> None:
     """Read all checkpoints again; open streams keep the one they have."""
     await server.reload()

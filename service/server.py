@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from models.checkpoint import load_checkpoint, shipped_path
+from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.config import KEYWORDS
 from models.network import Network
 from service.auth import Anyone, Guard, Keys
 from service.engine import Engine
-from service.errors import Capacity, Draining
+from service.errors import Capacity, Draining, UnknownModel
 from service.logs import session_ended
 from service.metrics import Metrics
 from service.protocol import Configure, Limits, WarningCode
@@ -80,13 +80,24 @@ class Server:
         Raises:
             CheckpointError: a file is no checkpoint of ours.
         """
-        await self.reload()
+        await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.warm = True
         self._watching = asyncio.create_task(self._watch())
 
     async def reload(self) -> None:
-        """Read all checkpoints again; open streams keep the network they have."""
+        """Read all checkpoints again; open streams keep the network they have.
+
+        Raises:
+            UnknownModel: a file is no checkpoint of ours; everything stays as it was.
+        """
+        try:
+            await self._load()
+        except CheckpointError as error:
+            log.exception("models were not reloaded")
+            raise UnknownModel(str(error)) from None
+
+    async def _load(self) -> None:
         paths: dict[str, Path] = {DEFAULT: self.settings.model or shipped_path(), **self.settings.models}
         networks = {name: await asyncio.to_thread(warm_network, path) for name, path in paths.items()}
         for name, network in networks.items():

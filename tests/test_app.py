@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from models.checkpoint import shipped_path
 from service.app import POLICY
 from service.protocol import (
     CloseCode,
@@ -297,3 +299,16 @@ async def test_models_are_reloaded_and_open_streams_keep_theirs(running: Any, we
         assert running.server.engine.find(None) is not before
         await socket.send(json.dumps({"type": "marker", "id": 1}))
         assert parse_server(await socket.recv()) == Marker(id=1)
+
+
+async def test_broken_model_is_not_reloaded(serving: Callable[..., Any], tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(shipped_path().read_bytes())
+    with serving(model=model) as running:
+        before = running.server.engine.find(None)
+        model.write_bytes(b"broken")
+        async with httpx.AsyncClient(base_url=running.http, timeout=60) as web:
+            answer = await web.post("/v1/reload")
+        assert answer.status_code == 422
+        assert str(model) in answer.json()["message"]
+        assert running.server.engine.find(None) is before

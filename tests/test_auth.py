@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from service.auth import Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
+from service.commands.serve import app as serve_command
 from service.errors import Unauthorised
 from service.protocol import Configure, Ready, parse_server
 from service.settings import Settings
@@ -150,6 +152,13 @@ def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith(".") or "{" in field.description, name
+
+
+def test_command_prints_every_setting() -> None:
+    printed = CliRunner().invoke(serve_command, ["--settings"]).output
+    assert [line.partition(":")[0] for line in printed.splitlines()] == [
+        f"DELTASPOT_{name.upper()}" for name in Settings.model_fields
+    ]
 
 
 def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:

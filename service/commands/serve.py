@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ class Polite(uvicorn.Server):
         drained.add_done_callback(lambda _: setattr(self, "should_exit", True))
 
 
+def _print_settings(wanted: bool) -> None:
+    if wanted:
+        for name, field in Settings.model_fields.items():
+            default = "" if field.default is None else f" [{field.default}]"
+            print(f"DELTASPOT_{name.upper()}: {field.description}{default}")
+        raise typer.Exit
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -53,14 +62,18 @@ def serve(
     sessions: Annotated[int | None, typer.Option(help="Streams admitted at most.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    _settings: Annotated[
+        bool, typer.Option("--settings", callback=_print_settings, help="Print every setting of the environment.")
+    ] = False,
 ) -> None:
-    """Run the server until SIGTERM; other settings come from the environment, see README."""
+    """Run the server until SIGTERM; other settings come from the environment, see --settings."""
     given = {"host": host, "port": port, "model": model, "sessions": sessions}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     logs.configure(pretty=pretty)
     load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
     sys.setswitchinterval(SWITCH_S)
+    _allow_many_sockets()
     server = Server(settings)
     polite = Polite(uvicorn_config(server, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     polite.server = server
@@ -70,6 +83,13 @@ def serve(
 
 def _reload(server: Server) -> None:
     server.reloading = asyncio.get_running_loop().create_task(server.reload())
+    server.reloading.add_done_callback(asyncio.Task.exception)  # it is logged
+
+
+def _allow_many_sockets() -> None:
+    """Ask the system for all the descriptors it would give: a stream is one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's own options)
