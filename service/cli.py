@@ -19,7 +19,6 @@ COMMANDS: Final = {
     "demo": "Start a server, stream the sample recording through it and show what was heard and skipped.",
     "listen": "Stream a microphone, a file or standard input to a server and print detections.",
     "detect": "Find the keywords in recordings.",
-    "enroll": "Teach a keyword of your own from a few recordings.",
     "serve": "Run the server: WebSocket, REST, metrics and the browser page.",
     "key": "Make an API key and its line for the server's file of keys.",
     "scan": "Find keywords in thousands of recordings; resumable.",

@@ -13,9 +13,10 @@ import typer
 
 from service import cli
 from service.errors import UnsupportedAudio
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deploy/README.md", ROOT / "models/NOTES.md"]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "client/README.md", "deploy/README.md")]
 MODULES = {path.stem: path.read_text() for path in (ROOT / "service/commands").glob("[!_]*.py")}
 PRESENT = sorted(name for name, text in MODULES.items() if re.search(r"^app = ", text, re.MULTILINE))
 
@@ -33,13 +34,14 @@ LEAVES = dict(leaf for name in PRESENT for leaf in leaves(cli.load(name), name))
 
 
 def documented_commands():
-    """Lines of the documents' shell blocks that call `deltaspot` or `make`."""
-    for document in filter(Path.exists, DOCUMENTS):
-        for block in re.findall(r"```(?:console|bash|sh)\n(.*?)```", document.read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                call = line.removeprefix("$ ").split("#")[0].strip()
-                if call.startswith(("deltaspot ", "make ")):
-                    yield pytest.param(call, id=f"{document.name}: {call}")
+    """Calls of `deltaspot` and `make` in the documents' shell blocks, and in backquotes."""
+    for document in DOCUMENTS:
+        text = document.read_text()
+        blocks = "".join(re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        lines = [line.removeprefix("$ ").split("#")[0].split("|")[0] for line in blocks.splitlines()]
+        for call in [*lines, *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]:
+            if call.startswith(("deltaspot ", "make ")):
+                yield pytest.param(call, id=f"{document.relative_to(ROOT)}: {call}")
 
 
 def test_modules_and_table_agree():
@@ -57,6 +59,26 @@ def test_every_command_and_option_has_help(name):
     assert command.help
     silent = [option.name for option in command.params if not getattr(option, "help", None)]
     assert not silent, f"deltaspot {name}: no help for {silent}"
+
+
+def settings_table():
+    """The README's table of settings, as it must be."""
+    yield "| variable | default | |"
+    yield "|---|---|---|"
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        yield f"| `DELTASPOT_{name.upper()}` | {default} | {field.description} |"
+
+
+def test_readme_lists_every_setting():
+    marked = re.search(r"<!-- settings -->\n(.*)<!-- end of settings -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert marked[1].strip() == "\n".join(settings_table())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_within_the_repository_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("call", list(documented_commands()))
