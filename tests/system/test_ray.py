@@ -28,6 +28,7 @@ SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 CLIPS = 200
 PATIENCE = {
     "PYTHONPATH": str(ROOT),
+    "RAY_raylet_start_wait_time_s": "300",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
