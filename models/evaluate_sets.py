@@ -101,14 +101,16 @@ def _silence(seed: int) -> Stream:
     return Stream("silence", np.concatenate((np.zeros(half, np.float32), quantise(hiss.astype(np.float32)))))
 
 
-def sweeps(material: Material, seed: int, keywords: Sequence[str] = KEYWORDS) -> dict[str, list[tuple[str, Stream]]]:
+def sweeps(
+    material: Material, seed: int, keywords: Sequence[str] = KEYWORDS, minutes: float = KEYWORDS_ALONE.minutes
+) -> dict[str, list[tuple[str, Stream]]]:
     """One stream of keywords under ever harder conditions: by sweep, (condition, stream).
 
     The words and their places are the same in every condition.
     """
 
     def at(snr_db: float) -> Stream:
-        plan = replace(KEYWORDS_ALONE, snr_db=(snr_db, snr_db))
+        plan = replace(KEYWORDS_ALONE, snr_db=(snr_db, snr_db), minutes=minutes)
         return build(material.clips, material.noise, plan, keywords, seed)
 
     clean = at(20.0)

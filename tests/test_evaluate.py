@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import hashlib
 import io
 import json
@@ -287,9 +288,10 @@ def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
     assert len(material.clips) == 2_181
     assert not material.speech
     assert 0.1 < sum(map(len, material.noise)) / SECOND / 3_600 < 0.15
-    assert len(cut_silence(items, CONFIG).samples) > 400
+    hums = [item for item in items if item.word == "gsc_background"]
+    assert len(cut_silence(hums, CONFIG).samples) == pytest.approx(80, abs=6)
     assert gather_material((i for i in items if "_nohash_" in i.path.stem), "testing").clips == []
-    harder = sweeps(material, 0)
+    harder = sweeps(material, 0, minutes=0.5)
     assert set(harder) == {"snr_db", "gain_db", "line"}
     assert len({tuple(u.word for u in stream.utterances) for c in harder.values() for _, stream in c}) == 1
 
@@ -328,17 +330,29 @@ def test_a_clip_of_the_real_thing_is_judged_right(network, shared_data: Path, tm
 
 def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Path) -> None:
     audio = str(SAMPLE / "commands.flac")
-    report = run("stream", "--audio", audio, "--labels", str(SAMPLE / "commands.tsv"), "--json")
+    curve = tmp_path / "curve.png"
+    report = run("stream", "--audio", audio, "--labels", str(SAMPLE / "commands.tsv"), "--curve", str(curve), "--json")
+    rows = list(csv.DictReader(curve.with_suffix(".csv").read_text().splitlines()))
+    assert [float(row["offset"]) for row in rows] == sorted(float(row["offset"]) for row in rows)
+    assert report["missed"] in {int(row["missed"]) for row in rows}
+    assert curve.read_bytes().startswith(b"\x89PNG")
     said = [word.word for word in read_labels(SAMPLE / "commands.tsv")]
     assert report["keywords"] == sum(word in KEYWORDS for word in said)
     assert report["other_words"] == sum(word not in KEYWORDS for word in said)
     assert report["hours"] == pytest.approx(soundfile.info(audio).duration / 3_600, abs=1e-5)
     assert {"missed", "miss_rate", "false_alarms", "false_alarms_per_hour", "latency_ms_p50"} <= set(report)
-    (tmp_path / "commands.flac").symlink_to(audio)
-    nothing = run("stream", "--audio", str(tmp_path), "--json")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "commands.flac").symlink_to(audio)
+    nothing = run("stream", "--audio", str(tmp_path / "folder"), "--json")
     assert nothing["keywords"] == 0
     assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
     assert list(nothing["files"]) == ["commands"]
+
+
+def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "quiet.wav")
+    with pytest.raises(DataError, match="needs recordings in which keywords are said"):
+        run("stream", "--audio", str(tmp_path / "quiet.wav"), "--curve", str(tmp_path / "curve.png"))
 
 
 def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data: Path) -> None:

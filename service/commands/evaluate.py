@@ -133,6 +133,9 @@ def stream(
         Path | None,
         typer.Option(help="TSV of start_s, end_s, word; for a folder, a folder of them. Without: nothing may fire."),
     ] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="Write the trade-off over thresholds here, PNG, and beside it as CSV.")
+    ] = None,
     point: Point = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -140,14 +143,31 @@ def stream(
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
     network = open_network(model)
     heard = hear(network, read_streams(audio, labels), usual_point(network, point))
-    whole, each = total(heard, network.checkpoint.calibration, detector(network.config), network.config)
+    calibration, detect = network.checkpoint.calibration, detector(network.config)
+    whole, each = total(heard, calibration, detect, network.config)
     report = whole.report()
+    if curve is not None:
+        _draw_curves({audio.name: trade_off(heard, calibration, detect, network.config)}, report, curve)
     if audio.is_dir():
         report["files"] = {h.stream.name: part.report() for h, part in zip(heard, each, strict=True)}
     if as_json:
         print(json.dumps(report))
     else:
         Console().print(streams_table({audio.name: report}))
+
+
+def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any], path: Path) -> None:
+    """The curves as a picture; the first one as numbers, too.
+
+    Raises:
+        DataError: where no keyword is said, so that none can be missed.
+    """
+    from models.plots import draw_trade_off, write_trade_off
+
+    if not marked["keywords"]:
+        raise DataError("a trade-off needs recordings in which keywords are said, and their labels")
+    write_trade_off(next(iter(curves.values())), path.with_suffix(".csv"))
+    draw_trade_off(curves, marked, path)
 
 
 def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
@@ -255,8 +275,6 @@ def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any
 
 
 def _all_streams(network: Network, material: Material, streams: int, seed: int, output: Path) -> dict[str, Any]:
-    from models.plots import draw_trade_off, write_trade_off
-
     config, calibration = network.config, network.checkpoint.calibration
     point, detect = usual_point(network, None), detector(network.config)
     sets = standard_sets(material, streams, seed, config.keywords)
@@ -266,8 +284,7 @@ def _all_streams(network: Network, material: Material, streams: int, seed: int, 
     curves = {
         name: trade_off(heard[name], calibration, detect, config) for name in ("target", "mixed") if heard.get(name)
     }
-    write_trade_off(curves["target"], output / "trade_off.csv")
-    draw_trade_off(curves, reports["target"], output / "trade_off.png")
+    _draw_curves(curves, reports["target"], output / "trade_off.png")
     swept = {
         sweep: {
             condition: _outcome(network, hear(network, [one], point), detect)
