@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import ConfigError
-from models.transformer import Block, Gates, Past, StreamingKWT, WindowedAttention
+from models.transformer import Block, Gating, Past, StreamingKWT, WindowedAttention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +41,10 @@ def unfold(x: Tensor, factor: int) -> Tensor:
     return x.unflatten(-2, (-1, factor)).flatten(-2, -1)
 
 
-class FoldedGates(Gates):
+class FoldedGates:
     """The network's own gates, comparing a sub-token with the same sub-token of the token before."""
 
-    def __init__(self, gates: Gates, factor: int) -> None:
-        super().__init__(gates.thresholds, gates.past, gates.future)
+    def __init__(self, gates: Gating, factor: int) -> None:
         self.gates, self.factor = gates, factor
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
@@ -70,7 +69,7 @@ class FoldedWindow(WindowedAttention):
         self.factor = factor
         self.bias = torch.nn.Parameter(torch.zeros(heads, factor * (tokens + 1) - 1))
 
-    def forward(self, scores: Tensor, values: Tensor, name: str, gates: Gates) -> Tensor:
+    def forward(self, scores: Tensor, values: Tensor, name: str, gates: Gating) -> Tensor:
         """Scores (B, H, F N, F (P + N)), values (B, H, F (P + N), D) -> (B, H, F N, D)."""
         new, total = scores.shape[-2:]
         query = torch.arange(total - new, total, device=scores.device)[:, None]
@@ -91,7 +90,7 @@ class FoldedBlock(Block):
         self.factor = factor
         self.attention.attend = FoldedWindow(self.attention.heads, config.span, factor)
 
-    def forward(self, x: Tensor, past: Past, future: Past, gates: Gates) -> Tensor:
+    def forward(self, x: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         folded = super().forward(fold(x, self.factor), past, future, FoldedGates(gates, self.factor))
         return unfold(folded, self.factor)
