@@ -293,11 +293,12 @@ async def test_server_that_stays_away_is_given_up():
 
 async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
     monkeypatch.setattr(connection, "BACKLOG_S", len(PCM) / 32_000)
-    acknowledge = asyncio.Event()
+    received, acknowledge = asyncio.Event(), asyncio.Event()
 
     async def act(peer: Peer) -> None:
         await greet(peer)
         await peer.until(2 * len(PCM))
+        received.set()
         await acknowledge.wait()
         await peer.say(heartbeat(len(PCM)))
         await peer.close()
@@ -305,11 +306,12 @@ async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
     async with server(act) as (url, _peers), connect(url) as spotter:
         await spotter.send(PCM)
         waiting = asyncio.create_task(spotter.send(PCM))
-        await anext(spotter)
-        assert not waiting.done()
+        await received.wait()
+        returned = waiting.done()
         acknowledge.set()
         await waiting
         await spotter.finish()
+    assert not returned, "the server had everything, but had not judged it"
 
 
 async def test_silent_microphone_keeps_the_stream_alive():
