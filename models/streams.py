@@ -130,7 +130,8 @@ def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: S
     decks = [random.permutation(len(kind)) for kind in kinds]
     length = int(plan.minutes * 60 * SAMPLE_RATE)
     backgrounds, levels = _scenes(noise, plan, length, random)
-    samples, utterances, used = backgrounds, [], [0, 0]
+    samples, used = backgrounds, [0, 0]
+    utterances: list[Utterance] = []
     place = int(random.uniform(*plan.gap_s) * SAMPLE_RATE)
     while plan.words is None or len(utterances) < plan.words:
         kind = int((len(kinds[1]) > 0 and random.random() < plan.unknown_share) or not kinds[0])
