@@ -155,7 +155,7 @@ def on_ray(address: str, paths: Sequence[str], checkpoint: str, point: str, size
 
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
-    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
     data = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=-(-len(paths) // size))
     tables = data.map_batches(
         Scanner,

@@ -245,7 +245,7 @@ class Session:
             at_s=at_s,
             latency_ms=vitals.latency_ms,
             checkpoint=self.checkpoint(),
-            clip=self._heard and self._heard.cut(start_s - self.asked.preroll_ms / 1000, at_s),
+            clip=self._heard.cut(start_s - self.asked.preroll_ms / 1000, at_s) if self._heard else None,
         )
         self._known[identity] = detection
         self._known.pop(identity - KNOWN, None)
