@@ -40,7 +40,7 @@ class SteppedAttention(SelfAttention):
         super().__init__(config, f"block{layer}")
         self.layer = layer
 
-    def forward(self, x: Tensor, past: Past, future: Past, gates: HandedIn) -> Tensor:
+    def forward(self, x: Tensor, past: Past, future: Past, gates: HandedIn) -> Tensor:  # noqa: ARG002 - a clip has no past
         """(B, N, C) -> (B, N, C)."""
         attention, tokens = gates.attention, x.shape[1]
         age, attention.visible = window_mask(0, tokens, self.attend.span, x.device)

@@ -122,7 +122,7 @@ class CountingGates(Gates):
         if self.exact:
             held = x
         else:
-            theta = self.thresholds[name].view(-1, *[1] * (x.dim() - 2))  # type: ignore[index,union-attr]
+            theta = self.thresholds[name].view(-1, *[1] * (x.dim() - 2))  # type: ignore[index]
             held, _ = hold(x, theta, first[..., 0, : x.shape[-1] - (0 if window is None else x.shape[-2])], window)
         moved = held != torch.cat((first, held[..., :-1, :]), dim=-2)
         if window is not None:
