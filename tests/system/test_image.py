@@ -132,6 +132,7 @@ async def listen(url):
 
 
 def children(pid):
-    """Processes below one of ours, deepest last."""
-    below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in below] + [grandchild for child in below for grandchild in children(int(child))]
+    """Processes below one of ours, deepest last; none if it is gone."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    below = [int(child) for child in listed.read_text().split()] if listed.exists() else []
+    return below + [grandchild for child in below for grandchild in children(child)]
