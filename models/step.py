@@ -125,11 +125,13 @@ def block_step(x, x_at, state, at, layer, turn, theta, net, scratch, macs):
 
     normalise(x, x_at, c, weights.norm2, layer * 2 * c, scratch.x)
     held, sums = at + block.held_up, at + block.sum_up
-    macs[UP] += hidden * product(scratch.x, 0, c, state, held, sums, up, theta[UP], turn.rebase, scratch)
-    rectify(state, sums, scratch.wide, hidden)
-    held, sums = at + block.held_down, at + block.sum_down
-    macs[DOWN] += c * product(scratch.wide, 0, hidden, state, held, sums, down, theta[DOWN], turn.rebase, scratch)
-    add(x, x_at, state, sums, c)
+    moved = product(scratch.x, 0, c, state, held, sums, up, theta[UP], turn.rebase, scratch)
+    macs[UP] += hidden * moved
+    if moved or turn.rebase:  # else the hidden units are what they were
+        rectify(state, sums, scratch.wide, hidden)
+        held, sums = at + block.held_down, at + block.sum_down
+        macs[DOWN] += c * product(scratch.wide, 0, hidden, state, held, sums, down, theta[DOWN], turn.rebase, scratch)
+    add(x, x_at, state, at + block.sum_down, c)
 
 
 @compiled
