@@ -10,12 +10,10 @@ COPY . .
 # A wheel, not an editable checkout; versions are those that the tests ran with.
 RUN /opt/deltaspot/bin/pip install --no-cache-dir --constraint .ci/constraints.txt ".[server,otel]" \
     && /opt/deltaspot/bin/pip uninstall --yes pip setuptools
-# Layers keep whole seconds, and the kernels' cache compares the times of their sources.
-RUN for file in /opt/deltaspot/lib/python3*/site-packages/models/*.py; do \
-        touch --date="@$(stat --format=%Y "$file")" "$file"; done
 # The kernels' cache is bound to this kind of processor; on another one they are compiled again at start (see below).
+# It is filed under the folder of its sources too: -P, so that they are the installed ones and not those in /src.
 ENV NUMBA_CACHE_DIR=/opt/deltaspot/kernels
-RUN ["/opt/deltaspot/bin/python", "-c", "from models.checkpoint import load_checkpoint, shipped_path; from models.network import Network; Network(load_checkpoint(shipped_path())).warm_up()"]
+RUN ["/opt/deltaspot/bin/python", "-P", "-c", "from models.checkpoint import load_checkpoint, shipped_path; from models.network import Network; Network(load_checkpoint(shipped_path())).warm_up()"]
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="deltaspot" \

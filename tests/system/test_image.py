@@ -95,6 +95,17 @@ def test_image_holds_no_torch_and_is_small(buildah, image):
     assert 100 < megabytes < LARGEST_MB
 
 
+def test_kernels_came_with_the_image(buildah, image):
+    code = (
+        "from models.checkpoint import load_checkpoint, shipped_path; from models.network import Network;"
+        "from models import step; Network(load_checkpoint(shipped_path())).warm_up();"
+        "print(sum(step.step.stats.cache_hits.values()), sum(step.step.stats.cache_misses.values()))"
+    )
+    hits, misses = inside(buildah, image, "sh", "-c", f'entrypoint --version >&2; python -c "{code}"').split()
+    assert int(hits) > 0
+    assert int(misses) == 0
+
+
 def test_image_cannot_be_written_to(buildah, image):
     said = inside(buildah, image, "sh", "-c", "id -u; touch /opt/deltaspot/x /x 2>&1 || echo refused")
     assert said.splitlines()[0] == "10001"
