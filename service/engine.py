@@ -53,7 +53,7 @@ class Engine:
         draining: no stream is admitted any more.
     """
 
-    def __init__(self, watcher: Watcher, *, slots: int, batch_s: float, lag_s: float) -> None:
+    def __init__(self, watcher: Watcher, *, slots: int, batch_s: float, lag_s: float, check_share: float = 0.0) -> None:
         """Prepare an engine without models.
 
         Args:
@@ -61,8 +61,9 @@ class Engine:
             slots: streams admitted at most, over all models.
             batch_s: longest wait for a batch to fill, when all slots are taken.
             lag_s: wait for a turn above which no stream is admitted; precision is shed from half of it.
+            check_share: share of tokens that are judged again, densely, by each model's `check`.
         """
-        self.slots, self.batch_s, self.lag_s = slots, batch_s, lag_s
+        self.slots, self.batch_s, self.lag_s, self.check_share = slots, batch_s, lag_s, check_share
         self.scale, self.draining = 1.0, False
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
@@ -82,7 +83,7 @@ class Engine:
 
     def host(self, name: str, network: Network) -> Hosted:
         """Serve a network under a name from now on; streams of an earlier one keep theirs."""
-        self.hosted[name] = hosted = Hosted.of(name, network, self.slots)
+        self.hosted[name] = hosted = Hosted.of(name, network, self.slots, self.check_share)
         return hosted
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -241,6 +242,7 @@ class Engine:
         try:
             frames = log_mel(windows.reshape(-1, window)).reshape(tokens, stride, -1)
             posteriors = softmax(hosted.network.step(hosted.cache, rows, frames, counts))
+            hosted.check.watch(hosted.cache, rows, counts, frames, posteriors)
         except Exception:
             log.exception("a batch failed; its %d streams are closed", len(turns))
             self._call(self._fail, turns)

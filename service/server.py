@@ -55,7 +55,11 @@ class Server:
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry(), KEYWORDS)
         self.engine = Engine(
-            self.metrics, slots=settings.sessions, batch_s=settings.batch_ms / 1000, lag_s=settings.lag_s
+            self.metrics,
+            slots=settings.sessions,
+            batch_s=settings.batch_ms / 1000,
+            lag_s=settings.lag_s,
+            check_share=settings.self_check_share,
         )
         self.engine.on_shed = self._tell_shedding
         self.tracing = Tracing.to(settings.otlp_endpoint)
@@ -68,7 +72,7 @@ class Server:
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.metrics.capacity(settings.sessions)
         self.metrics.ready(False)
 
@@ -83,7 +87,7 @@ class Server:
         await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.warm = True
-        self._watching = asyncio.create_task(self._watch())
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._check_models())]
 
     async def reload(self) -> None:
         """Read all checkpoints again; open streams keep the network they have.
@@ -127,8 +131,8 @@ class Server:
 
     async def stop(self) -> None:
         """End the engine; streams should be gone."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self.tracing.close)
 
@@ -190,6 +194,15 @@ class Server:
             self.metrics.ready(self.ready)
             for stream in list(self.streams):
                 stream.check()
+
+    async def _check_models(self) -> None:
+        """Judge again what the models' checks took notes of, beside the event loop."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            for hosted in list(self.engine.hosted.values()):
+                for errors in await asyncio.to_thread(hosted.check.recompute):
+                    for error in errors.tolist():
+                        self.metrics.self_checked(error)
 
     def _tell_shedding(self, shedding: bool) -> None:
         code = WarningCode.SHEDDING if shedding else WarningCode.RESTORED

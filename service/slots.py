@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from models.counting import count
+from models.self_check import SelfCheck
 from service.spec import Spec
 
 if TYPE_CHECKING:
@@ -46,20 +47,22 @@ class Watcher(Protocol):
 
 @dataclass(eq=False)
 class Hosted:
-    """A network, its cache, and the rows that are free; once replaced, it lives until its last slot closes."""
+    """A network, its cache, the free rows, and its check; once replaced, it lives until its last slot closes."""
 
     name: str
     network: Network
     cache: Cache
     free: list[int]
     spec: Spec
+    check: SelfCheck
 
     @classmethod
-    def of(cls, name: str, network: Network, slots: int) -> Hosted:
-        """Give a network room for `slots` streams."""
+    def of(cls, name: str, network: Network, slots: int, check_share: float) -> Hosted:
+        """Give a network room for `slots` streams, of whose tokens a share is checked."""
         checkpoint = network.checkpoint
         spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
-        return cls(name, network, network.new_cache(slots), list(range(slots)), spec)
+        check = SelfCheck(network, share=check_share)
+        return cls(name, network, network.new_cache(slots), list(range(slots)), spec, check)
 
 
 @dataclass(eq=False)

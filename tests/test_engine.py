@@ -215,3 +215,23 @@ async def test_new_model_serves_new_streams_only(network: Network) -> None:
         await listener.wait(1)
         with pytest.raises(UnknownModel, match="default"):
             engine.find("nobody")
+
+
+async def test_a_share_of_live_audio_is_judged_again_and_damage_shows(network: Network, spoken: np.ndarray) -> None:
+    watcher = Watcher()
+    engine = Engine(watcher, slots=2, batch_s=0.0, lag_s=30.0, check_share=1.0)
+    hosted = engine.host("model", network)
+    engine.start(asyncio.get_running_loop())
+    tokens = windows(network, np.tile(spoken, 3))
+    slot, listener = admitted(engine)
+    slot.submit(tokens)
+    await listener.wait(len(tokens))
+    (healthy, *_) = hosted.check.recompute()
+    place = network.net.layout.readout + network.net.layout.pool.sum_head
+    for part in np.array_split(tokens, 20):
+        engine.enqueue(slot, lambda: hosted.cache.state[slot.row, place : place + 1].fill(30.0))
+        slot.submit(part)
+    await listener.wait(2 * len(tokens))
+    engine.stop()
+    assert healthy.max() < 1e-3
+    assert max(error.max() for error in hosted.check.recompute()) > 0.1
