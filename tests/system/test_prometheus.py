@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import os
 import re
 import shutil
 import socket
@@ -31,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy" / "prometheus"
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 PATIENCE_S = 60
+WELCOMING = {"DELTASPOT_LAG_S": "60", "DELTASPOT_BEHIND_S": "600"}
+"""Settings of a server that neither refuses nor ends a stream for its lag, so that a test can make it as it likes."""
 
 
 def until(check, what):
@@ -56,9 +59,9 @@ def answers(url):
 
 
 @contextmanager
-def process(log, *command, **environment):
+def process(log, *command):
     with log.open("wb") as output:
-        started = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment or None)
+        started = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=os.environ | WELCOMING)
         try:
             yield started
         finally:
@@ -134,6 +137,13 @@ class Site:
     def value(self, query):
         result = self.ask(query)
         return float(result[0]["value"][1]) if result else None
+
+
+async def endless():
+    """The sample again and again, as fast as it is taken."""
+    while True:
+        async for block in file_blocks(SAMPLE, speed=0):
+            yield block
 
 
 async def listen(url, **settings):
@@ -241,13 +251,25 @@ def test_an_overload_raises_the_alert_and_its_end_resolves_it(site):
         alerts = httpx.get(f"{site.alertmanager}/api/v2/alerts", params={"filter": "alertname=DeltaspotLag"}).json()
         return [alert["labels"]["job"] for alert in alerts]
 
+    async def stay(begun):
+        async with connect(site.overloaded, point="dense", heartbeat_ms=100) as spotter:
+            spotter.play(endless())
+            async for event in spotter:
+                if isinstance(event, Heartbeat):
+                    begun.set()
+
     async def flood():
-        """Sixteen streams on a model too large for the machine, until somebody is told."""
-        streams = [asyncio.create_task(listen(site.overloaded, coarsest=1.0)) for _ in range(16)]
-        await asyncio.to_thread(until, active, "the alert is raised")
+        """Ever more streams without an end, as every turn takes longer with each of them, until somebody is told."""
+        told = asyncio.create_task(asyncio.to_thread(until, active, "the alert is raised"))
+        streams = []
+        while not told.done():
+            begun = asyncio.Event()
+            streams += [asyncio.create_task(stay(begun)) for _ in range(16)]
+            await asyncio.wait((told, asyncio.create_task(begun.wait())), return_when=asyncio.FIRST_COMPLETED)
         for task in streams:
             task.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
+        await told
 
     assert not active()
     asyncio.run(flood())
