@@ -108,7 +108,7 @@ def test_any_split_and_any_company_give_the_same(
     expected, work = run(network, frames, points, [[]] * STREAMS)
     actual, counted = run(network, frames, points, cuts)
     np.testing.assert_allclose(actual, expected, atol=1e-4)
-    assert [c.total for c in counted] == pytest.approx([c.total for c in work], rel=0.005)
+    assert [c.total for c in counted] == pytest.approx([c.total for c in work], rel=0.02)
 
 
 def test_a_reset_row_is_a_new_stream(network: TorchNetwork, frames: Array) -> None:
