@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_JSON: Final = 16_384
 """Bytes of an event's header, and of its data."""
+LINGER_S: Final = 1.0
+"""For how long a client that was told of its error may go on writing."""
 ENCODINGS: Final = {2: Encoding.S16LE, 4: Encoding.F32LE}
 ATTRIBUTION: Final = {"name": "deltaspot", "url": ""}
 
@@ -40,6 +42,8 @@ async def listen(server: Server, port: int) -> asyncio.Server:
                 await satellite.hear(*event)
         except WireError as error:
             satellite.tell("error", {"text": error.message, "code": error.code.wire})
+            await satellite.leave()
+            await linger(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass
         except Exception:  # noqa: BLE001 (whatever it is, it ends this connection and no other)
@@ -50,6 +54,16 @@ async def listen(server: Server, port: int) -> asyncio.Server:
                 writer.close()
 
     return await asyncio.start_server(serve, server.settings.host, port, limit=MAX_JSON)
+
+
+async def linger(reader: StreamReader, writer: StreamWriter) -> None:
+    """Read away what still comes: bytes unread at the close reset the connection, and the answer is lost with it."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            await writer.drain()
+            writer.write_eof()
+            while await reader.read(MAX_JSON):
+                pass
 
 
 async def read_event(reader: StreamReader, limit: int) -> tuple[str, dict[str, Any], bytes] | None:
