@@ -34,6 +34,8 @@ class Recipe:
     shares: tuple[float, float, float, float] = (0.58, 0.18, 0.14, 0.10)
     background: float = 0.12
     """Share of streams without any speech, in which noise keeps its own level."""
+    running: float = 0.06
+    """Share of streams that are sentences without a keyword, where the corpus has any."""
     stretch: float = 0.15
     warp: float = 0.08
     shift: int = 10
@@ -87,6 +89,7 @@ class Composer:
         self.label = label
         self.frames = -(-recipe.segments * (CLIP_FRAMES + 4) // config.stride) * config.stride
         self.noise = torch.from_numpy(_flat_noise(corpus, self.frames + 1))
+        self.speech = torch.from_numpy(corpus.speech)
 
     def _uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(shape, generator=self.generator) * (high - low) + low
@@ -102,10 +105,16 @@ class Composer:
 
     def batch(self, streams: int) -> Batch:
         """Compose `streams` streams."""
-        pixels, labels = self._segments(streams * self.recipe.segments)
-        pixels, labels = self._perturb(pixels), labels.view(streams, -1)
-        background = self._uniform((streams,)) < self.recipe.background
-        pixels[background.repeat_interleave(self.recipe.segments)] = 0.0
+        recipe = self.recipe
+        pixels, labels = self._segments(streams * recipe.segments)
+        kind, labels = self._uniform((streams,)), labels.view(streams, -1)
+        background = kind < recipe.background
+        if len(self.speech):
+            running = kind >= 1 - recipe.running
+            pixels[running.repeat_interleave(recipe.segments)] = self._sentences(int(running.sum()))
+            labels[running] = self.unknown
+        pixels = self._perturb(pixels)
+        pixels[background.repeat_interleave(recipe.segments)] = 0.0
         labels[background] = self.silence
         onset, end = active_span(pixels)
         starts = self._starts(streams)
@@ -131,6 +140,13 @@ class Composer:
         if len(shreds):
             pixels[shreds] = self._shreds(len(shreds))
         return pixels, labels
+
+    def _sentences(self, streams: int) -> Tensor:
+        """Running speech, cut into the segments of each stream: (streams * segments, 98, M)."""
+        length = self.recipe.segments * CLIP_FRAMES
+        start = self._integers(0, max(1, len(self.speech) - length), (streams, 1))
+        rows = (start + torch.arange(length)).clamp(max=len(self.speech) - 1)
+        return self.speech[rows].float().view(-1, CLIP_FRAMES, self.speech.shape[1])
 
     def _shreds(self, count: int) -> Tensor:
         """Pieces of words, too short to be one, without a pause, as in running speech: (count, 98, M)."""

@@ -6,6 +6,7 @@ its `.tar.gz`, and loose folders all read the same way:
     .../<word>/<speaker>_nohash_<take>.{wav,flac,ogg,opus}   a clip
     .../<word>/<speaker>_nohash_<take>.jpg                   a clip as a picture: row = frame, column = band
     .../{_background_noise_,gsc_background,esc10}/<name>     noise
+    .../running_speech/<name>                                sentences without keywords, see `models.make_speech`
 
 Speakers, not clips, are split, by the published rule (Warden 2018): `split_of`. Knows nothing of networks.
 """
@@ -17,7 +18,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +32,7 @@ from models.features import Array, frames
 
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
 NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
+SPEECH_FOLDER = "running_speech"
 CLIP_SAMPLES = 16_000
 CLIP_FRAMES = 98
 FRONTEND = FrontEndConfig()
@@ -135,13 +137,14 @@ class Corpus:
     """Everything training needs, as pixels.
 
     pixels: (n, 98, 40) uint8; words: n word names; speakers: n ids; raw: n bools, true for real audio.
-    noise: list of (T, 40) uint8.
+    noise: list of (T, 40) uint8. speech: sentences end to end, (T, 40) uint8; only training has any.
     """
 
     pixels: NDArray[np.uint8]
     words: NDArray[np.str_]
     raw: NDArray[np.bool_]
     noise: list[NDArray[np.uint8]]
+    speech: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, FRONTEND.bands), np.uint8))
 
 
 def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[Item] | None = None) -> Corpus:
@@ -152,20 +155,23 @@ def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[
     Raises:
         DataError: where the directory holds no clip of that split.
     """
-    file = cache / f"{split}-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
+    file = cache / f"{split}-2-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _write_corpus(progress if progress is not None else walk(directory), split, file)
     with np.load(file) as stored:
         bounds = stored["noise_bounds"]
-        return Corpus(stored["pixels"], stored["words"], stored["raw"], np.split(stored["noise"], bounds))
+        noise = np.split(stored["noise"], bounds)
+        return Corpus(stored["pixels"], stored["words"], stored["raw"], noise, stored["speech"])
 
 
 def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
-    pixels, words, raw, noise = [], [], [], []
+    pixels, words, raw, noise, speech = [], [], [], [], []
     for item in items:
         if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO:
             noise.append(np.rint(frames(noise_part(_audio(item), split))).astype(np.uint8))
+        elif item.word == SPEECH_FOLDER and item.path.suffix in AUDIO and split == "training":
+            speech.append(np.rint(frames(_audio(item))).astype(np.uint8))
         elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
             audio = item.path.suffix in AUDIO
             clip = np.rint(frames(pad_clip(_audio(item)))).astype(np.uint8) if audio else picture(item.data)
@@ -179,13 +185,18 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
         "pixels": np.stack(pixels),
         "words": np.array(words),
         "raw": np.array(raw),
-        "noise": np.concatenate([np.zeros((0, FRONTEND.bands), np.uint8), *noise]),
+        "noise": _end_to_end(noise),
+        "speech": _end_to_end(speech),
         "noise_bounds": np.cumsum([len(n) for n in noise], dtype=np.int64)[:-1],
     }
     partial = file.with_name(file.name + ".part")
     with partial.open("wb") as stream:
         np.savez(stream, **arrays)
     partial.replace(file)
+
+
+def _end_to_end(recordings: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.concatenate([np.zeros((0, FRONTEND.bands), np.uint8), *recordings])
 
 
 def _audio(item: Item) -> Array:

@@ -32,6 +32,7 @@ COMMANDS: Final = {
 EXTRAS: Final = {
     "ai_edge_litert": "litert",
     "fastapi": "server",
+    "hibari": "speech",
     "jwt": "server",
     "limits": "server",
     "llvmlite": "server",

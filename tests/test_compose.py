@@ -160,3 +160,19 @@ def test_active_span_is_where_the_word_is() -> None:
     first, last = active_span(torch.from_numpy(CORPUS.pixels).float())
     assert set(first.tolist()) == {30}
     assert set(last.tolist()) == {59}
+
+
+def test_running_speech_is_unknown_from_end_to_end() -> None:
+    speech = np.full((2000, 40), 120, np.uint8)
+    spoken = replace(CORPUS, speech=speech)
+    batch = compose(replace(QUIET, running=1.0, segments=2), source=spoken)
+    asked = batch.weights > 0
+    assert asked.any(dim=1).all()
+    assert (batch.targets[asked] == CONFIG.labels.index("_unknown_")).all()
+    middle = batch.frames[:, 20:60]
+    torch.testing.assert_close(middle, torch.full_like(middle, 120 / 64 - 1), atol=0.02, rtol=0)
+
+
+def test_without_running_speech_the_share_changes_nothing() -> None:
+    one, other = (compose(replace(QUIET, running=share)) for share in (0.0, 1.0))
+    torch.testing.assert_close(one.frames, other.frames)
