@@ -22,6 +22,7 @@ from service.errors import HTTP_STATUS, Capacity, TooLong, Unauthorised, failed
 from service.logs import RequestIds, clip_judged
 from service.protocol import Configure, Encoding, Failed, WireError
 from service.server import Server
+from service.sockets import EXTENSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -99,7 +100,7 @@ class StreamDoor:
             await _answer(error)(scope, receive, send)
             return
         await send({"type": "websocket.accept"})
-        await live.serve(server, caller, receive, send)
+        await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
 
 
 class SecurityHeaders:

@@ -86,7 +86,10 @@ class Detector:
         """Change the rules; what was heard so far stays."""
         before = {word.name: word for word in getattr(self, "_words", [])}
         self.rules = dict(rules)
-        self._words = [replace(before.get(name) or _Word(name, rule), rule=rule) for name, rule in rules.items()]
+        self._words = [
+            replace(before.get(name) or _Word(name, rule), rule=rule, low=rule.threshold - self.margin)
+            for name, rule in rules.items()
+        ]
         self._columns = _columns([self.labels.index(name) for name in rules])
         lowest = min((rule.threshold for rule in rules.values()), default=2.0)
         self._quiet = max(lowest - self.margin, 0.0)
@@ -95,7 +98,8 @@ class Detector:
     def reset(self) -> None:
         """Forget what was heard; tokens go on counting."""
         self._past[:] = 0
-        self._words = [_Word(name, rule) for name, rule in self.rules.items()]
+        self._words = []
+        self.configure(self.rules)
 
     def hear(self, posteriors: Array) -> Array:
         """Take posteriors (N, K) into the average and decide nothing; return them with the past they need."""
@@ -110,26 +114,31 @@ class Detector:
         history = self.hear(posteriors)
         if not len(posteriors) or not self._words:
             return
-        columns = history[:, self._columns]
-        if columns[self.window - 1 :].max() >= self._quiet:
+        if np.maximum.reduce(posteriors[:, self._columns], axis=None) >= self._quiet:
             self._loud_at = self.token
         elif begin - self._loud_at >= self.window:
             return  # no average can reach a threshold, and none did lately: by far the most common case
         self.token = begin
-        sums = np.cumsum(np.vstack((np.zeros_like(columns[:1]), columns)), axis=0, dtype=np.float64)
-        smoothed = (sums[self.window :] - sums[: -self.window]) / self.window
-        for row in smoothed.tolist():
+        for row in self._smoothed(history).tolist():
             yield from self._step(row)
+
+    def _smoothed(self, history: Array) -> NDArray[np.float64]:
+        """Past and new posteriors (window - 1 + N, K) -> means over the window (N, keywords)."""
+        row, item = history.strides
+        shape = (len(history) - self.window + 1, self.window, history.shape[1])
+        windows = np.ndarray(shape, history.dtype, history, 0, (row, row, item))  # they overlap; nothing is copied
+        sums: NDArray[np.float64] = np.add.reduce(windows[:, :, self._columns], axis=1, dtype=np.float64)
+        return sums / self.window
 
     def _step(self, row: list[float]) -> list[Hit]:
         top = max(row)
         fired = []
         for word, score in zip(self._words, row, strict=True):
-            rule = word.rule
-            if score < rule.threshold - self.margin:
-                if not word.still:
+            if score < word.low:
+                if word.rise is not None or not word.armed:
                     self._fall(word)
                 continue
+            rule = word.rule
             if word.rise is None:
                 word.rise, word.peak = self.token, 0.0
             word.peak = max(word.peak, score)
@@ -182,10 +191,11 @@ REMEMBERED: Final = 4_000
 
 @dataclass(slots=True)
 class _Word:
-    """What one keyword remembers; tokens are the detector's."""
+    """What one keyword remembers; tokens are the detector's, `low` is where it is armed again."""
 
     name: str
     rule: Rule
+    low: float = 0.0
     rise: int | None = None
     peak: float = 0.0
     hits: int = 0

@@ -59,7 +59,7 @@ class Engine:
         Args:
             watcher: is told about batches, waits and shedding, from the engine's thread.
             slots: streams admitted at most, over all models.
-            batch_s: longest wait for a batch to fill, when all slots are taken.
+            batch_s: shortest time between the beginnings of two batches, when all slots are taken.
             lag_s: wait for a turn above which no stream is admitted; precision is shed from half of it.
             check_share: share of tokens that are judged again, densely, by each model's `check`.
         """
@@ -204,9 +204,11 @@ class Engine:
     # --- the thread
 
     def _run(self) -> None:
+        due = clock()
         while not self._stopping:
             self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
-            time.sleep(self.batch_s * min(1.0, len(self._open) / self.slots))
+            time.sleep(max(0.0, due - clock()))
+            due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots)
             self._wake.clear()
             turns = self._take()
             for hosted in {turn.slot.hosted: None for turn in turns}:

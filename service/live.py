@@ -1,6 +1,7 @@
 """The WebSocket door: frames of `/v1/stream` to and from one `Stream`.
 
-Speaks ASGI directly: ten frames a second from each of a thousand listeners pass here, and a layer less is felt.
+Ten frames a second from each of a thousand listeners pass here, and a layer less is felt: a `Link` takes them from our
+own kind of socket, without tasks and queues. Under another ASGI server, two tasks do the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from service.auth import Caller
     from service.protocol import ServerMessage
     from service.server import Server
+    from service.sockets import Socket
     from service.stream import Stream
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,12 +30,24 @@ GOODBYE_S = 2.0
 """Time for the last messages to reach a client that may not read any more."""
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Vanished(Exception):
     """The client went without a word."""
 
 
-async def serve(server: Server, caller: Caller, receive: Receive, send: Send) -> None:
-    """Serve an accepted connection, for which a place is reserved, until either side ends it."""
+async def serve(server: Server, caller: Caller, receive: Receive, send: Send, socket: Socket | None) -> None:
+    """Serve an accepted connection, for which a place is reserved, until either side ends it.
+
+    Args:
+        server: where.
+        caller: on whose behalf.
+        receive: frames, as ASGI has them.
+        send: likewise.
+        socket: the connection itself, if the web server is ours; then frames come past `receive` and `send`.
+    """
     caller.open += 1
     try:
         stream = server.open(await _configure(server, receive), caller)
@@ -44,7 +58,7 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send) ->
         server.engine.cancel()
     else:
         with server.tracing.span("session", session=stream.session.id) as span:
-            await _run(server, stream, receive, send)
+            await _run(server, stream, receive, send, socket)
             span.note(outcome=stream.code.wire, audio_s=stream.session.audio_s, detections=stream.session.detections)
     finally:
         caller.open -= 1
@@ -73,25 +87,94 @@ async def _first(receive: Receive) -> Configure:
     return configure
 
 
-async def _run(server: Server, stream: Stream, receive: Receive, send: Send) -> None:
-    """Read and write until one of them ends; then say why."""
+async def _run(server: Server, stream: Stream, receive: Receive, send: Send, socket: Socket | None) -> None:
+    """Read and write until one side ends it; then say why."""
+    there = True
+    try:
+        there = await (_relay(stream, receive, send) if socket is None else Link(stream, socket).run())
+    finally:
+        last = server.close(stream, None if there else "vanished")
+    if there:
+        await _end(send, last, stream.code)
+
+
+class Link:
+    """A stream on our own kind of socket: everything happens within the call that brings a frame or a verdict."""
+
+    def __init__(self, stream: Stream, socket: Socket) -> None:
+        self._stream, self._socket = stream, socket
+        self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> bool:
+        """Go on until the stream is over; return whether the client is still there."""
+        self._stream.on_change = self.writable
+        try:
+            self._socket.attach(self)
+            self.writable()
+            return await self._ended
+        finally:
+            self._stream.on_change = _nothing
+            self._socket.detach()
+
+    def audio(self, data: bytes) -> None:
+        """See `service.sockets.Listener`."""
+        if self._over:
+            return
+        try:
+            if data:
+                self._stream.take(data)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
+            blame(self._stream, error)
+        if self._stream.full:
+            self._socket.pause()
+
+    def text(self, data: bytes) -> None:
+        """See `service.sockets.Listener`."""
+        if self._over:
+            return
+        try:
+            self._stream.tell(parse_client(data))
+        except Exception as error:  # noqa: BLE001 (as above)
+            blame(self._stream, error)
+        if self._stream.closing:
+            self.writable()
+
+    def gone(self) -> None:
+        """See `service.sockets.Listener`."""
+        self._end(there=False)
+
+    def writable(self) -> None:
+        """Write what there is, if the peer reads; read on, if there is room; see whether this is the end."""
+        stream, socket = self._stream, self._socket
+        if stream.outbox and socket.open:
+            messages, stream.outbox = stream.outbox, []
+            socket.write([message.model_dump_json(exclude_none=True).encode() for message in messages])
+        if stream.over or (stream.closing and not stream.slot.pending):
+            self._end(there=True)
+        elif socket.read_paused and not stream.full:
+            socket.resume()
+
+    @property
+    def _over(self) -> bool:
+        return self._stream.closing or self._stream.over
+
+    def _end(self, *, there: bool) -> None:
+        if not self._ended.done():
+            self._ended.set_result(there)
+
+
+async def _relay(stream: Stream, receive: Receive, send: Send) -> bool:
+    """A stream under any other ASGI server; return whether the client is still there when it is over."""
     reader = asyncio.create_task(_read(stream, receive))
     writer = asyncio.create_task(_write(stream, send))
-    outcome = None
-    try:
-        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-        reader.cancel()
-        there = await _ended(stream, reader)
-        stream.finish()
-        if there:
-            await asyncio.wait((writer,), timeout=GOODBYE_S)
-        writer.cancel()
-        there = await _ended(stream, writer) and there
-        outcome = None if there else "vanished"
-    finally:
-        last = server.close(stream, outcome)
-    if outcome is None:
-        await _end(send, last, stream.code)
+    await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+    reader.cancel()
+    there = await _ended(stream, reader)
+    stream.finish()
+    if there:
+        await asyncio.wait((writer,), timeout=GOODBYE_S)
+    writer.cancel()
+    return await _ended(stream, writer) and there
 
 
 async def _ended(stream: Stream, task: asyncio.Task[None]) -> bool:
@@ -100,14 +183,20 @@ async def _ended(stream: Stream, task: asyncio.Task[None]) -> bool:
         await task
     except asyncio.CancelledError:
         return True
-    except WireError as error:
-        stream.fail(error)
     except (Vanished, OSError):
         return False
-    except Exception:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
-        log.exception("a connection failed", session=stream.session.id)
-        stream.fail(Internal("the server made a mistake; it is logged"))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
+        blame(stream, error)
     return True
+
+
+def blame(stream: Stream, error: Exception) -> None:
+    """End a stream with the client's mistake, or with ours, which is logged."""
+    if isinstance(error, WireError):
+        stream.fail(error)
+        return
+    log.error("a connection failed", session=stream.session.id, exc_info=error)
+    stream.fail(Internal("the server made a mistake; it is logged"))
 
 
 async def _read(stream: Stream, receive: Receive) -> None:
@@ -116,12 +205,10 @@ async def _read(stream: Stream, receive: Receive) -> None:
         message = await receive()
         if data := message.get("bytes"):
             await stream.audio(data)
-        elif text := message.get("text"):
+        elif (text := message.get("text")) is not None:
             stream.tell(parse_client(text))
         elif message["type"] == "websocket.disconnect":
             raise Vanished
-        elif message.get("text") is not None:
-            raise BadMessage("an empty text frame is no message")
         if stream.error is not None:
             return
     await stream.drained()

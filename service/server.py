@@ -6,6 +6,8 @@ Knows no sockets; service/app.py gives it doors.
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import logging
 import secrets
 from contextlib import suppress
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT = "default"
 CHECK_S = 1.0
+COUNTED = 5
+"""Streams are looked after every `CHECK_S`; the metrics are told of one in this many of them each time."""
 LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
@@ -86,6 +90,7 @@ class Server:
         """
         await self._load()
         self.engine.start(asyncio.get_running_loop())
+        gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._check_models())]
 
@@ -189,11 +194,13 @@ class Server:
 
     async def _watch(self) -> None:
         """Look after all streams now and then, at the cost of one timer."""
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(CHECK_S)
             self.metrics.ready(self.ready)
-            for stream in list(self.streams):
+            for number, stream in enumerate(list(self.streams), turn):
                 stream.check()
+                if number % COUNTED == 0:
+                    stream.count()
 
     async def _check_models(self) -> None:
         """Judge again what the models' checks took notes of, beside the event loop."""

@@ -168,14 +168,15 @@ class Session:
 
     def _listen(self, posteriors: Array, vitals: Vitals) -> list[ServerMessage]:
         """Detect in posteriors between two queued actions; nothing is said of what an earlier connection told."""
-        mute = min(max(self._mute_until - self.judged, 0), len(posteriors))
-        self.detector.hear(posteriors[:mute])
-        self.judged += mute
+        if mute := min(max(self._mute_until - self.judged, 0), len(posteriors)):
+            self.detector.hear(posteriors[:mute])
+            self.judged += mute
+            posteriors = posteriors[mute:]
         if self._restore and self.judged >= self._mute_until:
             self.detector.restore(self._restore)
             self._restore = {}
         messages: list[ServerMessage] = []
-        for hit in self.detector.feed(posteriors[mute:]):
+        for hit in self.detector.feed(posteriors):
             self.judged = hit.token + 1
             messages.append(self._detection(hit, vitals))
         self.judged = self.detector.token

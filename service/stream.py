@@ -32,6 +32,8 @@ from service.session import Session
 from service.vitals import Vitals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.audio import Array
     from service.metrics import Metrics
     from service.protocol import ClientMessage, Limits
@@ -50,6 +52,7 @@ class Stream:
         error: why it ended before its time.
         closing: the client said `close`.
         over: nothing more will be judged, for better or worse.
+        on_change: called when there is something to fetch, room for more audio, or an end.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Stream:
         self.last_heard = self._allowed_at = clock()
         self._allowance_s = settings.burst_s
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
+        self.on_change: Callable[[], None] = lambda: None
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._changed.set()
         self._counted = (nothing(hosted.spec.config), 0, 0.0)
@@ -83,7 +87,13 @@ class Stream:
     # --- from the client
 
     async def audio(self, data: bytes) -> None:
-        """Take a chunk; wait while too much of this stream's audio is not yet judged.
+        """Take a chunk as `take` does; wait while the stream is full."""
+        self.take(data)
+        if self.full:
+            await self.drained(self._queue_tokens)
+
+    def take(self, data: bytes) -> None:
+        """Take a chunk.
 
         Raises:
             WireError: the chunk is too long, too fast, or no audio.
@@ -95,8 +105,11 @@ class Stream:
         windows = self.session.audio(data)
         self._allow(self.session.audio_s - before, now)
         self.slot.submit(windows)
-        if self.slot.pending > self._queue_tokens:
-            await self.drained(self._queue_tokens)
+
+    @property
+    def full(self) -> bool:
+        """Whether too much of this stream's audio is not yet judged."""
+        return self.slot.pending > self._queue_tokens
 
     async def samples(self, samples: Array) -> None:
         """Take 16 kHz samples of a clip, without a limit on their speed; wait as `audio` does."""
@@ -140,12 +153,9 @@ class Stream:
 
     def say(self, messages: list[ServerMessage]) -> None:
         """Put messages into the outbox."""
-        if not messages:
-            return
-        self.outbox += messages
-        if len(self.outbox) > self.settings.outbox:
-            self.fail(QueueFull("the client does not read its messages"))
-        self._changed.set()
+        if messages:
+            self._put(messages)
+            self.on_change()
 
     def warn(self, code: WarningCode, message: str) -> None:
         """Say something that does not end the stream."""
@@ -169,17 +179,24 @@ class Stream:
         """Let whoever waits for messages know that there will be no more."""
         self.over = True
         self._changed.set()
+        self.on_change()
 
     def check(self) -> None:
-        """Tell the metrics; fail if the client has been silent, or its audio has waited, for too long.
-
-        Called about once a second: counting every chunk by itself would cost as much as framing it.
-        """
-        self._count()
+        """Fail if the client has been silent, or its audio has waited, for too long."""
         if clock() - self.last_heard > self.limits.idle_s and not self.slot.pending:
             self.fail(Idle(f"nothing came for {self.limits.idle_s:g} s; send keepalive during pauses"))
         elif self.slot.lag_s > self.settings.behind_s:
             self.fail(QueueFull("the server fell behind; resume on another replica"))
+
+    def count(self) -> None:
+        """Tell the metrics what happened since the last time; doing so for every chunk would cost more than a chunk."""
+        work, chunks, audio_s = self.slot.count, self.session.chunks, self.session.audio_s
+        before, self._counted = self._counted, (work, chunks, audio_s)
+        self.metrics.worked(work - before[0])
+        self.metrics.audio_received(audio_s - before[2], chunks - before[1])
+        if self._verdict_s is not None:
+            self.metrics.verdict(self._verdict_s, self.session.id)
+            self._verdict_s = None
 
     @property
     def code(self) -> CloseCode:
@@ -188,7 +205,7 @@ class Stream:
 
     def close(self) -> list[ServerMessage]:
         """Give the place back; return what is left to say, `closed` at the end."""
-        self._count()
+        self.count()
         self._report()
         failure = [failed(self.error)] if self.error else []
         last = [*self.outbox, *failure, Closed(reason=self.code.wire, totals=self.session.totals(self.vitals))]
@@ -208,15 +225,22 @@ class Stream:
             return
         if messages:
             self._note(messages)
-            self.say(messages)
+            self._put(messages)
         self._verdict_s = clock() - arrival
         self._room.set()
+        self.on_change()
 
     def broken(self) -> None:
         """See `service.engine.Listener`."""
         self.fail(Internal("the model failed; it is logged"))
 
     # --- inside
+
+    def _put(self, messages: list[ServerMessage]) -> None:
+        self.outbox += messages
+        if len(self.outbox) > self.settings.outbox:
+            self.fail(QueueFull("the client does not read its messages"))
+        self._changed.set()
 
     def _allow(self, audio_s: float, now: float) -> None:
         """A bucket of `burst_s` of audio, refilled at `speed` times real time."""
@@ -241,18 +265,8 @@ class Stream:
     def _note(self, messages: list[ServerMessage]) -> None:
         """Tell the metrics what the client is told."""
         for message in messages:
-            if isinstance(message, Detection):
+            if type(message) is Detection:  # `isinstance` asks pydantic, which takes its time
                 self.metrics.detected(message.keyword, self.session.id)
-
-    def _count(self) -> None:
-        """Tell the metrics what happened since the last time."""
-        work, chunks, audio_s = self.slot.count, self.session.chunks, self.session.audio_s
-        before, self._counted = self._counted, (work, chunks, audio_s)
-        self.metrics.worked(work - before[0])
-        self.metrics.audio_received(audio_s - before[2], chunks - before[1])
-        if self._verdict_s is not None:
-            self.metrics.verdict(self._verdict_s, self.session.id)
-            self._verdict_s = None
 
     def _report(self) -> None:
         """What the detector held back, in the metrics."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import sys
@@ -26,6 +27,9 @@ app = typer.Typer()
 
 SWITCH_S = 0.0005
 """The engine's thread asks for the interpreter this often; the default of 5 ms would add itself to every batch."""
+
+GARBAGE = (20_000, 10, 20)
+"""When Python looks for cycles: frames and messages make none, so seldom is often enough."""
 
 
 class Polite(uvicorn.Server):
@@ -73,6 +77,7 @@ def serve(
     logs.configure(pretty=pretty)
     load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
     server = Server(settings)
     polite = Polite(uvicorn_config(server, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
