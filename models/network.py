@@ -39,6 +39,12 @@ class Network:
     def step(
         self, cache: Cache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
     ) -> Array:
+        """Advance a batch of streams as `embed` does; return the logits (N, K) alone."""
+        return self.embed(cache, rows, frames, counts)[0]
+
+    def embed(
+        self, cache: Cache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array]:
         """Advance a batch of streams; releases the interpreter lock.
 
         Args:
@@ -48,7 +54,9 @@ class Network:
             counts: (B,) tokens of each row, adding up to N; one each if None.
 
         Returns:
-            Logits (N, K). Calls on the same rows must not overlap; calls on other rows may, in other threads.
+            Logits (N, K), and what the read-out pooled at each token (N, C): the network's embedding of the last
+            second, of which the logits are a linear function. Calls on the same rows must not overlap; calls on
+            other rows may, in other threads.
         """
         rows = np.ascontiguousarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.ascontiguousarray(counts, np.int64)
@@ -60,7 +68,7 @@ class Network:
             *(cache.state, cache.tokens, cache.macs, thetas, rows, counts),
             *(np.ascontiguousarray(frames).reshape(-1), x, logits, self.net, self._scratch()),
         )
-        return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)]
+        return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)], x.reshape(total, sizes.channels)
 
     def warm_up(self) -> None:
         """Compile, or load what an earlier start compiled, by judging one second of silence, front end included."""

@@ -157,7 +157,7 @@ def stem_step(frames, first, x, x_at, state, turn, theta, net, scratch, macs):
 
 @compiled
 def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits_at):
-    """Pool the last `span` tokens of x (C) and judge: logits (labels, padded)."""
+    """Pool the last `span` tokens of x (C) and judge: logits (labels, padded); x becomes what was pooled."""
     pool, sizes, weights, at = net.layout.pool, net.sizes, net.weights, net.layout.readout
     c = sizes.channels
     query = Matrix(weights.pool_query, 0, WIDTH, WIDTH, scratch.zero, 0)
@@ -175,6 +175,7 @@ def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits
     held, pooled, sums = at + pool.held_head, sums, at + pool.sum_head
     count = product(state, pooled, c, state, held, sums, head, theta[2], turn.rebase, scratch)
     macs[2] += count * sizes.label_count
+    copy(state, pooled, x, x_at, c)
     copy(state, sums, logits, logits_at, sizes.labels)
 
 
@@ -194,8 +195,8 @@ def step(state, tokens, macs, thetas, rows, counts, frames, x, logits, net, scra
     All arrays are the caller's: state (capacity, layout.size), tokens (capacity,) and macs (capacity,
     layers + 2, 6) are the cache; thetas (B, layers + 2, 6) are the streams' thresholds for stem, blocks and
     read-out; rows and counts (B,) name the streams, all different, and their tokens in this batch; frames hold
-    (sum of counts) * stride * bands of network input, x (sum of counts) * C of working memory, and logits
-    (sum of counts) * labels the result.
+    (sum of counts) * stride * bands of network input; x (sum of counts) * C and logits (sum of counts) * labels are
+    the result: what the read-out pooled at each token, and what the head says of it.
     """
     sizes, layout = net.sizes, net.layout
     c, new, last = sizes.channels, sizes.stride * sizes.bands, sizes.layers + 1

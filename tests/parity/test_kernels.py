@@ -20,7 +20,7 @@ from models.config import ModelConfig, gate_names
 from models.features import Array
 from models.network import Network
 from models.step import REBASE_TOKENS
-from models.transformer import StreamingKWT
+from models.transformer import Gates, Past, StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
 TOLERANCE = 1e-4
@@ -120,6 +120,45 @@ def test_gated_network_equals_the_reference(point: str, scale: float) -> None:
     assert np.count_nonzero(off > TOLERANCE) <= 1, off
     if scale:
         assert deviations(got, expected(frames)).min() > 10 * TOLERANCE, "the gates did nothing"
+
+
+class Overhearing(Gates):
+    """The reference's gates, which note what the read-out's head is about to read."""
+
+    def __call__(self, name: str, x: torch.Tensor, window: torch.Tensor | None = None) -> torch.Tensor:
+        if name == "readout.head":
+            self.pooled = x
+        return super().__call__(name, x, window)
+
+
+@torch.no_grad()
+def pooled(frames: Array, point: str) -> Array:
+    """What the reference's read-out pools at each token: (B, N, C)."""
+    past, future = Past(), Past()
+    gates = Overhearing(None if point == "dense" else points(CONFIG)[point], past, future)
+    MODEL.run(torch.from_numpy(frames).flatten(1, 2), past, future, gates)
+    return gates.pooled.numpy()
+
+
+@pytest.mark.parametrize("point", ["dense", "mild", "strong"])
+def test_embedding_is_what_the_reference_pools(point: str) -> None:
+    """Of every token of a step, however many it has."""
+    frames, cache = noise(STREAMS), fresh(point)
+    counts = np.full(STREAMS, TOKENS)
+    logits, got = NETWORK.embed(cache, np.arange(STREAMS), frames.reshape(-1, *frames.shape[2:]), counts)
+    off = deviations(got.reshape(STREAMS, TOKENS, -1), pooled(frames, point))
+    assert np.count_nonzero(off > TOLERANCE) <= (point != "dense"), off
+    again = NETWORK.step(fresh(point), np.arange(STREAMS), frames.reshape(-1, *frames.shape[2:]), counts)
+    np.testing.assert_array_equal(logits, again)
+
+
+@settings(max_examples=25)
+@given(st.sets(st.integers(1, TOKENS - 1)).map(sorted), st.sampled_from(["dense", "mild", "strong"]))
+def test_any_split_gives_the_same_embeddings(cuts: list[int], point: str) -> None:
+    frames = noise(1)[0]
+    parts, cache, row = np.split(frames, cuts), fresh(point), np.array([3])
+    got = np.concatenate([NETWORK.embed(cache, row, part, np.array([len(part)]))[1] for part in parts])
+    np.testing.assert_array_equal(got, NETWORK.embed(fresh(point), row, frames, np.array([TOKENS]))[1])
 
 
 @pytest.mark.parametrize("name", gate_names(CONFIG))
