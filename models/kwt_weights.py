@@ -7,6 +7,7 @@ Knows nothing of torch, of tflite or of audio files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -123,6 +124,23 @@ class KWTConfig:
 def parameters(weights: Weights) -> int:
     """Number of trained weights; the front end's constants are not."""
     return sum(value.size for name, value in weights.items() if not name.startswith("frontend."))
+
+
+def fingerprint(config: KWTConfig, weights: Weights) -> str:
+    """Twelve hex digits of SHA-256 over everything that changes what the network says."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def is_stock(path: Path) -> bool:
+    """Whether a file is such a checkpoint, going by its header alone."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def check(config: KWTConfig, weights: Weights) -> None:

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, Field
 
+from service.audio import SAMPLE_RATE
 from service.protocol import KeywordSettings
+from service.windows import DENSE, HOP, RULE
 
 if TYPE_CHECKING:
     from service.engine import Hosted
     from service.server import Server
     from service.stream import Stream
+    from service.windows import ClipModel
 
 
 class ModelInfo(BaseModel):
@@ -26,6 +29,7 @@ class ModelInfo(BaseModel):
     sample_rate: int
     hop_samples: int = Field(description="samples between two posteriors")
     cache_bytes: int = Field(description="memory of one stream, bytes")
+    streams: bool = Field(description="false where only clips can be judged")
 
     @classmethod
     def of(cls, hosted: Hosted) -> Self:
@@ -41,6 +45,24 @@ class ModelInfo(BaseModel):
             sample_rate=spec.config.frontend.sample_rate,
             hop_samples=spec.config.token_samples,
             cache_bytes=hosted.cache.bytes_per_row,
+            streams=True,
+        )
+
+    @classmethod
+    def of_clips(cls, model: ClipModel) -> Self:
+        """Describe a model for clips."""
+        settings = KeywordSettings(threshold=RULE.threshold, patience=RULE.patience)
+        return cls(
+            name=model.name,
+            fingerprint=model.fingerprint,
+            labels=model.labels,
+            keywords=dict.fromkeys(model.rules, settings),
+            points=(DENSE,),
+            point=DENSE,
+            sample_rate=SAMPLE_RATE,
+            hop_samples=HOP,
+            cache_bytes=0,
+            streams=False,
         )
 
 

@@ -180,7 +180,8 @@ async def detect(
 @rest.get("/v1/models", responses=REFUSED)
 async def models(server: TheServer, _caller: Detector) -> list[ModelInfo]:
     """The models that streams and clips may ask for; the first one is the default."""
-    return [ModelInfo.of(hosted) for hosted in server.engine.hosted.values()]
+    streaming = [ModelInfo.of(hosted) for hosted in server.engine.hosted.values()]
+    return [*streaming, *map(ModelInfo.of_clips, server.clip_models.values())]
 
 
 @rest.get("/v1/sessions", responses=REFUSED)

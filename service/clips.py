@@ -1,9 +1,12 @@
-"""The REST door's work: one recording in, its keywords out. A clip is a stream with an empty past, pushed fast."""
+"""The REST door's work: one recording in, its keywords out. A clip is a stream with an empty past, pushed fast.
+
+Networks that know no streams (service/windows.py) judge it window by window instead.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from service.engine import clock
 from service.errors import TooLong, UnsupportedAudio
 from service.protocol import Configure, Detection, Encoding, Scores
 from service.stream import Stream
+from service.windows import HOP, ClipModel, Windows
 
 if TYPE_CHECKING:
     from service.server import Server
@@ -62,23 +66,27 @@ async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Co
     """Judge a recording.
 
     Args:
-        server: where; a place must have been reserved.
+        server: where; a place must have been reserved, and is free again afterwards.
         data: a whole file, or bare samples if `raw` says how they are written.
         raw: encoding of bare samples; their rate and channels stand in `configure`.
         configure: the model, the operating point and the keywords; with scores.
 
     Raises:
-        WireError: no audio, too long, or a configuration that makes no sense; the place is free again.
+        WireError: no audio, too long, or a configuration that makes no sense.
     """
-    began = clock()
+    began, limit = clock(), server.settings.clip_s
+    blocks = raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit)
+    if (model := server.clip_models.get(configure.model or "")) is not None:
+        try:
+            return await _judge_windows(model, blocks, configure.point, server.decoding, began)
+        finally:
+            server.engine.cancel()
     try:
         stream = Stream(server.engine, configure, server.limits, server.settings, server.metrics, "clip")
     except Exception:
         server.engine.cancel()
         raise
     try:
-        limit = server.settings.clip_s
-        blocks = raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit)
         heard = await _push(stream, blocks, server.decoding)
         return _result(stream, heard, (clock() - began) * 1000)
     finally:
@@ -149,16 +157,54 @@ def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
     """What is told of a clip."""
     macs, posteriors = stream.vitals.macs, np.array(heard.posteriors)
     best = posteriors[-1] if heard.samples <= SAMPLE_RATE else posteriors.max(axis=0)
-    scores = zip(stream.hosted.spec.config.labels, best.tolist(), strict=True)
     return ClipResult(
         model=stream.hosted.name,
         seconds=heard.samples / SAMPLE_RATE,
         detections=[Found(**d.model_dump(include=set(Found.model_fields))) for d in heard.detections],
-        top=[LabelScore(label=label, score=score) for label, score in sorted(scores, key=lambda pair: -pair[1])],
+        top=_top(stream.hosted.spec.config.labels, best),
         macs=Work(
             done=macs.total,
             skipped_vs_window=macs.skipped_vs_window,
             skipped_vs_causal=macs.skipped_vs_causal,
         ),
         time_ms=time_ms,
+    )
+
+
+def _top(labels: Sequence[str], scores: Array) -> list[LabelScore]:
+    """Labels with their scores (K,), most likely first."""
+    pairs = zip(labels, scores.tolist(), strict=True)
+    return [LabelScore(label=label, score=score) for label, score in sorted(pairs, key=lambda pair: -pair[1])]
+
+
+async def _judge_windows(
+    model: ClipModel, blocks: Iterator[Array], point: str | None, decoding: asyncio.Semaphore, began: float
+) -> ClipResult:
+    """All blocks through a network without a past; reading and judging happen in a thread, a block at a time."""
+    detector, windows = model.detector(point), Windows(model.network)
+    async with decoding:
+        rows = [await asyncio.to_thread(windows.feed, block) async for block in _unhurried(blocks)]
+        if not windows.samples:
+            raise UnsupportedAudio("the clip holds no audio")
+        rows.append(await asyncio.to_thread(windows.flush))
+    posteriors, seconds = np.concatenate(rows), windows.samples / SAMPLE_RATE
+    return ClipResult(
+        model=model.name,
+        seconds=seconds,
+        detections=[
+            Found(
+                keyword=hit.keyword,
+                score=hit.score,
+                start_s=hit.token * HOP / SAMPLE_RATE,
+                end_s=min(seconds, (hit.token * HOP + model.network.config.clip_samples) / SAMPLE_RATE),
+            )
+            for hit in detector.feed(posteriors)
+        ],
+        top=_top(model.labels, posteriors.max(axis=0)),
+        macs=Work(
+            done=windows.judged * sum(model.network.config.macs().values()),
+            skipped_vs_window=0,
+            skipped_vs_causal=0,
+        ),
+        time_ms=(clock() - began) * 1000,
     )

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.config import KEYWORDS
+from models.kwt_weights import KWTFileError, is_stock
 from models.network import Network
 from service.auth import Anyone, Guard, Keys
 from service.engine import Engine
@@ -26,6 +27,7 @@ from service.metrics import Metrics
 from service.protocol import Configure, Limits, WarningCode
 from service.stream import Stream
 from service.tracing import Tracing
+from service.windows import ClipModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,7 @@ class Server:
 
     Attributes:
         streams: those that are open.
+        clip_models: networks for clips alone, by name.
         warm: the models are loaded and compiled.
         decoding: how many clips are decoded at a time.
         reloading: the newest reload, kept so that it is not forgotten half-way.
@@ -69,6 +72,7 @@ class Server:
         self.tracing = Tracing.to(settings.otlp_endpoint)
         self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
         self.streams: set[Stream] = set()
+        self.clip_models: dict[str, ClipModel] = {}
         self.warm = False
         self.limits = Limits(
             frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
@@ -87,6 +91,7 @@ class Server:
 
         Raises:
             CheckpointError: a file is no checkpoint of ours.
+            KWTFileError: a stock network is broken.
         """
         await self._load()
         self.engine.start(asyncio.get_running_loop())
@@ -102,13 +107,18 @@ class Server:
         """
         try:
             await self._load()
-        except CheckpointError as error:
+        except (CheckpointError, KWTFileError) as error:
             log.exception("models were not reloaded")
             raise UnknownModel(str(error)) from None
 
     async def _load(self) -> None:
-        paths: dict[str, Path] = {DEFAULT: self.settings.model or shipped_path(), **self.settings.models}
-        networks = {name: await asyncio.to_thread(warm_network, path) for name, path in paths.items()}
+        more = self.settings.models
+        stock = {name: path for name, path in more.items() if is_stock(path)}
+        paths: dict[str, Path] = {DEFAULT: self.settings.model or shipped_path(), **more}
+        networks = {
+            name: await asyncio.to_thread(warm_network, path) for name, path in paths.items() if name not in stock
+        }
+        self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
             hosted = self.engine.host(name, network)
             log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
@@ -173,6 +183,8 @@ class Server:
         Raises:
             WireError: the configuration makes no sense here, or the caller may not have another stream.
         """
+        if configure.model in self.clip_models:
+            raise UnknownModel(f"{configure.model!r} judges clips only; POST them to /v1/detect", "model")
         limits = self.limits.model_copy(update={"speed": min(self.limits.speed, caller.speed or self.limits.speed)})
         stream = Stream(self.engine, configure, limits, self.settings, self.metrics, secrets.token_hex(8))
         self.streams.add(stream)

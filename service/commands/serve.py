@@ -14,6 +14,7 @@ import typer
 import uvicorn
 
 from models.checkpoint import load_checkpoint, shipped_path
+from models.kwt_weights import is_stock
 from service import logs
 from service.app import create_app
 from service.server import Server
@@ -75,6 +76,8 @@ def serve(
     settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     logs.configure(pretty=pretty)
+    if settings.model is not None and is_stock(settings.model):
+        raise typer.BadParameter(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
     load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)
