@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from models.kwt_weights import FULL_SCALE
 
 if TYPE_CHECKING:
+    from models.features import Array
     from models.kwt_weights import KWTConfig, Weights
 
 
@@ -135,6 +136,10 @@ class KWT(Judge):
         self.head = nn.Linear(config.channels, len(config.labels))
         if weights is not None:
             self.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+
+    def weights(self) -> dict[str, Array]:
+        """Tensors as `models.kwt_weights` names them."""
+        return {name: value.numpy() for name, value in self.state_dict().items()}
 
     def embed(self, samples: Tensor) -> Tensor:
         """Clips (B, S) of int16 values -> what the first block sees, (B, N, C)."""

@@ -27,7 +27,7 @@ class ClipNetwork:
 
     def judge(self, samples: Array) -> Array:
         """Clip (S,) of int16 values -> posteriors (K,)."""
-        return _softmax(self.logits(samples))
+        return softmax(self.logits(samples))
 
     def logits(self, samples: Array) -> Array:
         """Clip (S,) of int16 values -> logits (K,)."""
@@ -58,18 +58,20 @@ class ClipNetwork:
         """(N, C) -> (N, C)."""
         qkv = (x @ self._weights[f"{name}.qkv.weight"].T).reshape(len(x), 3, self.config.heads, -1)
         q, k, v = qkv.transpose(1, 2, 0, 3)
-        weights = _softmax(q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5))
+        weights = softmax(q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5))
         mixed = (weights @ v).swapaxes(0, 1).reshape(x.shape)
         x = self._norm(f"{name}.norm1", x + self._linear(f"{name}.out", mixed))
-        hidden = _gelu(self._linear(f"{name}.up", x))
+        hidden = gelu(self._linear(f"{name}.up", x))
         return self._norm(f"{name}.norm2", x + self._linear(f"{name}.down", hidden))
 
 
-def _softmax(x: Array) -> Array:
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _gelu(x: Array) -> Array:
+def gelu(x: Array) -> Array:
+    """In its tanh form."""
     cubic = x + np.float32(0.044715) * x * x * x
     return np.float32(0.5) * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * cubic))

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from models import kwt_delta, pruning
+from models import kwt_delta, pruning, pruning_tuned
 from models.config import ModelConfig
 from models.counting import causal_macs
 from models.data import AUDIO, split_of
 from models.evaluate import LabelledClips, read_clips
 from models.hybrid import HybridAttention
 from models.kwt import KWT, Attention
+from models.kwt_combined import PrunedDelta
 from models.kwt_weights import PRODUCTS
 from models.methods_streaming import StreamingJudge
 from models.offline import judge
@@ -42,6 +43,8 @@ FOUND = Path(__file__).parent / "weights" / "methods.json"
 """What `learn_stock` and `learn_streaming` found on Speech Commands training clips, by network."""
 CUTS = (0.8, 0.85, 0.87, 0.9, 0.92, 0.94)
 """Shares of the three products' operations at which a point of the delta curve is kept."""
+COMBINED = (0.8, 0.87, 0.94)
+"""Those of `CUTS` at which the delta gate is tried together with score pruning."""
 PRICES = (0.02, 0.06, 0.2)
 """Nats per share of surviving scores, for which thresholds of score pruning are learned."""
 BATCH = 32
@@ -138,12 +141,30 @@ def attentions(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Attention]]
     yield "hybrid", "signed, rho +0.0, tau 150", HybridAttention(0.0, 150.0, signed=True)
 
 
-def stock_rows(model: KWT, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
-    """The stock network's part of the table."""
+def stock_rows(
+    model: KWT, clips: LabelledClips, found: Mapping[str, Any], tuned: pruning_tuned.Tuned | None = None
+) -> Iterator[Row]:
+    """The stock network's part of the table; with score pruning's tuned weights, if there are any."""
     bench = stock_bench(model, clips)
     turned = replace(bench, model=pruning.compact(model))
-    for method, setting, attention in (("dense", "", Attention()), *attentions(found.get("kwt1", {}))):
+    learned = found.get("kwt1", {})
+    for method, setting, attention in (("dense", "", Attention()), *attentions(learned)):
         yield (turned if method == "leopard" else bench).row(method, setting, attention)
+    if tuned is not None:
+        yield from _tuned_rows(bench, tuned, learned)
+
+
+def _tuned_rows(stock: Bench, tuned: pruning_tuned.Tuned, learned: Mapping[str, Any]) -> Iterator[Row]:
+    """Score pruning with its own weights: alone, and on top of the delta gate."""
+    tables = tuned.thresholds, tuned.centres
+    bench, turned = replace(stock, model=tuned.model), replace(stock, model=pruning.compact(tuned.model))
+    yield turned.row("leopard", "weights tuned", pruning.PrunedAttention(*tables))
+    for point in learned.get("delta", ()):
+        if point["cut"] in COMBINED:
+            gates = torch.tensor(point["thresholds"])
+            yield bench.row(
+                "delta + leopard", f"weights tuned, gates of {point['cut']:.0%}", PrunedDelta(gates, *tables)
+            )
 
 
 def streaming_rows(network: Network, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:

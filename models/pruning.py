@@ -22,6 +22,7 @@ we bound channels, and `compact` first turns queries and keys so that their firs
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.kwt import KWT, Attention, Block, Judge
+from models.kwt import Attention, Block, Judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,7 +170,15 @@ class Learned:
 
 
 def learn(
-    model: Judge, clips: Tensor, *, steps: int, price: float, batch: int = 32, rates: tuple[float, float] = (0.03, 1e-5)
+    model: Judge,
+    clips: Tensor,
+    *,
+    steps: int,
+    price: float,
+    batch: int = 32,
+    rates: tuple[float, float] = (0.03, 1e-5),
+    final: float = 1.0,
+    enough: float = 0.0,
 ) -> Iterator[Learned]:
     """Learn thresholds and centres, and with them the weights, so that the network still agrees with its dense self.
 
@@ -180,6 +189,8 @@ def learn(
         price: lambda, nats per share of surviving scores.
         batch: clips in a step.
         rates: Adam's learning rates of thresholds and of weights; weights stay as they are where theirs is 0.
+        final: share of both rates left in the end, on the way down a cosine.
+        enough: share of surviving scores, smooth count, below which they cost nothing.
 
     Yields:
         Where learning stands after each step; `survived` is the smooth count's.
@@ -194,6 +205,9 @@ def learn(
     if rates[1] > 0:
         groups.append({"params": list(student.parameters()), "lr": rates[1]})
     optimiser = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: final + (1 - final) * (1 + math.cos(math.pi * step / steps)) / 2
+    )
     for _ in range(steps):
         chosen = torch.randperm(len(clips))[:batch]
         attention = LearnablePruning(theta, centres)
@@ -201,24 +215,24 @@ def learn(
         survived = torch.stack(attention.survived).mean()
         task = F.kl_div(logits.log_softmax(dim=-1), target[chosen], log_target=True, reduction="batchmean")
         optimiser.zero_grad()
-        (task + price * survived).backward()
+        (task + price * (survived - enough).clamp_min(0)).backward()
         optimiser.step()
+        schedule.step()
         yield Learned(survived.item(), theta.detach().clone(), centres.detach().clone(), student)
 
 
 @torch.no_grad()
-def compact(model: KWT) -> KWT:
+def compact(model: Judge) -> Judge:
     """The same network with queries and keys turned so that their first channels carry the most.
 
     For each head, W_q^T W_k = U S V^T; sqrt(S) U^T and sqrt(S) V^T project to the same scores, largest singular
     value first.
     """
     turned = copy.deepcopy(model)
-    heads = model.config.heads
     for block in turned.modules():
         if not isinstance(block, Block):
             continue
-        q, k, _ = block.qkv.weight.unflatten(0, (3, heads, -1))
+        q, k, _ = block.qkv.weight.unflatten(0, (3, block.heads, -1))
         u, s, vh = torch.linalg.svd(q.transpose(-1, -2).double() @ k.double())
         d = q.shape[-2]
         root = s[..., :d, None].sqrt()

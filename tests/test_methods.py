@@ -31,11 +31,13 @@ from models.methods import (
     cuts,
     learn_stock,
     learn_streaming,
+    stock_bench,
     stock_rows,
     streaming_rows,
     training_clips,
 )
 from models.network import Network
+from models.pruning_tuned import tune
 from models.transformer import StreamingKWT
 from service.commands.evaluate import app
 
@@ -87,6 +89,26 @@ def test_what_was_learned_for_the_stock_network_makes_rows(stock: KWT, clips: La
     assert all(0 <= row.accuracy <= 1 and row.macs_cut_products < 1 for row in rows)
 
 
+def test_tuned_weights_make_rows_of_their_own(stock: KWT, clips: LabelledClips) -> None:
+    found = learn_stock(stock, clips, steps=5)
+    found["delta"] = [{"cut": cut, "thresholds": np.full((SMALL.layers, 4), 0.1).tolist()} for cut in (0.8, 0.85)]
+    tuned = tune(stock, stock_bench(stock, clips).clips, steps=10, tell=lambda _: None)
+    rows = list(stock_rows(stock, clips, {"kwt1": found}, tuned))
+    assert [(row.method, row.setting) for row in rows[-2:]] == [
+        ("leopard", "weights tuned"),
+        ("delta + leopard", "weights tuned, gates of 80%"),
+    ]
+    delta = next(row for row in rows if row.method == "delta")
+    assert rows[-1].macs_cut_products > 0 < delta.macs_cut_products
+
+
+def test_learning_says_what_it_lacks(tmp_path: Path) -> None:
+    for what, lacks in (("kwt2", "name kwt1, skwt or kwt1-tuned"), ("kwt1-tuned", "name it with --stock")):
+        result = typer.testing.CliRunner().invoke(app, ["methods", "--data", str(tmp_path), "--learn", what])
+        assert result.exit_code == 2
+        assert lacks in " ".join(result.output.replace("│", " ").split())
+
+
 def test_pruning_of_the_streaming_network_is_for_its_own_weights_only(clips: LabelledClips) -> None:
     torch.manual_seed(0)
     config = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
@@ -128,7 +150,9 @@ def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Pa
         text=True,
         check=True,
     )
-    rows = json.loads(done.stdout)["rows"]
+    printed = json.loads(done.stdout)
+    rows, sliding = printed["rows"], printed["sliding"]
+    assert {row["method"] for row in sliding} == {"recomputed", "held", "sliding", "sliding delta"}
     assert {(row["network"], row["method"]) for row in rows} >= {
         ("kwt1", "dense"),
         ("kwt1", "delta"),
@@ -138,7 +162,9 @@ def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Pa
     }
     assert all(list(row) == [field.name for field in fields(Row)] for row in rows)
     assert rows[0]["accuracy"] > 0.8
-    assert "| kwt1 | delta |" in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert "| kwt1 | delta |" in report
+    assert "| kwt1 | sliding delta | approximate" in report
     with (tmp_path / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

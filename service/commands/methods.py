@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
     from models.kwt import KWT
 
 PUBLISHED = "kwt1_v2_12.tflite"
@@ -24,10 +26,18 @@ def methods(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Streaming checkpoint; the shipped one if left out.")] = None,
     learn: Annotated[
-        list[str] | None, typer.Option(metavar="NETWORK", help="Learn thresholds for kwt1 or skwt first; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="Learn first: thresholds for kwt1 or skwt; or kwt1-tuned, score pruning of kwt1 with its weights, "
+            "from all training clips. Repeatable.",
+        ),
     ] = None,
     found: Annotated[
         Path | None, typer.Option(help="JSON file of what was learned; the shipped one if left out.")
+    ] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="File of kwt1's tuned weights; the shipped one if left out.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
     *,
@@ -36,33 +46,67 @@ def methods(
     """Compare the published methods: accuracy, multiply-accumulates cut, time and size.
 
     Rows of the stock network are left out where no file of it is found; score pruning of the streaming network, where
-    its thresholds were learned for other weights (`--learn` learns them).
+    its thresholds were learned for other weights (`--learn` learns them), and so for kwt1's tuned weights.
     """
+    from models import pruning_tuned
     from models.checkpoint import load_checkpoint, shipped_path
     from models.data import walk
     from models.evaluate import read_clips
-    from models.methods import FOUND, learn_stock, learn_streaming, stock_rows, streaming_rows, training_clips
-    from models.methods_report import table, write_report
+    from models.methods import FOUND, stock_rows, streaming_rows
+    from models.methods_report import draw_trajectories, sliding_table, table, write_report
+    from models.methods_sliding import end_to_end, sliding_rows
     from models.network import Network
 
     kwt, checkpoint = load_stock(stock or find_stock(data)), load_checkpoint(model or shipped_path())
-    found = found or FOUND
+    found, tuned = found or FOUND, tuned or pruning_tuned.TUNED
     learned = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
     if learn:
-        drawn = training_clips(walk(data), checkpoint.config.labels)
-        if "skwt" in learn:
-            learned["skwt"] = learn_streaming(checkpoint, drawn)
-        if "kwt1" in learn and kwt:
-            learned["kwt1"] = learn_stock(kwt, drawn)
+        _learn(set(learn), kwt, checkpoint, data, learned, tuned)
         found.write_text(json.dumps(learned) + "\n", encoding="utf-8")
     clips = read_clips(walk(data), checkpoint.config, split)
-    rows = [*(stock_rows(kwt, clips, learned) if kwt else ()), *streaming_rows(Network(checkpoint), clips, learned)]
+    extra = pruning_tuned.load(kwt, tuned) if kwt else None
+    rows = list(stock_rows(kwt, clips, learned, extra)) if kwt else []
+    rows += streaming_rows(Network(checkpoint), clips, learned)
+    sliding = list(sliding_rows(kwt.config, kwt.weights(), end_to_end(clips))) if kwt else []
     if report:
-        write_report(rows, report, f"{len(clips.samples)} clips, split: {split}")
+        write_report(rows, sliding, report, f"{len(clips.samples)} clips, split: {split}")
+        if extra:
+            draw_trajectories(extra.trajectory, pruning_tuned.EVERY, report.with_suffix(".thresholds.png"))
     if as_json:
-        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "sliding": [asdict(row) for row in sliding]}))
     else:
-        print(table(rows))
+        print(table(rows), sliding_table(sliding), sep="\n\n")
+
+
+def _learn(
+    what: set[str], kwt: KWT | None, checkpoint: Checkpoint, data: Path, learned: dict[str, Any], tuned: Path
+) -> None:
+    """Learn what was asked for, from training clips, into `learned` and into the file `tuned`.
+
+    Raises:
+        BadParameter: for a name that is none, or for kwt1 where there is no file of it.
+    """
+    from models import pruning_tuned
+    from models.data import walk
+    from models.evaluate import read_clips
+    from models.methods import learn_stock, learn_streaming, stock_bench, training_clips
+
+    if strange := what - {"kwt1", "skwt", "kwt1-tuned"}:
+        raise typer.BadParameter(f"nothing to learn for {min(strange)!r}: name kwt1, skwt or kwt1-tuned")
+    if kwt is None and what != {"skwt"}:
+        raise typer.BadParameter(f"no {PUBLISHED} to learn from: name it with --stock")
+    labels = checkpoint.config.labels
+    if "skwt" in what:
+        learned["skwt"] = learn_streaming(checkpoint, training_clips(walk(data), labels))
+    if kwt and "kwt1" in what:
+        learned["kwt1"] = learn_stock(kwt, training_clips(walk(data), labels))
+    if kwt and "kwt1-tuned" in what:
+        bench = stock_bench(kwt, read_clips(walk(data), checkpoint.config, "training"))
+        pruning_tuned.save(kwt, pruning_tuned.tune(kwt, bench.clips, tell=_progress), tuned)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def find_stock(data: Path) -> Path | None:
