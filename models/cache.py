@@ -6,6 +6,7 @@ sessions share nothing. `Layout` says what lies where; the kernels read the same
 Per block: the values last propagated through each gate (`held`), what they add up to behind the matrix
 (`sum`), and rings of keys and values in which token t lives in slot t mod span. Keys lie channel by channel
 (C, W), so that a channel of the query that moved is one contiguous row; values lie token by token (W, C).
+The read-out's ring is `pool_span` long.
 """
 
 from __future__ import annotations
@@ -82,12 +83,13 @@ def layout(config: ModelConfig) -> Layout:
     Raises:
         ConfigError: for sizes that are no whole number of vectors.
     """
-    c, w, hw = config.channels, config.span, config.heads * config.span
-    for name in ("head_channels", "hidden", "span"):
+    c, w, p = config.channels, config.span, config.pool_span
+    for name in ("head_channels", "hidden", "span", "pool_span"):
         if getattr(config, name) % WIDTH:
             raise ConfigError(f"{name} must be a multiple of {WIDTH} to be compiled, got {getattr(config, name)}")
-    block = BlockLayout(*offsets([c, 3 * c, c, c * w, hw, w * c, hw, c, c, c, c, config.hidden, config.hidden, c]))
-    pool = ReadOutLayout(*offsets([c, config.heads, hw, w * c, hw, c, c, len(config.labels)]))
+    h = config.heads
+    block = BlockLayout(*offsets([c, 3 * c, c, c * w, h * w, w * c, h * w, c, c, c, c, config.hidden, config.hidden, c]))
+    pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands
     whole = offsets([history, config.stem_inputs, c, config.layers * block.size, pool.size])
     return Layout(*whole, block, pool)

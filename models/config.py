@@ -37,7 +37,7 @@ class ModelConfig:
     """Shape of the streaming Keyword Transformer.
 
     One token is made of the newest `kernel` frames every `stride` frames, so a token lasts
-    `stride * hop` samples. Attention and read-out see the last `span` tokens.
+    `stride * hop` samples. Attention sees the last `span` tokens, the read-out the last `pool_span`.
     """
 
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -48,7 +48,8 @@ class ModelConfig:
     layers: int = 8
     heads: int = 3
     hidden: int = 384
-    span: int = 32
+    span: int = 16
+    pool_span: int = 32
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built.
@@ -80,8 +81,8 @@ class ModelConfig:
 
     @property
     def receptive_tokens(self) -> int:
-        """Tokens of the past that can reach one posterior: every layer and the read-out look back `span - 1`."""
-        return (self.layers + 1) * (self.span - 1) + 1
+        """Tokens of the past that can reach one posterior: what every layer looks back, and the read-out."""
+        return self.layers * (self.span - 1) + self.pool_span
 
     @property
     def receptive_samples(self) -> int:

@@ -1,7 +1,7 @@
 """Multiply-accumulates of matrix products: done, and what two dense baselines would have done.
 
 `causal` is dense arithmetic on new tokens only (a plain key-value cache): against it stands the delta gate's
-own merit. `window` recomputes the last `span` tokens (about 1 s) from nothing at every token, as a service
+own merit. `window` recomputes the last `pool_span` tokens (about 1 s) from nothing at every token, as a service
 without a cache does. Softmax, norms, activations and the front end are not counted; they are reported as time.
 Rebuilding the sums now and then is work done, and is counted.
 """
@@ -89,7 +89,7 @@ def nothing(config: ModelConfig) -> Count:
 def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
     """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached."""
     c, layers = config.channels, config.layers
-    seen = _keys_seen(tokens, config.span)
+    seen, pooled = _keys_seen(tokens, config.span), _keys_seen(tokens, config.pool_span)
     return {
         "stem": tokens * config.stem_inputs * c,
         "qkv": layers * tokens * 3 * c * c,
@@ -98,12 +98,12 @@ def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
         "out": layers * tokens * c * c,
         "up": layers * tokens * c * config.hidden,
         "down": layers * tokens * c * config.hidden,
-        "readout": tokens * c * (config.heads + len(config.labels)) + seen * c,
+        "readout": tokens * c * (config.heads + len(config.labels)) + pooled * c,
     }
 
 
 def window_macs(config: ModelConfig, tokens: int) -> int:
-    """MACs of recomputing the last `span` tokens at each of `tokens` tokens; the past before a stream is silence.
+    """MACs of recomputing the last `pool_span` tokens at each of `tokens` tokens; the past before a stream is silence.
 
     The read-out is needed at the newest token only.
     """
@@ -112,9 +112,8 @@ def window_macs(config: ModelConfig, tokens: int) -> int:
 
 @lru_cache
 def _one_window(config: ModelConfig) -> int:
-    macs = causal_macs(config, config.span)
-    labels, pooled = config.channels * len(config.labels), config.channels * config.span
-    readout = config.span * config.channels * config.heads + pooled + labels
+    macs = causal_macs(config, config.pool_span)
+    readout = config.channels * (config.pool_span * (config.heads + 1) + len(config.labels))
     return sum(macs.values()) - macs["readout"] + readout
 
 

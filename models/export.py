@@ -5,8 +5,8 @@ step: frames (B, stride, M) of one token, and the cache -> logits (B, K), and th
 
     past_frames  (B, kernel - stride, M)    -1 at the start of a stream
     keys, values (B, L, H, P, D)            P = 0 at the start, then one more with each token up to span - 1
-    pool_scores  (B, H, P, 1)               likewise
-    pool_values  (B, H, P, D)               likewise
+    pool_scores  (B, H, R, 1)               likewise up to pool_span - 1
+    pool_values  (B, H, R, D)               likewise
 
 Both read network input, pixel / 64 - 1 of the front end (`models.features.log_mel`); labels, front end and
 fingerprint stand in the graph's metadata. Knows torch, and nothing of sessions.
@@ -110,8 +110,9 @@ def export_step(checkpoint: Checkpoint, path: Path) -> None:
     inputs, outputs = ["frames", *CACHE], ["logits", *(f"next_{name}" for name in CACHE)]
     axes = {name: {0: "batch"} for name in (*inputs, *outputs)}
     for name, place in {"keys": 3, "values": 3, "pool_scores": 2, "pool_values": 2}.items():
-        axes[name] |= {place: "past"}
-        axes[f"next_{name}"] |= {place: "kept"}
+        ring = "pooled" if place == 2 else "past"
+        axes[name] |= {place: ring}
+        axes[f"next_{name}"] |= {place: f"{ring}_kept"}
     _export(model, tuple(example), inputs, outputs, axes, path)
     _describe(checkpoint, "step", path)
 

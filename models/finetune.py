@@ -126,9 +126,10 @@ class LearnedGates(nn.Module):
 
 def _mac_shares(config: ModelConfig) -> list[float]:
     """Share of the causal baseline's MACs behind each gate, in the order of `gate_names`; they add up to 1."""
-    macs = causal_macs(config, 100 * config.span)
+    tokens = 100 * config.pool_span
+    macs = causal_macs(config, tokens)
     whole = sum(macs.values())
     per_layer = {group: macs[group] / whole / config.layers for group in macs}
     block = [per_layer[group] for group in ("qkv", "scores", "values", "out", "up", "down")]
-    readout = [part * config.channels for part in (config.heads, config.span, len(config.labels))]
-    return [macs["stem"] / whole, *(block * config.layers), *(p * 100 * config.span / whole for p in readout)]
+    readout = [part * config.channels for part in (config.heads, config.pool_span, len(config.labels))]
+    return [macs["stem"] / whole, *(block * config.layers), *(p * tokens / whole for p in readout)]

@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
     heads: int
     hidden: int
     span: int
+    pool_span: int
     labels: int
     label_count: int
 
@@ -84,6 +85,7 @@ def _sizes(config: ModelConfig) -> Sizes:
         config.heads,
         config.hidden,
         config.span,
+        config.pool_span,
         padded(len(config.labels)),
         len(config.labels),
     )
@@ -121,7 +123,7 @@ def _weights(checkpoint: Checkpoint) -> Weights:
         down_bias=_flat(each("down.bias", c)),
         pool_norm=_flat([get("readout.norm.weight", c), get("readout.norm.bias", c)]),
         pool_query=_matrix([get("readout.query.weight", config.heads, c)], columns=WIDTH),
-        pool_age_bias=_flat([_by_slot(get("readout.attend.bias", config.heads, config.span))]),
+        pool_age_bias=_flat([_by_slot(get("readout.attend.bias", config.heads, config.pool_span))]),
         head=_matrix([get("readout.head.weight", labels, c)], columns=padded(labels)),
         head_bias=np.pad(get("readout.head.bias", labels), (0, padded(labels) - labels)),
     )

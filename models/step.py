@@ -29,11 +29,12 @@ QKV, SCORES, VALUES, OUT, UP, DOWN = range(6)
 
 
 class Turn(NamedTuple):
-    """One stream's turn: its token's number, the ring's slot for it, slots filled, and whether to rebuild sums."""
+    """One stream's turn: its token's number, the ring's slot for it, slots filled, slots, and whether to rebuild sums."""
 
     token: int
     slot: int
     filled: int
+    span: int
     rebase: bool
 
 
@@ -41,7 +42,7 @@ class Turn(NamedTuple):
 def turn_of(token, row, span):
     """The turn of a stream's token; rows rebuild at different times, and the first token always does."""
     rebase = token == 0 or (token + row * REBASE_STRIDE) % REBASE_TOKENS == 0
-    return Turn(token, token % span, min(token + 1, span), rebase)
+    return Turn(token, token % span, min(token + 1, span), span, rebase)
 
 
 @compiled
@@ -51,7 +52,7 @@ def score(state, at, turn, theta, net, scratch):
     Old keys meet the change of the query only; the new key meets the whole held query.
     """
     block, sizes, zero = net.layout.block, net.sizes, scratch.zero
-    span, width = sizes.span, sizes.channels // sizes.heads
+    span, width = turn.span, sizes.channels // sizes.heads
     query, key, keys = at + block.sum_qkv, at + block.sum_qkv + sizes.channels, at + block.keys
     for channel in range(sizes.channels):
         state[keys + channel * span + turn.slot] = state[key + channel]
@@ -71,7 +72,7 @@ def mix(state, scores_at, bias, bias_at, held_at, values_at, sum_at, turn, theta
 
     The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first.
     """
-    span, channels = net.sizes.span, net.sizes.channels
+    span, channels = turn.span, net.sizes.channels
     width = channels // net.sizes.heads
     row = values_at + turn.slot * channels
     count = 0
@@ -157,7 +158,7 @@ def stem_step(frames, first, x, x_at, state, turn, theta, net, scratch, macs):
 
 @compiled
 def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits_at):
-    """Pool the last `span` tokens of x (C) and judge: logits (labels, padded); x becomes what was pooled."""
+    """Pool the last `pool_span` tokens of x (C) and judge: logits (labels, padded); x becomes what was pooled."""
     pool, sizes, weights, at = net.layout.pool, net.sizes, net.weights, net.layout.readout
     c = sizes.channels
     query = Matrix(weights.pool_query, 0, WIDTH, WIDTH, scratch.zero, 0)
@@ -167,7 +168,7 @@ def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits
     held, sums, scores = at + pool.held_query, at + pool.sum_query, at + pool.scores
     macs[0] += sizes.heads * product(scratch.x, 0, c, state, held, sums, query, theta[0], turn.rebase, scratch)
     for i in range(sizes.heads):
-        state[scores + i * sizes.span + turn.slot] = state[sums + i]
+        state[scores + i * turn.span + turn.slot] = state[sums + i]
     copy(scratch.x, 0, scratch.wide, 0, c)
     held, values, sums = at + pool.held_weights, at + pool.values, at + pool.sum_values
     count = mix(state, scores, weights.pool_age_bias, 0, held, values, sums, turn, theta[1], net, scratch)
@@ -223,7 +224,7 @@ def step(state, tokens, macs, thetas, rows, counts, frames, x, logits, net, scra
         row = rows[b]
         theta, done = thetas[b, last], macs[row, last]
         for n in range(counts[b]):
-            turn = turn_of(tokens[row] + n, row, sizes.span)
+            turn = turn_of(tokens[row] + n, row, sizes.pool_span)
             readout_step(x, at * c, state[row], turn, theta, net, scratch, done, logits, at * sizes.labels)
             at += 1
         tokens[row] += counts[b]

@@ -35,7 +35,8 @@ class TorchCache:
     def __init__(self, model: StreamingKWT, capacity: int) -> None:
         self.config, self.capacity = model.config, capacity
         self.tensors = {
-            name: tensor.new_zeros(capacity, *tensor.shape[1:]) for name, tensor in _named(_full_past(model))
+            name: tensor.new_zeros(capacity, *tensor.shape[1:])
+            for name, tensor in _named(_full_past(model), model.config)
         }
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, self.config.layers + 2, len(BLOCK_GATES)), np.int64)
@@ -58,7 +59,7 @@ class TorchCache:
         self.point[row], self.scale[row] = point, scale
 
     def read(self, rows: Tensor, seen: int) -> Past:
-        """The past of streams (B,) of which each has `seen` tokens in its window, at most span - 1."""
+        """The past of streams (B,) of which each has `seen` tokens in its longest window, at most `_longest`."""
         if seen == 0:
             return Past()
         past = Past(frames=self.tensors["frames"][rows])
@@ -73,7 +74,7 @@ class TorchCache:
 
     def write(self, rows: Tensor, future: Past) -> None:
         """Keep what streams (B,) remember of their newest tokens."""
-        for name, tensor in _named(future, self.config.span - 1):
+        for name, tensor in _named(future, self.config):
             if _windowed(name):
                 self.tensors[name][rows, :, -tensor.shape[2] :] = tensor
             else:
@@ -84,21 +85,27 @@ def _windowed(name: str) -> bool:
     return name.startswith(("keys.", "values.")) or name.endswith(".weights")
 
 
-def _named(past: Past, window: int | None = None) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a past by name; windows no longer than `window`."""
+def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a past by name; windows no longer than a token may look back."""
     tensors = {"frames": past.frames} | {f"held.{name}": held for name, held in past.held.items()}
     for name, (keys, values) in past.memory.items():
         tensors |= {f"keys.{name}": keys, f"values.{name}": values}
     for name, tensor in tensors.items():
         if tensor is not None:
-            yield name, tensor[:, :, -window:] if window and _windowed(name) else tensor
+            past_tokens = (config.pool_span if "readout" in name else config.span) - 1
+            yield name, tensor[:, :, -past_tokens:] if _windowed(name) else tensor
+
+
+def _longest(config: ModelConfig) -> int:
+    """Past tokens in the longest window."""
+    return max(config.span, config.pool_span) - 1
 
 
 def _full_past(model: StreamingKWT) -> Past:
     """What one stream remembers after a whole window."""
     config = model.config
     device = next(model.parameters()).device
-    silence = torch.full((1, (config.span - 1) * config.stride, config.frontend.bands), SILENT, device=device)
+    silence = torch.full((1, _longest(config) * config.stride, config.frontend.bands), SILENT, device=device)
     with torch.inference_mode():
         return model(silence, None, dict.fromkeys(gate_names(config), 0.0))[1]
 
@@ -186,7 +193,7 @@ class TorchNetwork:
         """
         rows = np.asarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.asarray(counts, np.int64)
-        seen = np.minimum(cache.tokens[rows], self.config.span - 1)
+        seen = np.minimum(cache.tokens[rows], _longest(self.config))
         first = np.cumsum(counts) - counts
         logits = np.empty((len(frames), len(self.config.labels)), np.float32)
         for past, new in np.unique(np.stack((seen, counts), axis=1)[counts > 0], axis=0).tolist():
@@ -225,7 +232,7 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
     channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
     total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
     old_keys = np.minimum(before, config.span - 1)
-    leaves = heads * (before >= config.span)
+    leaves, pool_leaves = heads * (before >= config.span), heads * (before >= config.pool_span)
     outputs = {"qkv": 3 * c, "query": old_keys, "weights": c // heads, "out": c, "up": config.hidden, "down": c}
     outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
     total[:, 0, 0] = channels["stem"].sum(1) * c
@@ -236,6 +243,6 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
             if kind == "query":  # the new key meets the whole query
                 total[:, layer + 1, column] += c * before.shape[1]
     for column, kind in enumerate(READOUT_GATES):
-        passed = channels[f"readout.{kind}"] + (leaves if kind == "weights" else 0)
+        passed = channels[f"readout.{kind}"] + (pool_leaves if kind == "weights" else 0)
         total[:, -1, column] = (passed * outputs_at_end[kind]).sum(1)
     return total

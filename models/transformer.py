@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class ReadOut(nn.Module):
-    """Attention pooling of the last `span` tokens with one learned query per head, then the labels."""
+    """Attention pooling of the last `pool_span` tokens with one learned query per head, then the labels."""
 
     name = "readout"
 
@@ -149,7 +149,7 @@ class ReadOut(nn.Module):
         self.heads = config.heads
         self.norm = nn.LayerNorm(config.channels)
         self.query = nn.Linear(config.channels, config.heads, bias=False)
-        self.attend = WindowedAttention(config.heads, config.span)
+        self.attend = WindowedAttention(config.heads, config.pool_span)
         self.head = nn.Linear(config.channels, len(config.labels))
 
     def forward(self, x: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:

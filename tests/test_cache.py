@@ -30,15 +30,15 @@ def test_parts_lie_side_by_side_in_whole_vectors() -> None:
 def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     c, ring, hidden = config.channels, config.span * config.channels, config.hidden
     row = layout(config)
-    weights = config.heads * config.span
+    weights, pooled = config.heads * config.span, config.heads * config.pool_span
     block = {
         "held_in": c, "sum_qkv": 3 * c, "held_query": c, "keys": ring, "scores": weights, "values": ring,
         "held_weights": weights, "sum_values": c, "held_mixed": c, "sum_out": c, "held_up": c, "sum_up": hidden,
         "held_down": hidden, "sum_down": c,
     }  # fmt: skip
     pool = {
-        "held_query": c, "sum_query": config.heads, "scores": weights, "values": ring, "held_weights": weights,
-        "sum_values": c, "held_head": c, "sum_head": len(config.labels),
+        "held_query": c, "sum_query": config.heads, "scores": pooled, "values": config.pool_span * c,
+        "held_weights": pooled, "sum_values": c, "held_head": c, "sum_head": len(config.labels),
     }  # fmt: skip
     frames = (config.kernel - config.stride) * config.frontend.bands
     parts = [(row.frames, frames), (row.held_stem, config.stem_inputs), (row.sum_stem, c)]
@@ -56,7 +56,7 @@ def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     assert sum(size for _, size in parts) == used.sum()
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 40}, {"span": 30}, {"channels": 32, "heads": 4}])
+@pytest.mark.parametrize("wrong", [{"hidden": 40}, {"span": 30}, {"pool_span": 30}, {"channels": 32, "heads": 4}])
 def test_sizes_that_are_no_whole_vectors_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="multiple of 16"):
         Cache(ModelConfig(**wrong), 1)

@@ -16,8 +16,9 @@ from models.counting import GROUPS, Count, causal_macs, count, nothing, window_m
 from models.network import Network
 from models.transformer import Gates, Past, StreamingKWT
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
-C, H, D, W = CONFIG.channels, CONFIG.heads, CONFIG.head_channels, CONFIG.span
+CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, pool_span=32)
+C, H, D = CONFIG.channels, CONFIG.heads, CONFIG.head_channels
+W, P = CONFIG.span, CONFIG.pool_span
 TOKENS = 50
 POINTS = {
     "dense": dict.fromkeys(gate_names(CONFIG), 0.0),
@@ -79,7 +80,7 @@ def by_masks(model: StreamingKWT, frames: np.ndarray, thresholds: dict[str, floa
     gates = Masks(thresholds, Past())
     model.run(torch.from_numpy(frames).flatten(0, 1)[None], Past(), Past(), gates)
     token = torch.arange(len(frames))
-    older, forgotten = token.clamp(max=W - 1), (token >= W) * H
+    older, forgotten, unpooled = token.clamp(max=W - 1), (token >= W) * H, (token >= P) * H
     macs = dict.fromkeys(GROUPS, 0)
     macs["stem"] = int(gates.moved["stem"].sum()) * C
     for layer in range(CONFIG.layers):
@@ -91,7 +92,7 @@ def by_masks(model: StreamingKWT, frames: np.ndarray, thresholds: dict[str, floa
         macs["up"] += int(moved["up"].sum()) * CONFIG.hidden
         macs["down"] += int(moved["down"].sum()) * C
     moved = {kind: gates.moved[f"readout.{kind}"] for kind in ("query", "weights", "head")}
-    macs["readout"] = int(moved["query"].sum()) * H + int((moved["weights"] + forgotten).sum()) * D
+    macs["readout"] = int(moved["query"].sum()) * H + int((moved["weights"] + unpooled).sum()) * D
     macs["readout"] += int(moved["head"].sum()) * len(CONFIG.labels)
     return macs
 
@@ -111,11 +112,11 @@ def by_loop(tokens: int, *, judged: int | None = None) -> dict[str, int]:
     """Dense MACs, token by token; `judged` tokens at the end get a verdict."""
     macs = dict.fromkeys(GROUPS, 0)
     for token in range(tokens):
-        seen = min(token + 1, W)
+        seen, pooled = min(token + 1, W), min(token + 1, P)
         macs["stem"] += CONFIG.kernel * CONFIG.frontend.bands * C
         macs["readout"] += C * H
         if judged is None or token >= tokens - judged:
-            macs["readout"] += seen * C + C * len(CONFIG.labels)
+            macs["readout"] += pooled * C + C * len(CONFIG.labels)
         for _ in range(CONFIG.layers):
             for _ in range(H):
                 macs["scores"] += seen * D
@@ -134,7 +135,7 @@ def test_causal_baseline(tokens: int) -> None:
 
 @given(st.integers(0, 60))
 def test_window_baseline_is_a_whole_window_at_every_token(tokens: int) -> None:
-    assert window_macs(CONFIG, tokens) == tokens * sum(by_loop(W, judged=1).values())
+    assert window_macs(CONFIG, tokens) == tokens * sum(by_loop(P, judged=1).values())
 
 
 def test_dense_network_does_the_causal_baselines_work(network: Network) -> None:
