@@ -27,7 +27,9 @@ import numpy as np
 
 from models.features import Array, log_mel
 from models.offline import softmax
+from service.audio import SAMPLE_RATE
 from service.errors import Capacity, Draining, UnknownModel
+from service.headroom import Usage
 from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ COARSEST = 4.0
 """Largest factor on the delta thresholds."""
 SHED_EVERY_S = 0.25
 
-clock, wall_clock = time.monotonic, time.time
+clock, wall_clock, thread_clock = time.monotonic, time.time, time.thread_time
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,7 @@ class Engine:
     Attributes:
         scale: factor on all delta thresholds; above 1 while precision is shed.
         draining: no stream is admitted any more.
+        room: streams that the machine keeps up with; see service/headroom.py.
     """
 
     def __init__(self, watcher: Watcher, *, slots: int, batch_s: float, lag_s: float, check_share: float = 0.0) -> None:
@@ -60,11 +63,11 @@ class Engine:
             watcher: is told about batches, waits and shedding, from the engine's thread.
             slots: streams admitted at most, over all models.
             batch_s: shortest time between the beginnings of two batches, when all slots are taken.
-            lag_s: wait for a turn above which no stream is admitted; precision is shed from half of it.
+            lag_s: wait for a turn above which no stream is admitted; precision is shed from a quarter of it.
             check_share: share of tokens that are judged again, densely, by each model's `check`.
         """
         self.slots, self.batch_s, self.lag_s, self.check_share = slots, batch_s, lag_s, check_share
-        self.scale, self.draining = 1.0, False
+        self.scale, self.draining, self.room = 1.0, False, slots
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
         self._watcher = watcher
@@ -73,7 +76,7 @@ class Engine:
         self._waiting: deque[Slot] = deque()
         self._open: set[Slot] = set()
         self._reserved = self._taken = 0
-        self._turn_s = self._worst_s = 0.0
+        self._turn_s = self._worst_s = self._busy_s = self._judged_s = 0.0
         self._shed_at = clock()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -112,6 +115,11 @@ class Engine:
         return self._taken + self._reserved
 
     @property
+    def usage(self) -> Usage:
+        """Time spent so far; to be asked on the event loop."""
+        return Usage(self._busy_s, thread_clock(), self._judged_s)
+
+    @property
     def wait_s(self) -> float:
         """How long slots wait for their turn at present."""
         with self._lock:
@@ -129,6 +137,8 @@ class Engine:
             raise Draining("the server is stopping; use another replica")
         if self.sessions >= self.slots:
             raise Capacity(f"all {self.slots} places are taken", retry_after=5)
+        if self.sessions >= self.room:
+            raise Capacity(f"this machine keeps up with {self.room} streams", retry_after=5)
         if (wait := self.wait_s) > self.lag_s:
             raise Capacity(f"the server is {wait:.1f} s behind", retry_after=5)
 
@@ -208,7 +218,7 @@ class Engine:
         while not self._stopping:
             self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
             time.sleep(max(0.0, due - clock()))
-            due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots)
+            due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots) ** 0.5
             self._wake.clear()
             turns = self._take()
             for hosted in {turn.slot.hosted: None for turn in turns}:
@@ -243,13 +253,17 @@ class Engine:
         tokens, stride, window = windows.shape
         try:
             frames = log_mel(windows.reshape(-1, window)).reshape(tokens, stride, -1)
-            posteriors = softmax(hosted.network.step(hosted.cache, rows, frames, counts))
+            logits, embeddings = hosted.network.embed(hosted.cache, rows, frames, counts)
+            posteriors = softmax(logits)
+            _spot(turns, embeddings)
             hosted.check.watch(hosted.cache, rows, counts, frames, posteriors)
         except Exception:
             log.exception("a batch failed; its %d streams are closed", len(turns))
             self._call(self._fail, turns)
             return
         seconds = clock() - began
+        self._busy_s += seconds
+        self._judged_s += tokens * hosted.spec.config.token_samples / SAMPLE_RATE
         self._watcher.stepped(len(turns), seconds)
         self._call(self._deliver, turns, posteriors, seconds / tokens)
 
@@ -267,9 +281,9 @@ class Engine:
         worst, self._worst_s, self._shed_at = self._worst_s, 0.0, now
         self._watcher.lag(worst)
         before = self.scale
-        if worst > self.lag_s / 2:
+        if worst > self.lag_s / 4:
             self.scale = min(COARSEST, self.scale * 1.5)
-        elif worst < self.lag_s / 4:
+        elif worst < self.lag_s / 8:
             self.scale = max(1.0, self.scale / 1.1)
         if self.scale == before:
             return
@@ -288,9 +302,18 @@ class Engine:
             slot.pending -= turn.tokens
             slot.compute_s += turn.tokens * token_s
             if slot in self._open:
-                slot.listener.judged(posteriors[begin:end], turn.arrival)
+                slot.listener.judged(turn.beside(posteriors[begin:end]), turn.arrival)
             begin = end
 
     def _fail(self, turns: list[Turn]) -> None:
         for turn in turns:
             turn.slot.listener.broken()
+
+
+def _spot(turns: list[Turn], embeddings: Array) -> None:
+    """Judge the keywords that some streams brought with them, by the batch's embeddings (N, C)."""
+    begin = 0
+    for turn in turns:
+        if turn.slot.spotting is not None:
+            turn.enrolled = turn.slot.spotting.scores(embeddings[begin : begin + turn.tokens])
+        begin += turn.tokens

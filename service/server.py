@@ -20,11 +20,13 @@ from models.config import KEYWORDS
 from models.kwt_weights import KWTFileError, is_stock
 from models.network import Network
 from service.auth import Anyone, Guard, Keys
-from service.engine import Engine
+from service.engine import Engine, clock
 from service.errors import Capacity, Draining, UnknownModel
+from service.headroom import Headroom
 from service.logs import session_ended
 from service.metrics import Metrics
 from service.protocol import Configure, Limits, WarningCode
+from service.rehearsal import rehearse
 from service.stream import Stream
 from service.tracing import Tracing
 from service.windows import ClipModel
@@ -53,6 +55,7 @@ class Server:
         streams: those that are open.
         clip_models: networks for clips alone, by name.
         warm: the models are loaded and compiled.
+        headroom: how many streams the machine keeps up with, once it is warm.
         decoding: how many clips are decoded at a time.
         reloading: the newest reload, kept so that it is not forgotten half-way.
     """
@@ -74,6 +77,7 @@ class Server:
         self.streams: set[Stream] = set()
         self.clip_models: dict[str, ClipModel] = {}
         self.warm = False
+        self.headroom: Headroom
         self.limits = Limits(
             frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
         )
@@ -81,7 +85,6 @@ class Server:
         self.reloading: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.metrics.capacity(settings.sessions)
         self.metrics.ready(False)
 
     # --- life
@@ -95,6 +98,8 @@ class Server:
         """
         await self._load()
         self.engine.start(asyncio.get_running_loop())
+        self.headroom = Headroom(await rehearse(self.engine.find(None).network))
+        self._make_room()
         gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._check_models())]
@@ -174,7 +179,7 @@ class Server:
             self.metrics.refused("draining")
             raise
         except Capacity:
-            self.metrics.refused("capacity" if self.engine.sessions >= self.engine.slots else "lag")
+            self.metrics.refused("capacity" if self.engine.sessions >= self.engine.room else "lag")
             raise
 
     def open(self, configure: Configure, caller: Caller) -> Stream:
@@ -206,13 +211,23 @@ class Server:
 
     async def _watch(self) -> None:
         """Look after all streams now and then, at the cost of one timer."""
+        before, at = self.engine.usage, clock()
         for turn in itertools.count():
             await asyncio.sleep(CHECK_S)
+            usage, now = self.engine.usage, clock()
+            self.headroom.observe(usage - before, now - at)
+            before, at = usage, now
+            self._make_room()
             self.metrics.ready(self.ready)
             for number, stream in enumerate(list(self.streams), turn):
                 stream.check()
                 if number % COUNTED == 0:
                     stream.count()
+
+    def _make_room(self) -> None:
+        """Admit as many streams as the machine keeps up with."""
+        self.engine.room = min(self.engine.slots, self.headroom.streams)
+        self.metrics.capacity(self.engine.room)
 
     async def _check_models(self) -> None:
         """Judge again what the models' checks took notes of, beside the event loop."""

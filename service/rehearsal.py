@@ -1,0 +1,74 @@
+"""Before a server is ready: streams of its own, from bytes to messages, so that the first client finds everything warm.
+
+What they cost on this machine is the first estimate of how many it keeps up with. Knows no socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from service.audio import SAMPLE_RATE
+from service.engine import Engine
+from service.headroom import Usage
+from service.metrics import Metrics
+from service.protocol import Configure, Limits, Marker
+from service.settings import Settings
+from service.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from models.network import Network
+
+STREAMS = 64
+"""Enough for batches as large as those of a full server."""
+CHUNKS = 20
+"""Of 100 ms: the first ones warm up, and the cheapest one counts, as a start may be a busy moment."""
+
+
+async def rehearse(network: Network) -> Usage:
+    """Judge noise that swells as speech does, and costs as much; return what a chunk of all streams took, once warm."""
+    settings = Settings.model_construct()  # the defaults, whatever the operator's limits are
+    metrics = Metrics(CollectorRegistry(), ())
+    engine = Engine(metrics, slots=STREAMS, batch_s=0.0, lag_s=settings.behind_s)
+    engine.host("rehearsal", network)
+    engine.start(asyncio.get_running_loop())
+    try:
+        streams = [_open(engine, settings, metrics) for _ in range(STREAMS)]
+        return min(
+            [await _chunk(engine, streams, chunk) for chunk in _noise()], key=lambda usage: usage.engine / usage.audio
+        )
+    finally:
+        await asyncio.to_thread(engine.stop)
+
+
+def _noise() -> Iterator[list[bytes]]:
+    """Chunks for all streams; each is as loud as the others are, for every stream swells at another moment."""
+    noise = np.random.default_rng(0).standard_normal((CHUNKS, SAMPLE_RATE // 10))
+    for number, chunk in enumerate(noise):
+        loudness = 2_000 * np.sin(np.pi * (np.arange(STREAMS) / STREAMS + 0.15 * number)) ** 2
+        yield [(chunk * each).astype("<i2").tobytes() for each in loudness]
+
+
+def _open(engine: Engine, settings: Settings, metrics: Metrics) -> Stream:
+    limits = Limits(
+        frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
+    )
+    engine.reserve()
+    return Stream(engine, Configure(), limits, settings, metrics, "rehearsal")
+
+
+async def _chunk(engine: Engine, streams: list[Stream], chunk: list[bytes]) -> Usage:
+    before = engine.usage
+    for stream, data in zip(streams, chunk, strict=True):
+        stream.take(data)
+        stream.tell(Marker(id=0))
+    for stream in streams:
+        await stream.drained()
+        for message in await stream.fetch():
+            message.model_dump_json(exclude_none=True)
+    return engine.usage - before

@@ -1,0 +1,90 @@
+"""Admission by what streams cost: as many as the machine keeps up with, and those lose nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from client.load import Run, load
+from models.network import Network
+from service import rehearsal
+from service.errors import HTTP_STATUS
+from service.headroom import LIMIT, Headroom, Usage
+from service.protocol import CloseCode, Configure, Failed
+
+TOKEN_S = 0.0005
+"""What a token costs on the slow machine of these tests; a second of audio is 33 of them."""
+
+
+def test_busier_thread_decides_or_both_where_cores_are_scarce() -> None:
+    spent = Usage(engine=0.6, loop=0.3, audio=100.0)
+    assert spent.share(1.0, cores=2) == pytest.approx(0.6)
+    assert spent.share(1.0, cores=1) == pytest.approx(0.9)
+    assert Headroom(spent, cores=2).streams == int(LIMIT / 0.006)
+
+
+def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:
+    headroom = Headroom(Usage(engine=0.1, loop=0.0, audio=100.0), cores=2)
+    rehearsed = headroom.streams
+    headroom.observe(Usage(engine=0.3, loop=0.0, audio=1.0), 1.0)  # small batches of an idle process
+    assert headroom.streams == rehearsed
+    for _ in range(50):
+        headroom.observe(Usage(engine=0.8, loop=0.0, audio=100.0), 1.0)
+    assert headroom.streams == int(LIMIT / 0.008)
+    for _ in range(50):
+        headroom.observe(Usage(engine=0.0, loop=0.0, audio=0.0), 1.0)
+    assert headroom.streams == rehearsed
+    headroom.observe(Usage(engine=1.0, loop=0.0, audio=0.001), 1.0)
+    assert headroom.streams == 1
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Network.step
+
+    def slow(self: Network, *arguments: Any) -> Any:
+        time.sleep(TOKEN_S * len(arguments[2]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Network, "step", slow)
+    monkeypatch.setattr(rehearsal, "CHUNKS", 4)
+
+
+@pytest.mark.usefixtures("slow_machine")
+async def test_as_many_streams_as_fit_are_admitted_and_lose_nothing(serving: Callable[..., Any]) -> None:
+    with serving(self_check_share=0.0) as running:
+        room = running.server.engine.room
+        assert 0 < room <= LIMIT / (33 * TOKEN_S)
+        run = Run(100, 1.0, bytes(320_000), Configure())
+        report = await load(running.stream, room + 10, 1.0, run)
+        assert (report.opened, report.refused, report.lost) == (room, 10, 0)
+        refusals = running.server.metrics.registry.get_sample_value
+        assert refusals("deltaspot_refusals_total", {"reason": "capacity"}) == 10
+
+
+def machine_for(server: Any, streams: int) -> None:
+    server.headroom = Headroom(Usage(engine=LIMIT / (streams + 0.5), loop=0.0, audio=1.0), cores=2)
+    server._make_room()
+
+
+async def test_refusal_says_when_to_come_back_and_place_is_there_again(serving: Callable[..., Any]) -> None:
+    with serving() as running:
+        server = running.server
+        machine_for(server, 1)
+        async with connect(running.stream), httpx.AsyncClient(base_url=running.http) as web:
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(running.stream)
+            response = refused.value.response
+            assert response.status_code == HTTP_STATUS[CloseCode.CAPACITY] == 503
+            assert int(response.headers["Retry-After"]) > 0
+            assert "keeps up with 1 stream" in Failed.model_validate_json(response.body).message
+            assert (await web.post("/v1/detect", content=b"")).status_code == 503
+            machine_for(server, 2)
+            async with connect(running.stream):
+                assert server.engine.sessions == 2
