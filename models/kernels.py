@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models import lanes
 from models.lanes import (
     FAST,
     WIDTH,
@@ -36,6 +37,7 @@ from models.lanes import (
     store,
     total,
 )
+from models.stale import forget_stale
 
 F32 = NDArray[np.float32]
 EMPTY = np.float32(-1e30)
@@ -193,3 +195,6 @@ def rectify(x, x_at, y, size):
     """y = max(x, 0)."""
     for lane in range(0, size, WIDTH):
         store(y, lane, maximum(load(x, x_at + lane), splat(np.float32(0.0))))
+
+
+forget_stale(product, lanes.__file__, __file__)

@@ -13,7 +13,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models import lanes
 from models.lanes import FAST, WIDTH, fma, gather, load, splat, store
+from models.stale import forget_stale
 
 F32 = NDArray[np.float32]
 _HALF = np.float32(0.5)
@@ -128,3 +130,6 @@ def _filter(power, plan, energies, row, rows):
         store(lanes, 0, energy)
         for lane in range(rows):
             energies[row + lane, band] = lanes[lane]
+
+
+forget_stale(mel_energies, lanes.__file__)
