@@ -41,6 +41,7 @@ def methods(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
     *,
+    compare: Annotated[bool, typer.Option(help="Without: stop once everything is learned.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Compare the published methods: accuracy, multiply-accumulates cut, time and size.
@@ -63,6 +64,8 @@ def methods(
     if learn:
         _learn(set(learn), kwt, checkpoint, data, learned, tuned)
         found.write_text(json.dumps(learned) + "\n", encoding="utf-8")
+    if not compare:
+        return
     clips = read_clips(walk(data), checkpoint.config, split)
     extra = pruning_tuned.load(kwt, tuned) if kwt else None
     rows = list(stock_rows(kwt, clips, learned, extra)) if kwt else []
