@@ -16,6 +16,7 @@ import random
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -24,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 from client.errors import CannotConnect, ClientError
 from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
+from client.keywords import read_keyword
 from client.outbox import Outbox
 from service.protocol import (
     Checkpoint,
@@ -33,6 +35,7 @@ from service.protocol import (
     Configure,
     Detection,
     Encoding,
+    Enrolled,
     Failed,
     Feedback,
     Flush,
@@ -78,6 +81,7 @@ def connect(
     url: str,
     *,
     keywords: Iterable[str] | Mapping[str, KeywordSettings] | None = None,
+    enrolled: Iterable[Path | str | Enrolled] = (),
     key: str | None = None,
     retry_s: float = 60.0,
     **settings: Any,  # noqa: ANN401 (every field of Configure, which checks them)
@@ -87,18 +91,21 @@ def connect(
     Args:
         url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out.
         keywords: the words to detect, or settings for each; the model's own if left out.
+        enrolled: keywords of one's own, detected as well: files of `deltaspot enroll`, or what is in them.
         key: sent as a bearer token.
         retry_s: how long to try again without any progress before giving up, s.
         settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
 
     Raises:
         pydantic.ValidationError: for settings that the protocol does not know.
+        SourceError: for a file that is no keyword.
     """
+    own = tuple(word if isinstance(word, Enrolled) else read_keyword(Path(word)) for word in enrolled)
     if isinstance(keywords, Mapping):
         settings["keywords"] = dict(keywords)
     elif keywords is not None:
         settings["keywords"] = {word: KeywordSettings() for word in keywords}
-    return Spotter(stream_url(url), Configure(**settings), key=key, retry_s=retry_s)
+    return Spotter(stream_url(url), Configure(enrolled=own, **settings), key=key, retry_s=retry_s)
 
 
 class Spotter:

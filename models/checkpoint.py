@@ -25,6 +25,8 @@ FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
 LEARNED = "learned"
 """Operating points that every checkpoint has, and that the gated stage of training leaves."""
+BACKGROUND = "background."
+"""Arrays of this prefix are no weights."""
 
 
 class CheckpointError(ValueError):
@@ -40,6 +42,7 @@ class Checkpoint:
     calibration: how posteriors become detections: {"window_tokens", "margin", "refractory_ms",
         "keywords": {word: {"threshold", "patience"}}}.
     metadata: free text, such as the recipe and the data.
+    background: what keywords are enrolled against, as in `models.background`; empty where none can be.
     """
 
     config: ModelConfig
@@ -47,6 +50,7 @@ class Checkpoint:
     points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    background: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,8 +86,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    weights = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in checkpoint.weights.items()}
-    save_file(weights, partial, metadata)
+    arrays = {**checkpoint.weights, **{BACKGROUND + name: array for name, array in checkpoint.background.items()}}
+    stored = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
+    save_file(stored, partial, metadata)
     partial.replace(path)
 
 
@@ -110,4 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         rest = {name: json.loads(metadata[name]) for name in ("points", "calibration", "metadata")}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has broken metadata: {error}") from error
-    return Checkpoint(config, weights, **rest)
+    background = {
+        name.removeprefix(BACKGROUND): weights.pop(name) for name in [*weights] if name.startswith(BACKGROUND)
+    }
+    return Checkpoint(config, weights, **rest, background=background)

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "detect": "Find the keywords in recordings.",
     "serve": "Run the server: WebSocket, REST, metrics and the browser page.",
     "key": "Make an API key and its line for the server's file of keys.",
+    "enroll": "Make a keyword of your own from a few recordings.",
     "scan": "Find keywords in thousands of recordings; resumable.",
     "bench": "Measure kernels and the service on this machine.",
     "model": "Describe, import, export and compare checkpoints.",

@@ -161,7 +161,7 @@ def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
         model=stream.hosted.name,
         seconds=heard.samples / SAMPLE_RATE,
         detections=[Found(**d.model_dump(include=set(Found.model_fields))) for d in heard.detections],
-        top=_top(stream.hosted.spec.config.labels, best),
+        top=_top(stream.session.spec.labels, best),
         macs=Work(
             done=macs.total,
             skipped_vs_window=macs.skipped_vs_window,

@@ -126,6 +126,16 @@ class KeywordSettings(Strict):
     enabled: bool = Field(True, description="whether it is detected at all")
 
 
+class Enrolled(Strict):
+    """A keyword of one's own, as `deltaspot enroll` writes it."""
+
+    name: str = Field(min_length=1, max_length=32, description="no label of the model's")
+    fingerprint: str = Field(max_length=64, description="of the model that it was made with, and no other's")
+    recordings: int = Field(ge=1, le=10, description="how many it was made of")
+    prototype: tuple[float, ...] = Field(max_length=1_024, description="their mean embedding")
+    threshold: Share = Field(0.5, description="smoothed score that counts as a hit, 0 to 1")
+
+
 class Resume(Strict):
     """Where a broken stream goes on, on any replica."""
 
@@ -141,7 +151,7 @@ class Checkpoint(Strict):
 
 
 class Configure(Strict):
-    """First message of a client; sent again, it may change all but the audio's format, the model and `resume`."""
+    """First message of a client; sent again, it may change all but audio format, model, `enrolled` and `resume`."""
 
     type: Literal["configure"] = "configure"
     protocol: int = Field(PROTOCOL, ge=PROTOCOL, le=PROTOCOL)
@@ -153,6 +163,9 @@ class Configure(Strict):
     coarsest: float = Field(4.0, ge=1, le=16, description="largest factor on delta thresholds if the server is busy")
     keywords: dict[str, KeywordSettings] | None = Field(
         None, max_length=64, description="exactly these are detected; all of the model's if left out"
+    )
+    enrolled: tuple[Enrolled, ...] = Field(
+        (), max_length=8, description="the client's own; detected beside `keywords`, which may change their settings"
     )
     scores: bool = Field(False, description="send every token's posteriors")
     heartbeat_ms: int = Field(1_000, ge=100, le=60_000, description="stream time between heartbeats, ms")

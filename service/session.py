@@ -76,7 +76,7 @@ class Session:
         self._rules = self.spec.rules(configure)
         calibration = spec.calibration
         window, margin = calibration.get("window_tokens", 5), calibration.get("margin", 0.1)
-        self.detector = Detector(spec.config.labels, self._rules, window, margin)
+        self.detector = Detector(spec.labels, self._rules, window, margin)
         self._known: dict[int, Detection] = {}
         self._next_id, self._last_end_s = 0, 0.0
         self._mute_until = 0
@@ -123,9 +123,9 @@ class Session:
         """Change keywords, scores, heartbeat or operating point from here on.
 
         Raises:
-            BadMessage: for a change of the audio's format, the model or the resume token.
+            BadMessage: for a change of the audio's format, the model, the enrolled keywords or the resume token.
         """
-        for name in ("sample_rate", "encoding", "channels", "model"):
+        for name in ("sample_rate", "encoding", "channels", "model", "enrolled"):
             if getattr(wish, name) != getattr(self.asked, name):
                 raise BadMessage(f"{name} cannot change within a stream", name)
         if wish.resume is not None:
@@ -191,7 +191,7 @@ class Session:
             session=self.id,
             model=self.spec.name,
             fingerprint=self.spec.fingerprint,
-            labels=config.labels,
+            labels=self.spec.labels,
             keywords={word: self.spec.settings(rule) for word, rule in self._rules.items()},
             point=self.point,
             points=self.spec.points,

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from models.counting import count
 from models.self_check import SelfCheck
 from service.spec import Spec
 
 if TYPE_CHECKING:
-    from models.cache import Cache
     from models.counting import Count
+    from models.engines import AnyCache, AnyNetwork
+    from models.enroll import Spotting
     from models.features import Array
-    from models.network import Network
     from service.engine import Engine
 
 
@@ -50,14 +52,14 @@ class Hosted:
     """A network, its cache, the free rows, and its check; once replaced, it lives until its last slot closes."""
 
     name: str
-    network: Network
-    cache: Cache
+    network: AnyNetwork
+    cache: AnyCache
     free: list[int]
     spec: Spec
     check: SelfCheck
 
     @classmethod
-    def of(cls, name: str, network: Network, slots: int, check_share: float) -> Hosted:
+    def of(cls, name: str, network: AnyNetwork, slots: int, check_share: float) -> Hosted:
         """Give a network room for `slots` streams, of whose tokens a share is checked."""
         checkpoint = network.checkpoint
         spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
@@ -70,6 +72,7 @@ class Slot:
     """One stream's place in the engine.
 
     Attributes:
+        spotting: judges the stream's own keywords, if it has any.
         pending: tokens submitted and not yet judged.
         compute_s: the stream's share of the time that batches took.
     """
@@ -79,6 +82,7 @@ class Slot:
     row: int
     listener: Listener
     coarsest: float = 1.0
+    spotting: Spotting | None = None
     pending: int = 0
     compute_s: float = 0.0
     jobs: deque[tuple[Array | Callable[[], None], float]] = field(default_factory=deque)
@@ -157,6 +161,11 @@ class Turn:
     windows: list[Array] = field(default_factory=list)
     tokens: int = 0
     arrival: float = 0.0
+    enrolled: Array | None = None
+
+    def beside(self, posteriors: Array) -> Array:
+        """Posteriors (N, K) -> the same, with a column for each of the stream's own keywords behind them."""
+        return posteriors if self.enrolled is None else np.concatenate((posteriors, self.enrolled), axis=1)
 
     def add(self, windows: Array, arrival: float) -> None:
         """Put tokens (N, stride, window) into the batch."""

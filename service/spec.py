@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.audio import SAMPLE_RATE
@@ -25,6 +25,7 @@ class Spec:
         config: shapes and labels.
         points: names of the operating points.
         calibration: as in `models.checkpoint.Checkpoint`.
+        enrolled: thresholds of keywords of the client's own; their columns stand behind the model's labels.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Spec:
     config: ModelConfig
     points: tuple[str, ...]
     calibration: Mapping[str, Any]
+    enrolled: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the posteriors' columns."""
+        return (*self.config.labels, *self.enrolled)
 
     @property
     def default_point(self) -> str:
@@ -41,6 +48,8 @@ class Spec:
     def rule(self, word: str, wish: KeywordSettings) -> Rule:
         """A keyword's calibrated rule, changed as the client wishes."""
         own = self.calibration.get("keywords", {}).get(word, {})
+        if word in self.enrolled:
+            own = {"threshold": self.enrolled[word], "patience": 1}
         refractory_ms = _first(wish.refractory_ms, self.calibration.get("refractory_ms", 500))
         return Rule(
             threshold=_first(wish.threshold, own.get("threshold", 0.6)),
@@ -56,8 +65,9 @@ class Spec:
         """
         if wish.point is not None and wish.point not in self.points:
             raise UnknownModel(f"this model has the points {', '.join(self.points)}", "point")
-        own = self.config.keywords
-        wishes = dict.fromkeys(own, KeywordSettings()) if wish.keywords is None else wish.keywords
+        own = (*self.config.keywords, *self.enrolled)
+        usual = self.config.keywords if wish.keywords is None else ()
+        wishes = dict.fromkeys((*usual, *self.enrolled), KeywordSettings()) | (wish.keywords or {})
         if strange := next((word for word in wishes if word not in own), None):
             raise BadMessage(f"this model does not know {strange!r}, it knows {', '.join(own)}", f"keywords.{strange}")
         return {word: self.rule(word, settings) for word, settings in wishes.items() if settings.enabled}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from models.counting import nothing
 from service.capture import keep
 from service.engine import Engine, Hosted, Slot, clock
+from service.enrolled import extended, spotting
 from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
 from service.protocol import (
     Close,
@@ -65,10 +66,12 @@ class Stream:
             Capacity: no row is left for this model.
         """
         hosted = engine.find(configure.model)
-        self.session = Session(name, hosted.spec, configure, limits)
+        own = spotting(hosted.network, configure)
+        self.session = Session(name, extended(hosted.spec, own), configure, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
         self.hosted: Hosted = hosted
         self.slot: Slot = engine.open(hosted, self)
+        self.slot.spotting = own
         self.slot.configure(self.session.point, configure.coarsest)
         self.outbox: list[ServerMessage] = [self.session.ready()]
         self.error: WireError | None = None

@@ -196,7 +196,7 @@ async def test_a_batch_that_fails_is_told_and_the_engine_goes_on(
     async with running(network) as engine:
         slot, listener = admitted(engine)
         with monkeypatch.context() as broken:
-            broken.setattr(network, "step", lambda *_: 1 / 0)
+            broken.setattr(network, "embed", lambda *_: 1 / 0)
             slot.submit(windows(network, np.zeros(1_000)))
             await until(lambda: listener.is_broken)
         other, sound = admitted(engine)

@@ -46,13 +46,13 @@ def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:
 
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Network.step
+    embed = Network.embed
 
     def slow(self: Network, *arguments: Any) -> Any:
         time.sleep(TOKEN_S * len(arguments[2]))
-        return step(self, *arguments)
+        return embed(self, *arguments)
 
-    monkeypatch.setattr(Network, "step", slow)
+    monkeypatch.setattr(Network, "embed", slow)
     monkeypatch.setattr(rehearsal, "CHUNKS", 4)
 
 

@@ -14,6 +14,8 @@ from urllib.request import Request, urlopen
 import typer
 
 from client.errors import CannotConnect, SourceError
+from client.keywords import read_keyword
+from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
 
@@ -29,14 +31,23 @@ def detect(
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
+    enrolled: Annotated[
+        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`, without --url; may be given repeatedly.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file.")] = False,
 ) -> None:
-    """Find the keywords in recordings."""
-    asyncio.run(_detect(files, url, key, point, as_json=as_json))
+    """Find the keywords in recordings.
+
+    Raises:
+        BadParameter: if keywords of one's own are to be found on a server, which clips do not bring along.
+    """
+    if url and enrolled:
+        raise typer.BadParameter("--enrolled works here or in `listen`, not with --url")
+    words = [read_keyword(path) for path in enrolled or ()]
+    asyncio.run(_detect(remotely(url, files, key, point) if url else here(files, point, words), files, as_json=as_json))
 
 
-async def _detect(files: Sequence[Path], url: str | None, key: str | None, point: str | None, *, as_json: bool) -> None:
-    results = remotely(url, files, key, point) if url else here(files, point)
+async def _detect(results: AsyncIterator[tuple[Path, Result]], files: Sequence[Path], *, as_json: bool) -> None:
     async for file, result in results:
         if as_json:
             print(json.dumps({"file": str(file), **result}, ensure_ascii=False))
@@ -57,7 +68,9 @@ def show(file: Path, result: Result, *, named: bool) -> None:
     )
 
 
-async def here(files: Sequence[Path], point: str | None) -> AsyncIterator[tuple[Path, Result]]:
+async def here(
+    files: Sequence[Path], point: str | None, enrolled: Sequence[Enrolled] = ()
+) -> AsyncIterator[tuple[Path, Result]]:
     """Judge recordings in this process, exactly as a server would: it is one, without a door."""
     from service import clips
     from service.protocol import Configure
@@ -66,7 +79,7 @@ async def here(files: Sequence[Path], point: str | None) -> AsyncIterator[tuple[
 
     server = Server(Settings(sessions=1, clip_s=86_400))
     await server.start()
-    configure = Configure(point=point, scores=True, heartbeat_ms=60_000)
+    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
     try:
         for file in files:
             data = read(file)

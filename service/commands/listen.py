@@ -35,6 +35,9 @@ def listen(
     keywords: Annotated[
         str | None, typer.Option(help="Words to detect, with commas; all of the model if left out.")
     ] = None,
+    enrolled: Annotated[
+        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
+    ] = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
     speed: Annotated[
         float, typer.Option(min=0, help="A file's pace, times real time; 0: as fast as it is taken.")
@@ -64,7 +67,13 @@ def listen(
     console = Console(highlight=False)
     live = console.is_terminal and not as_json
     spotter = connect(
-        url, keywords=words, key=key, point=point, scores=live or as_json, preroll_ms=PREROLL_MS if save_clips else 0
+        url,
+        keywords=words,
+        enrolled=enrolled or (),
+        key=key,
+        point=point,
+        scores=live or as_json,
+        preroll_ms=PREROLL_MS if save_clips else 0,
     )
     panel = LivePanel(console, f"{source} → {spotter.url}") if live else nullcontext()
     display: Display = panel if isinstance(panel, LivePanel) else (JsonLines if as_json else PlainLines)(console)

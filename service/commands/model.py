@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from models.background import embed_speech, embed_words, fit
 from models.calibrate import Goal, calibrate
 from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
-from models.data import walk
+from models.data import load_corpus, walk
 from models.evaluate import read_clips
 from models.evaluate_sets import gather_material, standard_sets
 from models.evaluate_streams import hear
@@ -121,6 +125,39 @@ def calibrate_command(
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
     Console().print(streams_table({"calibrated on": outcome.report()}))
+
+
+@app.command()
+def background(
+    data: Annotated[
+        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings, running_speech/ among them.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the checkpoint with its background goes; over the old one if left out.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")] = None,
+    model: Model = None,
+) -> None:
+    """Make a checkpoint able to enrol keywords: what words and speech in general look like to it; a minute."""
+    path = model or shipped_path()
+    network = Network(load_checkpoint(path))
+    with console.status("reading recordings of training speakers"), kept(cache) as folder:
+        corpus = load_corpus(data, "training", folder)
+    with console.status("embedding words and speech"):
+        point = usual_point(network, None)
+        fitted = fit(embed_words(network, corpus, point), embed_speech(network, corpus, point), network.config)
+    save(replace(network.checkpoint, background=fitted.arrays()), output or path)
+    console.print(f"{output or path}: {len(set(corpus.words))} words, forwards and backwards")
+
+
+@contextmanager
+def kept(cache: Path | None) -> Iterator[Path]:
+    """A folder that stays, or one for the moment."""
+    if cache is not None:
+        yield cache
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @app.command()

@@ -1,0 +1,215 @@
+"""What words in general look like to a network: the background against which enrolled keywords are told apart.
+
+Probabilistic linear discriminant analysis (Ioffe 2006) of the read-out's embeddings (C): in projected coordinates,
+recordings of one word scatter around the word's mean with unit variance, and words around zero with variance
+`between`. Words played backwards are words that nobody has said, and count as such: the more words, the better the
+directions that tell words apart are known, and enrolled ones are always new. Running speech, which is words and parts
+of words without end, is kept beside it, as a mean and a covariance over all its tokens.
+
+Fitted on training speakers, through the compiled network; stored in the checkpoint. Knows no recording and no stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.config import SILENCE, ModelConfig
+from models.data import CLIP_FRAMES, SPEECH_FOLDER, Corpus, DataError
+from models.features import Array, compress, expand, network_input
+from models.network import Network
+
+SETTLE = (2, 5, 8, 11, 14)
+"""Tokens after a word's end at which it is looked at: while the read-out still sees all of it."""
+PER_WORD = 150
+LEAD, TAIL = 15, 46
+"""Frames of background before and after a clip; stem and `SETTLE` must find room in the latter."""
+SHRINKAGE = 0.02
+"""Share of the mean variance that is added to every direction of the scatter within words."""
+LEAST_BETWEEN = 0.05
+"""Least variance between words, in every direction: those in which known words agree may tell new ones apart."""
+SAMPLE = 512
+SPEECH_S = 1_800.0
+LEAST_SPEECH = 1_000
+"""Tokens of running speech without which a covariance would be a guess."""
+SNR_DB = (0.0, 25.0)
+GAIN_DB = (-12.0, 6.0)
+SPOKEN_SHARE = 0.3
+BATCH = 64
+
+
+class NoBackground(ValueError):
+    """A checkpoint without a background, or with that of other weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Embeddings of words in noise, from the moments of `SETTLE`: vectors (n, len(SETTLE), C), and their n words."""
+
+    vectors: Array
+    words: NDArray[np.str_]
+
+    def without(self, words: Collection[str]) -> Embedded:
+        """The same as if nobody had ever said some words."""
+        kept = ~np.isin(self.words, list(words))
+        return Embedded(self.vectors[kept], self.words[kept])
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """How embeddings of words are spread.
+
+    mean (C,), projection (C, C) and between (C,) as above. Projected: rivals (R, C), means of the keywords and of
+    silence; sample (S, C), any words, against which a new keyword's scores are put in proportion; speech (C,) and
+    speech_spread (C, C), mean and covariance of running speech.
+    """
+
+    mean: Array
+    projection: Array
+    between: Array
+    rivals: Array
+    sample: Array
+    speech: Array
+    speech_spread: Array
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """The one that a checkpoint carries.
+
+        Raises:
+            NoBackground: saying how to make one.
+        """
+        stored = checkpoint.background
+        if not stored:
+            raise NoBackground("this checkpoint cannot enrol keywords: `deltaspot model background` makes it able to")
+        names = cls.__dataclass_fields__
+        if missing := set(names) - set(stored):
+            raise NoBackground(f"the checkpoint's background lacks {sorted(missing)}: `deltaspot model background`")
+        return cls(**{name: stored[name] for name in names})
+
+    def arrays(self) -> Mapping[str, Array]:
+        """As `Checkpoint.background` keeps it."""
+        return asdict(self)
+
+    def project(self, embeddings: Array) -> Array:
+        """Embeddings (..., C) -> coordinates (..., C) in which words scatter by 1."""
+        return (embeddings - self.mean) @ self.projection
+
+
+def fit(embedded: Embedded, speech: Array, config: ModelConfig, seed: int = 0) -> Background:
+    """Fit a background to words in noise, and to the tokens of running speech (N, C)."""
+    n, moments, c = embedded.vectors.shape
+    vectors, names = embedded.vectors.reshape(-1, c).astype(np.float64), np.unique(embedded.words)
+    words = np.repeat(embedded.words, moments)
+    mean = vectors.mean(axis=0)
+    means = np.stack([vectors[words == name].mean(axis=0) for name in names])
+    within = np.zeros((c, c))
+    for name, centre in zip(names, means, strict=True):
+        rest = vectors[words == name] - centre
+        within += rest.T @ rest / len(vectors)
+    within += SHRINKAGE * np.trace(within) / c * np.eye(c)
+    whiten = np.linalg.inv(np.linalg.cholesky(within)).T
+    spread, turn = np.linalg.eigh(whiten.T @ np.cov(means.T) @ whiten)
+    projection = whiten @ turn
+    rivals = [mean_ for name, mean_ in zip(names, means, strict=True) if name in {*config.keywords, SILENCE}]
+    running = (speech.astype(np.float64) - mean) @ projection
+    chosen = np.random.default_rng(seed).choice(n * moments, min(SAMPLE, n * moments), replace=False)
+    arrays = (
+        mean,
+        projection,
+        np.maximum(spread, LEAST_BETWEEN),
+        (np.array(rivals).reshape(-1, c) - mean) @ projection,
+        (vectors[chosen] - mean) @ projection,
+        running.mean(axis=0),
+        np.cov(running.T),
+    )
+    return Background(*(array.astype(np.float32) for array in arrays))
+
+
+def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per_word: int = PER_WORD) -> Embedded:
+    """Up to `per_word` clips of every word of a corpus, forwards and backwards, in its noise, and noise alone."""
+    random = np.random.default_rng(seed)
+    chosen = [random.permutation(np.flatnonzero(corpus.words == word))[:per_word] for word in np.unique(corpus.words)]
+    clips = [(int(i), backwards) for i in np.concatenate(chosen) for backwards in (False, True)] + [
+        (-1, False)
+    ] * per_word
+    noise = [one for one in corpus.noise if len(one) >= LEAD + CLIP_FRAMES + TAIL]
+    vectors, words = [], []
+    for start in range(0, len(clips), BATCH):
+        made = [_scene(corpus, noise, i, backwards, random) for i, backwards in clips[start : start + BATCH]]
+        vectors.append(
+            _embed(network, point, np.stack([frames for frames, _ in made]), np.array([end for _, end in made]))
+        )
+        words += [_name(corpus, i, backwards) for i, backwards in clips[start : start + BATCH]]
+    return Embedded(np.concatenate(vectors), np.array(words))
+
+
+def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = SPEECH_S) -> Array:
+    """Running speech of a corpus, as far as that -> embedding of each token (N, C).
+
+    Raises:
+        DataError: where there is none.
+    """
+    stride = network.config.stride
+    tokens = min(len(corpus.speech), int(seconds * 100)) // stride
+    if tokens < LEAST_SPEECH:
+        raise DataError(f"no running speech: name a folder that has {SPEECH_FOLDER}/, as `models/make_speech.py` makes")
+    frames = network_input(corpus.speech[: tokens * stride].astype(np.float32)).reshape(tokens, stride, -1)
+    cache = network.new_cache(1)
+    cache.configure(0, network.points.index(point))
+    return network.embed(cache, np.zeros(1, np.int64), frames, np.array([tokens]))[1]
+
+
+def _name(corpus: Corpus, clip: int, backwards: bool) -> str:
+    return SILENCE if clip < 0 else f"{corpus.words[clip]}{' backwards' if backwards else ''}"
+
+
+def _scene(
+    corpus: Corpus, noise: list[NDArray[np.uint8]], clip: int, backwards: bool, random: np.random.Generator
+) -> tuple[Array, int]:
+    """One clip in noise as network input (T, bands), and the frame at which the word has ended."""
+    frames = LEAD + CLIP_FRAMES + TAIL
+    energies, end, loud = np.zeros((frames, corpus.pixels.shape[2]), np.float32), LEAD + CLIP_FRAMES, 1e4
+    if clip >= 0:
+        pixels = corpus.pixels[clip, :: -1 if backwards else 1].astype(np.float32)
+        spoken = spoken_frames(pixels)
+        energies[LEAD : LEAD + CLIP_FRAMES] = expand(pixels)
+        end, loud = LEAD + int(spoken[-1]) + 1, float(energies[LEAD + spoken].sum(axis=1).mean())
+    if noise:
+        one = noise[int(random.integers(len(noise)))]
+        first = int(random.integers(len(one) - frames + 1))
+        heard = expand(one[first : first + frames].astype(np.float32))
+        energies += heard * (loud / max(float(heard.sum(axis=1).mean()), 1.0) / 10 ** (random.uniform(*SNR_DB) / 10))
+    return network_input(compress(energies * np.float32(10 ** (random.uniform(*GAIN_DB) / 10)))), end
+
+
+def spoken_frames(pixels: Array) -> NDArray[np.int64]:
+    """Frames (T, bands) -> indices of those that belong to the word, by their loudness; all of a flat clip."""
+    loudness = pixels.mean(axis=1)
+    floor = np.quantile(loudness, 0.1)
+    active = np.flatnonzero(loudness > floor + SPOKEN_SHARE * (loudness.max() - floor))
+    return active if len(active) else np.arange(len(pixels))
+
+
+def _embed(network: Network, point: str, frames: Array, ends: NDArray[np.int64]) -> Array:
+    """Scenes (B, T, bands) -> embeddings (B, len(SETTLE), C) after their words' ends, in frames (B,)."""
+    stride = network.config.stride
+    tokens = frames.shape[1] // stride
+    cache, rows = network.new_cache(len(frames)), np.arange(len(frames))
+    for row in rows:
+        cache.configure(int(row), network.points.index(point))
+    cut = frames[:, : tokens * stride].reshape(-1, stride, frames.shape[2])
+    _, pooled = network.embed(cache, rows, cut, np.full(len(frames), tokens))
+    return at_moments(pooled.reshape(len(frames), tokens, -1), ends // stride)
+
+
+def at_moments(pooled: Array, ends: NDArray[np.int64]) -> Array:
+    """Embeddings by token (B, N, C) -> those at `SETTLE` after each word's last token (B,): (B, len(SETTLE), C)."""
+    places = np.minimum(ends[:, None] + np.array(SETTLE), pooled.shape[1] - 1)
+    picked: dict[str, Any] = {"axis": 1}
+    return np.take_along_axis(pooled, places[..., None], **picked)

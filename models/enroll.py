@@ -1,0 +1,261 @@
+"""Keywords of one's own, from a few recordings and without training.
+
+A keyword is the mean of its recordings' embeddings (`models.background`). At every token two questions are asked: is it
+this word rather than some other word, one of the network's own, or silence (a log-likelihood ratio, Ioffe 2006, with n
+recordings); and is it this word rather than running speech (a linear discriminant, Fisher 1936). Each answer is put in
+proportion to what it is for words in general, or for speech; their mean is squeezed to 0..1. So a keyword is one more
+column beside the posteriors, and detectors need not know where it came from.
+
+Knows no socket, no stream and no clock. Letters: n recordings, E keywords, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.background import SETTLE, Background, at_moments
+from models.config import ModelConfig
+from models.features import Array, frames
+from models.network import Network
+from models.offline import tokens_of
+from models.streams import SAMPLE_RATE, rms, spoken_span
+
+FORMAT = "deltaspot-keyword-1"
+MOST_RECORDINGS = 10
+NAME = re.compile(r"[^\W_][\w' -]{0,31}")
+SHORTEST_S, LONGEST_S = 0.3, 4.0
+SHORTEST_WORD_S = 0.12
+FAINTEST_RMS = 60.0
+"""Root mean square of a word below which it is not there, int16 values: -55 dB below full scale."""
+LOUDEST = 32_700.0
+MOST_CLIPPED = 0.005
+PROPORTION = 0.8
+"""Steepness of the squeeze per standard deviation: gentle, so that detectors average evidence and not verdicts."""
+DISTANCE = 3.0
+"""Standard deviations above the background at which a keyword is as likely as not."""
+AGAINST_WORDS = 0.6
+"""Weight of the first question; the second has the rest."""
+RIDGE = 0.3
+"""Added to the variances of running speech, in units of the scatter within words."""
+
+
+class EnrolError(ValueError):
+    """Recordings or a file that no keyword can be made of; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledKeyword:
+    """A keyword: its name, the network it belongs to, how many recordings, and their mean embedding (C)."""
+
+    name: str
+    fingerprint: str
+    recordings: int
+    prototype: tuple[float, ...]
+    threshold: float = 0.5
+
+    def save(self, path: Path) -> None:
+        """Write a small JSON file."""
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def check_network(self, network: Network) -> None:
+        """Refuse another network's keyword.
+
+        Raises:
+            EnrolError: saying whose it is.
+        """
+        own = network.checkpoint.fingerprint
+        if self.fingerprint != own or len(self.prototype) != network.config.channels:
+            said = f"was made with model {self.fingerprint}, this one is {own}: enrol it again from its recordings"
+            raise EnrolError(f"keyword {self.name!r} {said}")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of `save`.
+
+        Raises:
+            EnrolError: for a file that is missing or is no keyword.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            kind = values.pop("format")
+            values["prototype"] = tuple(float(value) for value in values["prototype"])
+            keyword = cls(**values)
+        except OSError as error:
+            raise EnrolError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise EnrolError(f"{path} is no keyword of `deltaspot enroll`: {error}") from None
+        if kind != FORMAT:
+            raise EnrolError(f"{path} is no {FORMAT} but {kind!r}: record the keyword again with this version")
+        return keyword
+
+
+def enrol(
+    network: Network,
+    background: Background,
+    name: str,
+    recordings: Sequence[tuple[str, Array]],
+    point: str,
+    threshold: float = 0.5,
+) -> EnrolledKeyword:
+    """Make a keyword of 1 to 10 recordings of it.
+
+    Args:
+        network: whose embeddings are used.
+        background: of the same network.
+        name: of the keyword.
+        recordings: what each is called, and its samples (S,), int16 values, in which the word is said once.
+        point: operating point that streams will be judged at.
+        threshold: smoothed score that counts as a hit.
+
+    Raises:
+        EnrolError: naming the recording that is of no use, and why.
+    """
+    check_name(name, network.config)
+    if not 1 <= len(recordings) <= MOST_RECORDINGS:
+        raise EnrolError(f"a keyword is made of 1 to {MOST_RECORDINGS} recordings, not {len(recordings)}")
+    for title, samples in recordings:
+        check_recording(title, samples)
+    embedded = np.stack([embed_recording(network, samples, point) for _, samples in recordings])
+    check_agreement([title for title, _ in recordings], background.project(embedded), background)
+    prototype = tuple(round(float(value), 5) for value in embedded.mean(axis=0))
+    return EnrolledKeyword(name, network.checkpoint.fingerprint, len(recordings), prototype, threshold)
+
+
+def check_name(name: str, config: ModelConfig) -> None:
+    """Refuse names that cannot stand beside the network's labels.
+
+    Raises:
+        EnrolError: saying what is wrong with it.
+    """
+    if not NAME.fullmatch(name):
+        raise EnrolError(
+            f"{name!r} is no name for a keyword: up to 32 letters, digits, spaces, apostrophes and hyphens"
+        )
+    if name in config.labels:
+        raise EnrolError(f"the model knows {name!r} already; choose another name")
+
+
+def check_recording(title: str, samples: Array) -> None:
+    """Refuse a recording that nothing can be learnt from.
+
+    Raises:
+        EnrolError: naming it, and what to do.
+    """
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds < SHORTEST_S:
+        raise EnrolError(f"{title} is too short ({seconds:.2f} s): record the word with a little silence around it")
+    if seconds > LONGEST_S:
+        raise EnrolError(
+            f"{title} is too long ({seconds:.1f} s): say the word once, and cut to {LONGEST_S:g} s or less"
+        )
+    start, end = spoken_span(samples)
+    if rms(samples[start:end]) < FAINTEST_RMS or np.ptp(frames(samples).mean(axis=1)) < 1.0:
+        raise EnrolError(f"{title} is silent: check the microphone, and record it again")
+    if (end - start) / SAMPLE_RATE < SHORTEST_WORD_S:
+        raise EnrolError(f"{title} holds a click rather than a word: record it again")
+    clipped = float((np.abs(samples[start:end]) >= LOUDEST).mean())
+    if clipped > MOST_CLIPPED:
+        raise EnrolError(
+            f"{title} is clipped ({clipped:.1%} of the word): turn the microphone down and record it again"
+        )
+
+
+def check_agreement(titles: Sequence[str], projected: Array, background: Background) -> None:
+    """Refuse a recording that sounds more like any other word than like the rest (n, C); two cannot tell which.
+
+    Raises:
+        EnrolError: naming the one that agrees least.
+    """
+    n = len(projected)
+    if n < 2:
+        return
+    others = (projected.sum(axis=0) - projected) / (n - 1)
+    scores = [
+        float(ratio(one[None], other[None], np.array([n - 1]), background)[0, 0])
+        for one, other in zip(projected, others, strict=True)
+    ]
+    worst = int(np.argmin(scores))
+    if scores[worst] < 0:
+        which = titles[worst] if n > 2 else f"{titles[0]} or {titles[1]}"
+        raise EnrolError(f"{which} does not sound like the same word as the rest: listen to it, or record it again")
+
+
+def embed_recording(network: Network, samples: Array, point: str) -> Array:
+    """A recording (S,) of one word -> its embedding (C): the mean of those shortly after the word."""
+    token = network.config.token_samples
+    _, end = spoken_span(samples)
+    silence = np.zeros((SETTLE[-1] + 3) * token, np.float32)
+    tokens = tokens_of(network, np.concatenate((samples[: end + token], silence)))
+    cache = network.new_cache(1)
+    cache.configure(0, network.points.index(point))
+    _, pooled = network.embed(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
+    return at_moments(pooled[None], np.array([end // token]))[0].mean(axis=0)
+
+
+def ratio(projected: Array, prototypes: Array, counts: NDArray[np.int64], background: Background) -> Array:
+    """Log-likelihood ratio of each keyword to everything else.
+
+    Args:
+        projected: coordinates (N, C).
+        prototypes: means (E, C) of the keywords' recordings, in the same coordinates.
+        counts: recordings of each keyword, (E,).
+        background: its variances and rivals.
+
+    Returns:
+        (N, E).
+    """
+    between, n = background.between, counts[:, None]
+    known = n * between / (n * between + 1)
+    same = _normal(projected, known * prototypes, 1 + between / (n * between + 1))
+    rivals = _normal(projected, background.rivals, np.ones_like(background.rivals))
+    anything = _normal(projected, np.zeros((1, len(between))), (1 + between)[None])
+    return same - np.logaddexp.reduce(np.concatenate((anything, rivals), axis=1), axis=1)[:, None]
+
+
+def _normal(x: Array, means: Array, variances: Array) -> Array:
+    """Logarithms of normal densities, without their constant: (N, C), (R, C), (R, C) -> (N, R)."""
+    precisions = 1 / variances
+    squares = x**2 @ precisions.T - 2 * x @ (means * precisions).T + (means**2 * precisions).sum(axis=1)
+    return -0.5 * (squares + np.log(variances).sum(axis=1))
+
+
+class Spotting:
+    """Enrolled keywords on one network: embeddings in, a column 0..1 for each keyword out. Const."""
+
+    def __init__(self, background: Background, keywords: Sequence[EnrolledKeyword]) -> None:
+        self.keywords = tuple(keywords)
+        self._background = background
+        self._counts = np.array([keyword.recordings for keyword in keywords], np.int64)
+        self._prototypes = background.project(np.array([keyword.prototype for keyword in keywords], np.float32))
+        usual = ratio(background.sample, self._prototypes, self._counts, background)
+        low, self._middle, high = np.quantile(usual, (0.16, 0.5, 0.84), axis=0)
+        self._spread = (high - low) / 2
+        ridged = background.speech_spread + RIDGE * np.eye(len(background.mean), dtype=np.float32)
+        directions = np.linalg.solve(ridged, (self._prototypes - background.speech).T)
+        self._directions = directions / np.sqrt(((background.speech_spread @ directions) * directions).sum(axis=0))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keywords' names, in the order of the columns."""
+        return tuple(keyword.name for keyword in self.keywords)
+
+    def distances(self, embeddings: Array) -> Array:
+        """Embeddings (N, C) -> how many standard deviations each keyword lies above the background, (N, E)."""
+        x = self._background.project(embeddings)
+        ratios = ratio(x, self._prototypes, self._counts, self._background)
+        words = (ratios - self._middle) / self._spread
+        speech = (x - self._background.speech) @ self._directions
+        return AGAINST_WORDS * words + (1 - AGAINST_WORDS) * speech
+
+    def scores(self, embeddings: Array) -> Array:
+        """Embeddings (N, C) -> (N, E), 0..1."""
+        odds = PROPORTION * (self.distances(embeddings) - DISTANCE)
+        return (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)

@@ -1,0 +1,130 @@
+"""Enrolled keywords on endless audio: how many are missed, at what rate of false alarms, by number of recordings.
+
+Validation speakers are halved: one half says the recordings, the other the streams, so nobody hears himself. The words
+that are enrolled are left out of the background, but the network itself has heard them, as unknown words: a word that
+it was never trained to tell from others, yet not one that it never met.
+
+    alone    the enrolled words in noise at 0-20 dB    mixed    the same with as many others between them, and the
+    speech   running speech without them                        ten keywords are among those
+
+Rates are counted over `alone` and `speech`, as for the network's own keywords, and over `mixed` by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from models.background import Background
+from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.data import Item
+from models.enroll import EnrolledKeyword, Spotting, embed_recording
+from models.evaluate_sets import KEYWORDS_ALONE, MIXED, Material, build_many, gather_material
+from models.evaluate_streams import Detect, Heard, Tally, shifted, total
+from models.features import Array
+from models.network import Network
+from models.offline import tokens_of
+from models.streams import Stream
+
+WORDS = ("bed", "cat", "happy", "one", "zero", "eight", "five")
+"""Unknown words of which there is enough validation audio."""
+COUNTS = (3, 5, 10)
+OFFSETS = tuple(np.linspace(-6.0, 9.0, 31))
+"""Shifts of the threshold, on the logit scale."""
+ALLOWED_PER_HOUR = 1.0
+
+
+Detector = Callable[[ModelConfig], Detect]
+"""Labels, within a configuration -> what detects them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A stream and the embedding of each of its tokens (N, C)."""
+
+    stream: Stream
+    embeddings: Array
+
+
+def halves(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
+    """Recordings by speaker: those to enrol, and those to judge; noise and running speech are among the latter."""
+    first: list[Item] = []
+    second: list[Item] = []
+    for item in items:
+        odd = hashlib.sha256(item.speaker.encode()).digest()[0] % 2
+        (first if odd and "_nohash_" in item.path.stem else second).append(item)
+    return first, second
+
+
+def streams_of(material: Material, words: Sequence[str], count: int, seed: int) -> dict[str, list[Stream]]:
+    """The sets of streams by name, `count` of ten minutes in each with words."""
+    return {
+        "alone": build_many(material, KEYWORDS_ALONE, count, seed, words),
+        "mixed": build_many(material, MIXED, count, seed + 1_000, words),
+        "speech": material.speech,
+    }
+
+
+def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Followed]:
+    """Run the network over streams, each from an empty past."""
+    followed = []
+    for stream in streams:
+        tokens = tokens_of(network, stream.samples)
+        cache = network.new_cache(1)
+        cache.configure(0, network.points.index(point))
+        _, pooled = network.embed(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
+        followed.append(Followed(stream, pooled))
+    return followed
+
+
+class Enrolment:
+    """Everything of one evaluation: the network, the background, and the recordings of each word, embedded."""
+
+    def __init__(self, network: Network, background: Background, recordings: Iterable[Item], point: str) -> None:
+        self.network, self.background = network, background
+        self.recordings: dict[str, list[Array]] = {}
+        for clip in gather_material(recordings).clips:
+            if clip.word in WORDS:
+                self.recordings.setdefault(clip.word, []).append(embed_recording(network, clip.samples, point))
+
+    def keyword(self, word: str, count: int, seed: int) -> EnrolledKeyword:
+        """A keyword of `count` recordings, drawn by seed."""
+        drawn = np.random.default_rng(seed).permutation(len(self.recordings[word]))[:count]
+        prototype = np.mean([self.recordings[word][i] for i in drawn], axis=0)
+        return EnrolledKeyword(word, self.network.checkpoint.fingerprint, len(drawn), tuple(prototype.tolist()))
+
+    def trade_off(self, keyword: EnrolledKeyword, followed: Sequence[Followed], detector: Detector) -> list[Tally]:
+        """What comes of one keyword on a set of streams, for every one of `OFFSETS`."""
+        spotting = Spotting(self.background, [keyword])
+        config = replace(self.network.config, labels=(SILENCE, UNKNOWN, keyword.name))
+        heard = [Heard(one.stream, np.pad(spotting.scores(one.embeddings), ((0, 0), (2, 0)))) for one in followed]
+        rule = {"threshold": keyword.threshold, "patience": 1}
+        calibration = {**self.network.checkpoint.calibration, "keywords": {keyword.name: rule}}
+        return [total(heard, shifted(calibration, offset), detector(config), config)[0] for offset in OFFSETS]
+
+
+def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int:
+    """The laxest threshold from which on, stricter ones included, the rate of false alarms is allowed."""
+    rates = [tally.false_alarms.total() / tally.hours for tally in tallies]
+    over = [i for i, rate in enumerate(rates) if rate > allowed]
+    return min(over[-1] + 1, len(tallies) - 1) if over else 0
+
+
+def summed(parts: Sequence[Tally]) -> Tally:
+    """Several outcomes as one."""
+    whole = Tally()
+    for part in parts:
+        whole.add(part)
+    return whole
+
+
+def point_report(tallies: Sequence[Tally], index: int) -> dict[str, Any]:
+    """One threshold's outcome, without what is always the same."""
+    names = ("hours", "keywords", "missed", "miss_rate", "miss_rate_bounds", "false_alarms")
+    rates = ("false_alarms_per_hour", "false_alarms_per_hour_bounds", "latency_ms_p50")
+    report = tallies[index].report()
+    return {"offset": round(float(OFFSETS[index]), 2), **{name: report[name] for name in (*names, *rates)}}
