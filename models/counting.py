@@ -19,7 +19,7 @@ from models.config import ModelConfig
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from models.cache import Cache
+    from models.engines import AnyCache
 
 GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
 """Groups of matrix products, as metrics and reports name them."""
@@ -75,7 +75,7 @@ class Count:
         return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, self.window - earlier.window)
 
 
-def count(cache: Cache, row: int) -> Count:
+def count(cache: AnyCache, row: int) -> Count:
     """MACs of one stream since it began."""
     tokens = int(cache.tokens[row])
     return Count(tokens, cache.macs[row].copy(), causal_macs(cache.config, tokens), window_macs(cache.config, tokens))

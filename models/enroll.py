@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from models.background import SETTLE, Background, at_moments
 from models.config import ModelConfig
+from models.engines import AnyNetwork
 from models.features import Array, frames
 from models.network import Network
 from models.offline import tokens_of
@@ -65,7 +66,7 @@ class EnrolledKeyword:
         """Write a small JSON file."""
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def check_network(self, network: Network) -> None:
+    def check_network(self, network: AnyNetwork) -> None:
         """Refuse another network's keyword.
 
         Raises:

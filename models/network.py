@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from models.cache import Cache, padded
 from models.checkpoint import DENSE, Checkpoint, CheckpointError
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
-from models.features import Array, log_mel
+from models.engines import check_batch, second_of_silence
+from models.features import Array
 from models.kernels import Scratch
 from models.lanes import WIDTH
 from models.packed import pack
@@ -60,6 +61,7 @@ class Network:
         """
         rows = np.ascontiguousarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.ascontiguousarray(counts, np.int64)
+        check_batch(self.config, rows, counts, frames)
         total, sizes = len(frames), self.net.sizes
         x = np.empty(total * sizes.channels, np.float32)
         logits = np.empty(total * sizes.labels, np.float32)
@@ -72,18 +74,17 @@ class Network:
 
     def warm_up(self) -> None:
         """Compile, or load what an earlier start compiled, by judging one second of silence, front end included."""
-        config, frontend = self.config, self.config.frontend
-        cache = self.new_cache(1)
-        tokens = frontend.sample_rate // config.token_samples
-        silence = log_mel(np.zeros((tokens * config.stride, frontend.window), np.float32), frontend)
-        frames = silence.reshape(tokens, config.stride, frontend.bands)
-        self.step(cache, np.zeros(1, np.int64), frames, np.array([tokens]))
+        frames = second_of_silence(self.config)
+        self.step(self.new_cache(1), np.zeros(1, np.int64), frames, np.array([len(frames)]))
 
     def _scratch(self) -> Scratch:
         """This thread's working memory."""
         if not hasattr(self._local, "scratch"):
             config = self.config
-            wide = max(config.hidden, padded(config.stem_inputs), config.heads * max(config.span, config.pool_span)) + WIDTH
+            wide = (
+                max(config.hidden, padded(config.stem_inputs), config.heads * max(config.span, config.pool_span))
+                + WIDTH
+            )
             self._local.scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),

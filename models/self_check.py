@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cache import Cache
 from models.checkpoint import DENSE
+from models.engines import AnyCache, AnyNetwork
 from models.features import Array
-from models.network import Network
 from models.offline import softmax
 
 SHARE = 1 / 500
@@ -58,7 +57,7 @@ class SelfCheck:
     """Checks streams of one cache; one thread watches, one recomputes."""
 
     def __init__(
-        self, network: Network, *, share: float = SHARE, bound: float = BOUND, seed: int | None = None
+        self, network: AnyNetwork, *, share: float = SHARE, bound: float = BOUND, seed: int | None = None
     ) -> None:
         self.network, self.share, self.bound = network, share, bound
         self._warm_up = network.config.receptive_tokens - 1
@@ -69,7 +68,7 @@ class SelfCheck:
         self._finished: deque[Recording] = deque()
 
     def watch(
-        self, cache: Cache, rows: NDArray[np.int64], counts: NDArray[np.int64], frames: Array, posteriors: Array
+        self, cache: AnyCache, rows: NDArray[np.int64], counts: NDArray[np.int64], frames: Array, posteriors: Array
     ) -> None:
         """Take notes after a step; arguments as in `Network.step`, and the posteriors (N, K) that came of it."""
         self._credit += self.share * len(frames) / self._length

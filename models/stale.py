@@ -20,7 +20,7 @@ def forget_stale(compiled: Dispatcher, *sources: str | None) -> None:
     To be called before anything of the folder is loaded: where a module is imported, that is.
     """
     newest = max(Path(str(source)).stat().st_mtime_ns for source in sources)
-    for index in Path(compiled.stats.cache_path).glob("*.nbi"):
+    for index in Path(str(compiled.stats.cache_path)).glob("*.nbi"):
         with suppress(FileNotFoundError):  # another process was faster
             if index.stat().st_mtime_ns < newest:
                 index.unlink()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import DENSE, Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
 from models.gates import hold
 from models.transformer import Gates, Past, StreamingKWT
@@ -113,16 +114,19 @@ def _full_past(model: StreamingKWT) -> Past:
 class CountingGates(Gates):
     """Delta gates that count what passes, with thresholds (B,) of their own for every stream.
 
-    moved: per gate, channels let through (B, N).
+    moved: per gate, channels let through (B, N). pooled: what the read-out pooled (B, N, C).
     """
 
     def __init__(self, thresholds: Mapping[str, Tensor], past: Past, future: Past) -> None:
         super().__init__(thresholds, past, future)
         self.exact = not any(bool(theta.any()) for theta in thresholds.values())
         self.moved: dict[str, Tensor] = {}
+        self.pooled: Tensor
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         """As `models.transformer.Gates`; where all thresholds are zero nothing is held, and time is no loop."""
+        if name == "readout.head":
+            self.pooled = x
         first = torch.zeros_like(x[..., :1, :])
         if (reference := self.past.held.get(name)) is not None:
             first[..., 0, : reference.shape[-1]] = reference
@@ -182,34 +186,41 @@ class TorchNetwork:
         """Room for `capacity` streams, each at its beginning."""
         return TorchCache(self.model, capacity)
 
-    @torch.inference_mode()
     def step(
         self, cache: TorchCache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
     ) -> Array:
-        """Advance a batch of streams; see `models.network.Network.step`.
+        """Advance a batch of streams as `embed` does; return the logits (N, K) alone."""
+        return self.embed(cache, rows, frames, counts)[0]
+
+    @torch.inference_mode()
+    def embed(
+        self, cache: TorchCache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array]:
+        """Advance a batch of streams; see `models.network.Network.embed`.
 
         Streams run together that have the same number of tokens in their window and of new ones, which in service
         is nearly all of them.
         """
         rows = np.asarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.asarray(counts, np.int64)
+        check_batch(self.config, rows, counts, frames)
         seen = np.minimum(cache.tokens[rows], _longest(self.config))
         first = np.cumsum(counts) - counts
         logits = np.empty((len(frames), len(self.config.labels)), np.float32)
+        pooled = np.empty((len(frames), self.config.channels), np.float32)
         for past, new in np.unique(np.stack((seen, counts), axis=1)[counts > 0], axis=0).tolist():
             group = np.flatnonzero((seen == past) & (counts == new))
             places = first[group, None] + np.arange(new)
-            logits[places] = self._run(cache, rows[group], past, np.asarray(frames)[places])
-        return logits
+            logits[places], pooled[places] = self._run(cache, rows[group], past, np.asarray(frames)[places])
+        return logits, pooled
 
     def warm_up(self) -> None:
-        """Judge a token of silence, so that the device is ready."""
-        frontend = self.config.frontend
-        silence = np.full((1, self.config.stride, frontend.bands), SILENT, np.float32)
-        self.step(self.new_cache(1), np.zeros(1, np.int64), silence)
+        """Judge one second of silence, so that front end and device are ready."""
+        frames = second_of_silence(self.config)
+        self.step(self.new_cache(1), np.zeros(1, np.int64), frames, np.array([len(frames)]))
 
-    def _run(self, cache: TorchCache, rows: NDArray[np.int64], seen: int, frames: Array) -> Array:
-        """Streams (B,) of equal past and frames (B, N, stride, bands) -> logits (B, N, K)."""
+    def _run(self, cache: TorchCache, rows: NDArray[np.int64], seen: int, frames: Array) -> tuple[Array, Array]:
+        """Streams (B,) of equal past, frames (B, N, stride, bands) -> logits (B, N, K), pooled (B, N, C)."""
         thetas = torch.from_numpy(self._table[cache.point[rows]] * cache.scale[rows, None]).to(self.device)
         places = torch.from_numpy(rows).to(self.device)
         past, future = cache.read(places, seen), Past()
@@ -219,7 +230,7 @@ class TorchNetwork:
         before = cache.tokens[rows, None] + np.arange(frames.shape[1])
         cache.macs[rows] += macs(self.config, gates.moved, before)
         cache.tokens[rows] += frames.shape[1]
-        return logits.cpu().numpy()
+        return logits.cpu().numpy(), gates.pooled.cpu().numpy()
 
 
 def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.int64]) -> NDArray[np.int64]:

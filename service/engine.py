@@ -33,7 +33,7 @@ from service.headroom import Usage
 from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
-    from models.network import Network
+    from models.engines import AnyNetwork
 
 TURN_TOKENS = 8
 """Tokens of one slot in one batch when many wait."""
@@ -84,7 +84,7 @@ class Engine:
 
     # --- life
 
-    def host(self, name: str, network: Network) -> Hosted:
+    def host(self, name: str, network: AnyNetwork) -> Hosted:
         """Serve a network under a name from now on; streams of an earlier one keep theirs."""
         self.hosted[name] = hosted = Hosted.of(name, network, self.slots, self.check_share)
         return hosted

@@ -22,7 +22,7 @@ from service.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from models.network import Network
+    from models.engines import AnyNetwork
 
 STREAMS = 64
 """Enough for batches as large as those of a full server."""
@@ -30,7 +30,7 @@ CHUNKS = 20
 """Of 100 ms: the first ones warm up, and the cheapest one counts, as a start may be a busy moment."""
 
 
-async def rehearse(network: Network) -> Usage:
+async def rehearse(network: AnyNetwork) -> Usage:
     """Judge noise that swells as speech does, and costs as much; return what a chunk of all streams took, once warm."""
     settings = Settings.model_construct()  # the defaults, whatever the operator's limits are
     metrics = Metrics(CollectorRegistry(), ())

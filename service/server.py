@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.config import KEYWORDS
+from models.engines import make_network
 from models.kwt_weights import KWTFileError, is_stock
-from models.network import Network
 from service.auth import Anyone, Guard, Keys
 from service.engine import Engine, clock
 from service.errors import Capacity, Draining, UnknownModel
@@ -34,6 +34,7 @@ from service.windows import ClipModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from models.engines import AnyNetwork
     from service.auth import Caller
     from service.protocol import ServerMessage
     from service.settings import Settings
@@ -121,7 +122,7 @@ class Server:
         stock = {name: path for name, path in more.items() if is_stock(path)}
         paths: dict[str, Path] = {DEFAULT: self.settings.model or shipped_path(), **more}
         networks = {
-            name: await asyncio.to_thread(warm_network, path) for name, path in paths.items() if name not in stock
+            name: await asyncio.to_thread(self._warm, path) for name, path in paths.items() if name not in stock
         }
         self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
@@ -129,6 +130,12 @@ class Server:
             log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
         first = self.engine.find(None).spec
         self.metrics.model(first.name, first.fingerprint, first.default_point)
+
+    def _warm(self, path: Path) -> AnyNetwork:
+        """Load a checkpoint and compile it."""
+        network = make_network(load_checkpoint(path), self.settings.engine, self.settings.device)
+        network.warm_up()
+        return network
 
     async def drain(self) -> None:
         """Take no more streams, tell those that are open, and give them time to end."""
@@ -244,10 +251,3 @@ class Server:
         for stream in self.streams:
             if stream.session.asked.coarsest > 1:
                 stream.warn(code, f"the server is {'' if shedding else 'no longer '}busy: {text}")
-
-
-def warm_network(path: Path) -> Network:
-    """Load a checkpoint and compile it."""
-    network = Network(load_checkpoint(path))
-    network.warm_up()
-    return network

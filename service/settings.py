@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.engines import Engine
+
 MINUTE, DAY = 60.0, 86_400.0
 
 
@@ -22,6 +24,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8770, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     model: Path | None = Field(None, description="Checkpoint that streams get; the shipped one if unset.")
+    engine: Engine = Field("kernels", description="What runs the networks: our kernels, or torch.")
+    device: str = Field("cpu", description="Where torch runs them: cpu, cuda, or cuda:N.")
     models: dict[str, Path] = Field({}, description='More checkpoints by name, as JSON: {"name": "path"}.')
     sessions: int = Field(1_000, ge=1, le=100_000, description="Streams admitted at most; later ones get 503.")
     batch_ms: float = Field(

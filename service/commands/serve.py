@@ -14,6 +14,7 @@ import typer
 import uvicorn
 
 from models.checkpoint import load_checkpoint, shipped_path
+from models.engines import Engine, check_engine
 from models.kwt_weights import is_stock
 from service import logs
 from service.app import create_app
@@ -64,6 +65,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint to serve; the shipped one if left out.")] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="What runs the networks: our kernels, or torch, for an accelerator.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where torch runs: cpu, cuda, or cuda:N.")] = None,
     sessions: Annotated[int | None, typer.Option(help="Streams admitted at most.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
@@ -72,12 +77,13 @@ def serve(
     ] = False,
 ) -> None:
     """Run the server until SIGTERM; other settings come from the environment, see --settings."""
-    given = {"host": host, "port": port, "model": model, "sessions": sessions}
+    given = {"host": host, "port": port, "model": model, "engine": engine, "device": device, "sessions": sessions}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     logs.configure(pretty=pretty)
     if settings.model is not None and is_stock(settings.model):
         raise typer.BadParameter(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
+    check_engine(settings.engine, settings.device)
     load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)

@@ -97,6 +97,21 @@ def test_equals_the_compiled_step(compiled: Network, network: TorchNetwork, fram
         assert (ours.skipped_vs_causal > 0.3) == (point == "gated")
 
 
+@pytest.mark.parametrize("point", ["dense", "gated"])
+def test_pools_what_the_compiled_step_pools(
+    compiled: Network, network: TorchNetwork, frames: Array, point: str
+) -> None:
+    pooled = []
+    for each in (compiled, network):
+        cache = each.new_cache(STREAMS)
+        for row in range(STREAMS):
+            cache.configure(row, each.points.index(point))
+        counts = np.full(STREAMS, TOKENS)
+        pooled.append(each.embed(cache, np.arange(STREAMS), frames.reshape(-1, *frames.shape[2:]), counts)[1])
+    assert np.ptp(pooled[0]) > 0.1
+    np.testing.assert_allclose(pooled[1], pooled[0], atol=1e-4)
+
+
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.lists(st.integers(1, TOKENS - 1), unique=True, max_size=6), min_size=STREAMS, max_size=STREAMS),
