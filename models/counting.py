@@ -31,13 +31,13 @@ class Count:
     """MACs over `tokens` tokens of one or many streams.
 
     layers: (layers + 2, 6) done, as the kernels count: stem, blocks, read-out.
-    causal: MACs by group of the causal baseline; window: MACs of the window baseline, in total.
+    causal, window: MACs by group of the two baselines.
     """
 
     tokens: int
     layers: NDArray[np.int64]
     causal: dict[str, int]
-    window: int
+    window: dict[str, int]
 
     @property
     def done(self) -> dict[str, int]:
@@ -62,17 +62,19 @@ class Count:
     @property
     def skipped_vs_window(self) -> float:
         """Share of the window baseline's MACs that were not done."""
-        return _skipped(self.total, self.window)
+        return _skipped(self.total, sum(self.window.values()))
 
     def __add__(self, other: Count) -> Count:
         """Of both streams together."""
         causal = {group: self.causal[group] + other.causal[group] for group in GROUPS}
-        return Count(self.tokens + other.tokens, self.layers + other.layers, causal, self.window + other.window)
+        window = {group: self.window[group] + other.window[group] for group in GROUPS}
+        return Count(self.tokens + other.tokens, self.layers + other.layers, causal, window)
 
     def __sub__(self, earlier: Count) -> Count:
         """Since an earlier count of the same stream."""
         causal = {group: self.causal[group] - earlier.causal[group] for group in GROUPS}
-        return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, self.window - earlier.window)
+        window = {group: self.window[group] - earlier.window[group] for group in GROUPS}
+        return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, window)
 
 
 def count(cache: AnyCache, row: int) -> Count:
@@ -83,7 +85,7 @@ def count(cache: AnyCache, row: int) -> Count:
 
 def nothing(config: ModelConfig) -> Count:
     """The count of no tokens."""
-    return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), 0)
+    return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), window_macs(config, 0))
 
 
 def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
@@ -102,19 +104,19 @@ def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
     }
 
 
-def window_macs(config: ModelConfig, tokens: int) -> int:
-    """MACs of recomputing the last `pool_span` tokens at each of `tokens` tokens; the past before a stream is silence.
+def window_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
+    """MACs by group of recomputing the last `pool_span` tokens at each of `tokens` tokens.
 
-    The read-out is needed at the newest token only.
+    The past before a stream is silence; the read-out is needed at the newest token only.
     """
-    return tokens * _one_window(config)
+    return {group: tokens * macs for group, macs in _one_window(config).items()}
 
 
 @lru_cache
-def _one_window(config: ModelConfig) -> int:
+def _one_window(config: ModelConfig) -> dict[str, int]:
     macs = causal_macs(config, config.pool_span)
     readout = config.channels * (config.pool_span * (config.heads + 1) + len(config.labels))
-    return sum(macs.values()) - macs["readout"] + readout
+    return {**macs, "readout": readout}
 
 
 def _keys_seen(tokens: int, span: int) -> int:

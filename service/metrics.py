@@ -127,7 +127,7 @@ class Metrics:
         for group in GROUPS:
             self._done[group].inc(work.done.get(group, 0))
             self._causal[group].inc(work.causal.get(group, 0))
-        self._window.inc(work.window)
+            self._window[group].inc(work.window.get(group, 0))
         self._tokens.inc(work.tokens)
 
     def waited(self, seconds: float) -> None:
@@ -220,9 +220,10 @@ class Metrics:
     def _register_work(self) -> None:
         done = self._counter("macs_done", "Multiply-accumulates done, by group of products.", group=GROUPS)
         causal = self._counter("macs_causal", "What dense arithmetic on new tokens would have done.", group=GROUPS)
+        window = self._counter("macs_window", "What recomputing the window at every hop would have done.", group=GROUPS)
         self._done = {group: done.labels(group) for group in GROUPS}
         self._causal = {group: causal.labels(group) for group in GROUPS}
-        self._window = self._counter("macs_window", "What recomputing the window at every hop would have done.")
+        self._window = {group: window.labels(group) for group in GROUPS}
         self._tokens = self._counter("tokens", "Tokens that the network has judged.")
 
     def _register_time(self) -> None:

@@ -25,7 +25,7 @@ def metrics():
     return Metrics(CollectorRegistry(), ["yes", "no"])
 
 
-WORK = SimpleNamespace(done={"qkv": 20, "up": 1}, causal={"qkv": 100, "up": 50}, window=4000, tokens=7)
+WORK = SimpleNamespace(done={"qkv": 20, "up": 1}, causal={"qkv": 100, "up": 50}, window={"up": 4000}, tokens=7)
 MODEL = {"model": "skwt", "fingerprint": "abc", "point": "shipped"}
 MOVES = {
     "session_opened": ((), [("sessions_open", {}, 1)]),
@@ -42,7 +42,7 @@ MOVES = {
         [
             ("macs_done_total", {"group": "qkv"}, 20),
             ("macs_causal_total", {"group": "up"}, 50),
-            ("macs_window_total", {}, 4000),
+            ("macs_window_total", {"group": "up"}, 4000),
             ("tokens_total", {}, 7),
         ],
     ),
@@ -103,7 +103,7 @@ def test_every_close_code_is_an_outcome():
 
 def test_all_label_values_stand_at_zero_from_the_start(metrics):
     bounded = {"sessions": OUTCOMES, "refusals": REFUSALS, "clips": CLIP_OUTCOMES, "suppressions": SUPPRESSIONS}
-    for name, values in {**bounded, "macs_done": GROUPS, "macs_causal": GROUPS}.items():
+    for name, values in {**bounded, "macs_done": GROUPS, "macs_causal": GROUPS, "macs_window": GROUPS}.items():
         found = [s for s in _series(metrics) if s.name == f"deltaspot_{name}_total"]
         assert [next(iter(s.labels.values())) for s in found] == list(values)
         assert not any(s.value for s in found)

@@ -121,7 +121,7 @@ DASHBOARDS: dict[str, list[list[Panel]]] = {
                 "Why work was skipped",
                 SHARE,
                 {"{{reason}}": "job_reason:deltaspot_macs_skipped:ratio_rate5m"},
-                note="Shares of the window baseline: cache is what past tokens need not cost again, gates the rest.",
+                note="Of the window baseline. Window: past tokens cost nothing again; delta: what gates held back.",
             ),
         ],
         [
@@ -138,6 +138,14 @@ DASHBOARDS: dict[str, list[list[Panel]]] = {
                     "dense causal": per_second("deltaspot_macs_causal_total", "job"),
                     "window": per_second("deltaspot_macs_window_total", "job"),
                 },
+            ),
+        ],
+        [
+            Panel(
+                "Skipped by group and reason",
+                SHARE,
+                {"{{group}}, {{reason}}": "job_group_reason:deltaspot_macs_skipped:ratio_rate5m"},
+                note="Shares of the group's own window baseline.",
             ),
         ],
         [

@@ -23,9 +23,9 @@ START_S = 240
 
 
 @contextmanager
-def process(port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(port: int, *options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """`deltaspot serve`, ready."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), *options]
     with subprocess.Popen(command, env={**environment, "PATH": ""}, stderr=subprocess.DEVNULL) as server:
         try:
             waited = asyncio.run(_ready(port, server))
@@ -52,8 +52,10 @@ async def chunks(samples: np.ndarray, before: dict[int, asyncio.Event]) -> Async
         yield samples[at : at + 1_600].astype("<i2").tobytes()
 
 
-async def listen(url: str, samples: np.ndarray, told: list[object], before: dict[int, asyncio.Event]) -> list[object]:
-    async with asyncio.timeout(START_S), connect(url, point="dense") as spotter:
+async def listen(
+    url: str, samples: np.ndarray, told: list[object], before: dict[int, asyncio.Event], point: str = "dense"
+) -> list[object]:
+    async with asyncio.timeout(START_S), connect(url, point=point) as spotter:
         spotter.play(chunks(samples, before))
         async for event in spotter:
             told.append(event)  # noqa: PERF401 (others watch it grow)
@@ -129,6 +131,23 @@ def test_models_are_reloaded_on_hangup(spoken: np.ndarray) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             assert answer.status == 200
         assert server.poll() is None
+
+
+def test_torch_engine_hears_what_the_kernels_hear(spoken: np.ndarray) -> None:
+    pytest.importorskip("torch", reason="an engine of its own")
+    heard = []
+    for engine in ("kernels", "torch"):
+        port = free_port(0)
+        with process(port, "--engine", engine, "--device", "cpu", "--sessions", "8"):
+            told = asyncio.run(listen(f"ws://127.0.0.1:{port}", spoken, [], {}, "shipped"))
+            heard.append(detections(told))
+            assert isinstance(told[-1], Closed)
+            assert 0 < told[-1].totals.macs_skipped_vs_causal < told[-1].totals.macs_skipped_vs_window
+    kernels, torch = heard
+    assert len(kernels) >= 10
+    assert [(i, word) for i, word, _ in torch] == [(i, word) for i, word, _ in kernels]
+    for (_, _, at), (_, _, other) in zip(torch, kernels, strict=True):
+        assert at == pytest.approx(other, abs=0.1)  # rounding decides at a threshold, and a token comes late
 
 
 def test_broken_model_stops_the_start_with_one_line(tmp_path: Path) -> None:
