@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 LIMIT = 0.95
 """Share of its time for which a thread may be busy; beyond that, precision is shed and nobody is admitted."""
-TELLING = 0.5
+TELLING = 0.7
 """Share above which measured costs are believed: an idle process works in small batches, which cost more."""
 WEIGHT = 0.3
 """Of the newest measurement."""
@@ -52,11 +52,12 @@ class Headroom:
         self._cores = cores or len(os.sched_getaffinity(0))
         self._rehearsed = self.cost = rehearsed.share(rehearsed.audio, self._cores)
 
-    def observe(self, spent: Usage, seconds: float) -> None:
-        """Take what was spent in the last `seconds` of wall time."""
-        busy = spent.share(seconds, self._cores)
-        cost = spent.share(spent.audio, self._cores) if busy > TELLING and spent.audio > 0 else self._rehearsed
-        self.cost += WEIGHT * (cost - self.cost)
+    def observe(self, spent: Usage, seconds: float, *, shedding: bool = False) -> None:
+        """Take what was spent in the last `seconds` of wall time; what shedding saves is a reserve, no room."""
+        told = spent.audio > 0 and spent.share(seconds, self._cores) > TELLING
+        cost = spent.share(spent.audio, self._cores) if told else self._rehearsed
+        if cost > self.cost or not shedding:
+            self.cost += WEIGHT * (cost - self.cost)
 
     @property
     def streams(self) -> int:

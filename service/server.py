@@ -222,7 +222,7 @@ class Server:
         for turn in itertools.count():
             await asyncio.sleep(CHECK_S)
             usage, now = self.engine.usage, clock()
-            self.headroom.observe(usage - before, now - at)
+            self.headroom.observe(usage - before, now - at, shedding=self.engine.scale > 1.0)
             before, at = usage, now
             self._make_room()
             self.metrics.ready(self.ready)

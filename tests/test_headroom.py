@@ -37,6 +37,8 @@ def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:
     for _ in range(50):
         headroom.observe(Usage(engine=0.8, loop=0.0, audio=100.0), 1.0)
     assert headroom.streams == int(LIMIT / 0.008)
+    headroom.observe(Usage(engine=0.8, loop=0.0, audio=300.0), 1.0, shedding=True)
+    assert headroom.streams == int(LIMIT / 0.008)
     for _ in range(50):
         headroom.observe(Usage(engine=0.0, loop=0.0, audio=0.0), 1.0)
     assert headroom.streams == rehearsed
