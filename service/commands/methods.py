@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.kwt import KWT
 
+R = TypeVar("R")
 PUBLISHED = "kwt1_v2_12.tflite"
 
 
@@ -68,9 +70,9 @@ def methods(
         return
     clips = read_clips(walk(data), checkpoint.config, split)
     extra = pruning_tuned.load(kwt, tuned) if kwt else None
-    rows = list(stock_rows(kwt, clips, learned, extra)) if kwt else []
-    rows += streaming_rows(Network(checkpoint), clips, learned)
-    sliding = list(sliding_rows(kwt.config, kwt.weights(), end_to_end(clips))) if kwt else []
+    rows = list(_told(stock_rows(kwt, clips, learned, extra), table)) if kwt else []
+    rows += _told(streaming_rows(Network(checkpoint), clips, learned), table)
+    sliding = list(_told(sliding_rows(kwt.config, kwt.weights(), end_to_end(clips)), sliding_table)) if kwt else []
     if report:
         write_report(rows, sliding, report, f"{len(clips.samples)} clips, split: {split}")
         if extra:
@@ -106,6 +108,13 @@ def _learn(
     if kwt and "kwt1-tuned" in what:
         bench = stock_bench(kwt, read_clips(walk(data), checkpoint.config, "training"))
         pruning_tuned.save(kwt, pruning_tuned.tune(kwt, bench.clips, tell=_progress), tuned)
+
+
+def _told(rows: Iterable[R], table: Callable[[list[R]], str]) -> Iterator[R]:
+    """Rows as they come, each told as it is measured: all of them take minutes."""
+    for row in rows:
+        _progress(table([row]).splitlines()[-1])
+        yield row
 
 
 def _progress(line: str) -> None:
