@@ -87,8 +87,8 @@ def layout(config: ModelConfig) -> Layout:
     for name in ("head_channels", "hidden", "span", "pool_span"):
         if getattr(config, name) % WIDTH:
             raise ConfigError(f"{name} must be a multiple of {WIDTH} to be compiled, got {getattr(config, name)}")
-    h = config.heads
-    block = BlockLayout(*offsets([c, 3 * c, c, c * w, h * w, w * c, h * w, c, c, c, c, config.hidden, config.hidden, c]))
+    h, hidden = config.heads, config.hidden
+    block = BlockLayout(*offsets([c, 3 * c, c, c * w, h * w, w * c, h * w, c, c, c, c, hidden, hidden, c]))
     pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands
     whole = offsets([history, config.stem_inputs, c, config.layers * block.size, pool.size])

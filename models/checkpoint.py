@@ -25,6 +25,7 @@ FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
 LEARNED = "learned"
 """Operating points that every checkpoint has, and that the gated stage of training leaves."""
+FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 BACKGROUND = "background."
 """Arrays of this prefix are no weights."""
 
@@ -37,7 +38,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A trained model and how to run it.
 
-    weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`.
+    weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`. Matrices are rounded
+        to what half precision can hold, so that whoever computes with them computes with the same numbers.
     points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
     calibration: how posteriors become detections: {"window_tokens", "margin", "refractory_ms",
         "keywords": {word: {"threshold", "patience"}}}.
@@ -52,6 +54,10 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     background: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Round the matrices."""
+        object.__setattr__(self, "weights", {name: rounded(name, array) for name, array in self.weights.items()})
+
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits of SHA-256 over everything that changes what the model says."""
@@ -64,6 +70,16 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of weights."""
         return sum(array.size for array in self.weights.values())
+
+
+def is_matrix(name: str, array: NDArray[Any]) -> bool:
+    """Whether a weight is kept in half precision."""
+    return name.endswith(".weight") and array.ndim > 1
+
+
+def rounded(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A weight as checkpoints hold it."""
+    return array.astype(np.float16).astype(np.float32) if is_matrix(name, array) else array
 
 
 def _plain(value: object) -> object:
@@ -87,7 +103,10 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     arrays = {**checkpoint.weights, **{BACKGROUND + name: array for name, array in checkpoint.background.items()}}
-    stored = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in arrays.items()}
+    stored = {
+        name: np.ascontiguousarray(array, np.float16 if is_matrix(name, array) else np.float32)
+        for name, array in arrays.items()
+    }
     save_file(stored, partial, metadata)
     partial.replace(path)
 
@@ -108,8 +127,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no {FORMAT} checkpoint but {metadata.get('format', 'without a format')!r}")
-    if bad := [name for name, array in weights.items() if array.dtype != np.float32 or not np.isfinite(array).all()]:
-        raise CheckpointError(f"{path} holds weights that are not finite float32: {', '.join(bad)}")
+    if bad := [name for name, array in weights.items() if array.dtype not in FLOATS or not np.isfinite(array).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite float32 or float16: {', '.join(bad)}")
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
         rest = {name: json.loads(metadata[name]) for name in ("points", "calibration", "metadata")}

@@ -40,6 +40,8 @@ from models.lanes import (
 from models.stale import forget_stale
 
 F32 = NDArray[np.float32]
+F16 = NDArray[np.uint16]
+"""Half-precision floats, kept as uint16."""
 EMPTY = np.float32(-1e30)
 EPSILON = np.float32(1e-5)
 
@@ -53,7 +55,7 @@ class Matrix(NamedTuple):
     Its sums begin with `bias[bias_at : bias_at + width]`.
     """
 
-    rows: F32
+    rows: F32 | F16
     at: int
     width: int
     stride: int
@@ -162,11 +164,11 @@ def normalise(x, x_at, size, norm, norm_at, y):
 
 
 @compiled
-def softmax(scores, scores_at, bias, bias_at, filled, size, weights, weights_at):
-    """Weights (size) of scores + bias; places from `filled` on weigh nothing."""
+def softmax(scores, scores_at, scale, bias, bias_at, filled, size, weights, weights_at):
+    """Weights (size) of scale * scores + bias; places from `filled` on weigh nothing."""
     peak = splat(EMPTY)
     for lane in range(0, size, WIDTH):
-        score = load(scores, scores_at + lane) + load(bias, bias_at + lane)
+        score = fma(splat(scale), load(scores, scores_at + lane), load(bias, bias_at + lane))
         score = keep_below(score, lane, filled, EMPTY)
         store(weights, weights_at + lane, score)
         peak = maximum(peak, score)

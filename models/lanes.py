@@ -24,6 +24,7 @@ _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
 _VECTOR = ir.VectorType(_F32, WIDTH)
 _IVECTOR = ir.VectorType(_I32, WIDTH)
+_HVECTOR = ir.VectorType(ir.HalfType(), WIDTH)
 
 
 class Lanes(types.Type):
@@ -215,28 +216,34 @@ def _row_adder(vectors: int):
 
     @intrinsic
     def add_rows(typingctx, y, y_at, matrix, matrix_at, stride, index, change, count):
-        """y += sum over k < count of change[k] * matrix[matrix_at + index[k] * stride :]."""
+        """y += sum over k < count of change[k] * matrix[matrix_at + index[k] * stride :].
+
+        A matrix of uint16 holds half-precision floats, widened as they are read: half the bytes, and bytes are
+        what a product of a vector waits for.
+        """
+        half = matrix.dtype == types.uint16
 
         def code(context, builder, signature, args):
             kinds, (y, y_at, matrix, first, stride, index, change, count) = signature.args, args
 
-            def row(kind, array, at, vector):
+            def row(kind, array, at, vector, element=_VECTOR):
                 place = builder.add(at, ir.Constant(at.type, vector * WIDTH))
-                return _pointer(context, builder, kind, array, place)
+                return _pointer(context, builder, kind, array, place, element)
 
-            sums = []
-            for vector in range(vectors):
-                value = builder.load(row(kinds[0], y, y_at, vector))
-                value.align = 4
-                sums.append(cgutils.alloca_once_value(builder, value))
+            def weights(at, vector):
+                value = builder.load(row(kinds[2], matrix, at, vector, _HVECTOR if half else _VECTOR))
+                value.align = 2 if half else 4
+                return builder.fpext(value, _VECTOR) if half else value
+
+            before = [builder.load(row(kinds[0], y, y_at, vector), align=4) for vector in range(vectors)]
+            sums = [cgutils.alloca_once_value(builder, value) for value in before]
             with cgutils.for_range(builder, count) as loop:
                 number = builder.load(_pointer(context, builder, kinds[5], index, loop.index, _I32))
                 at = builder.add(first, builder.mul(builder.sext(number, stride.type), stride))
                 factor = _splat(builder, builder.load(_pointer(context, builder, kinds[6], change, loop.index, _F32)))
                 for vector, total_at in enumerate(sums):
-                    weight = builder.load(row(kinds[2], matrix, at, vector))
-                    weight.align = 4
-                    product = _call(builder, f"llvm.fma.v{WIDTH}f32", _VECTOR, factor, weight, builder.load(total_at))
+                    terms = factor, weights(at, vector), builder.load(total_at)
+                    product = _call(builder, f"llvm.fma.v{WIDTH}f32", _VECTOR, *terms)
                     builder.store(product, total_at)
             for vector, total_at in enumerate(sums):
                 builder.store(builder.load(total_at), row(kinds[0], y, y_at, vector)).align = 4

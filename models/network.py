@@ -105,5 +105,6 @@ def _threshold_table(config: ModelConfig, point: dict[str, float]) -> Array:
     table[0, 0] = point["stem"]
     for layer in range(config.layers):
         table[layer + 1] = [point[f"block{layer}.{kind}"] for kind in BLOCK_GATES]
+    table[1:-1, BLOCK_GATES.index("query")] *= config.head_channels**0.5  # the kernels gate queries before scaling
     table[-1, : len(READOUT_GATES)] = [point[f"readout.{kind}"] for kind in READOUT_GATES]
     return table

@@ -10,12 +10,12 @@ import numpy as np
 from models.cache import Layout, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
 from models.config import ModelConfig
-from models.kernels import F32
+from models.kernels import F16, F32
 from models.lanes import WIDTH
 
 
 class Sizes(NamedTuple):
-    """Integers of the model's shape; `labels` is `label_count` padded to whole vectors."""
+    """The model's shape: `labels` is `label_count` padded to whole vectors, `scale` the factor on scores."""
 
     bands: int
     stride: int
@@ -28,32 +28,34 @@ class Sizes(NamedTuple):
     pool_span: int
     labels: int
     label_count: int
+    scale: np.float32
 
 
 class Weights(NamedTuple):
     """All weights, input-major: a matrix (in, out) is one flat row per input channel, layer after layer.
 
-    The query's scale is folded into `qkv`; every bias row follows its matrix's outputs; `age_bias` holds, per
+    Matrices are half-precision floats, kept as uint16, which numba can hold; a checkpoint's are rounded already.
+    Every bias row follows its matrix's outputs; `age_bias` holds, per
     head, the bias by age twice in a row and reversed, so that any rotation of the ring is one slice.
     """
 
-    stem: F32
+    stem: F16
     stem_bias: F32
     norm1: F32
-    qkv: F32
+    qkv: F16
     qkv_bias: F32
     age_bias: F32
-    out: F32
+    out: F16
     out_bias: F32
     norm2: F32
-    up: F32
+    up: F16
     up_bias: F32
-    down: F32
+    down: F16
     down_bias: F32
     pool_norm: F32
-    pool_query: F32
+    pool_query: F16
     pool_age_bias: F32
-    head: F32
+    head: F16
     head_bias: F32
 
 
@@ -88,6 +90,7 @@ def _sizes(config: ModelConfig) -> Sizes:
         config.pool_span,
         padded(len(config.labels)),
         len(config.labels),
+        np.float32(config.head_channels**-0.5),
     )
 
 
@@ -105,14 +108,12 @@ def _weights(checkpoint: Checkpoint) -> Weights:
     def each(name: str, *shape: int) -> list[F32]:
         return [get(f"blocks.{i}.{name}", *shape) for i in range(config.layers)]
 
-    scale = np.ones((3 * c, 1), np.float32)
-    scale[:c] = config.head_channels**-0.5
     return Weights(
         stem=_matrix([get("stem.weight", c, config.stem_inputs)], rows=padded(config.stem_inputs)),
         stem_bias=get("stem.bias", c),
         norm1=_flat(zip(each("norm1.weight", c), each("norm1.bias", c), strict=True)),
-        qkv=_matrix([w * scale for w in each("attention.qkv.weight", 3 * c, c)]),
-        qkv_bias=_flat(b * scale[:, 0] for b in each("attention.qkv.bias", 3 * c)),
+        qkv=_matrix(each("attention.qkv.weight", 3 * c, c)),
+        qkv_bias=_flat(each("attention.qkv.bias", 3 * c)),
         age_bias=_flat(_by_slot(b) for b in each("attention.attend.bias", config.heads, config.span)),
         out=_matrix(each("attention.out.weight", c, c)),
         out_bias=_flat(each("attention.out.bias", c)),
@@ -129,11 +130,11 @@ def _weights(checkpoint: Checkpoint) -> Weights:
     )
 
 
-def _matrix(matrices: list[F32], rows: int = 0, columns: int = 0) -> F32:
+def _matrix(matrices: list[F32], rows: int = 0, columns: int = 0) -> F16:
     """Matrices (out, in) -> one flat array, input-major, padded with zeros to `rows` inputs and `columns` outputs."""
-    turned = [np.asarray(m, np.float32).T for m in matrices]
+    turned = [np.asarray(m, np.float16).T for m in matrices]
     padding = [((0, max(0, rows - m.shape[0])), (0, max(0, columns - m.shape[1]))) for m in turned]
-    return np.concatenate([np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True)])
+    return np.concatenate([np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True)]).view(np.uint16)
 
 
 def _flat(arrays: Iterable[F32 | tuple[F32, ...]]) -> F32:

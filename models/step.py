@@ -29,7 +29,7 @@ QKV, SCORES, VALUES, OUT, UP, DOWN = range(6)
 
 
 class Turn(NamedTuple):
-    """One stream's turn: its token's number, the ring's slot for it, slots filled, slots, and whether to rebuild sums."""
+    """One stream's turn: its token's number, its slot in a ring of `span`, slots filled, whether to rebuild sums."""
 
     token: int
     slot: int
@@ -47,7 +47,7 @@ def turn_of(token, row, span):
 
 @compiled
 def score(state, at, turn, theta, net, scratch):
-    """Gated scores of the query against the ring of keys; the number of query channels that moved.
+    """Gated scores, not yet scaled, of the query against the ring of keys; the number of query channels that moved.
 
     Old keys meet the change of the query only; the new key meets the whole held query.
     """
@@ -67,7 +67,7 @@ def score(state, at, turn, theta, net, scratch):
 
 
 @compiled
-def mix(state, scores_at, bias, bias_at, held_at, values_at, sum_at, turn, theta, net, scratch):
+def mix(state, scores_at, scale, bias, bias_at, held_at, values_at, sum_at, turn, theta, net, scratch):
     """Softmax of the scores, and the gated sum of the ring's values; the number of value rows read.
 
     The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first.
@@ -86,7 +86,7 @@ def mix(state, scores_at, bias, bias_at, held_at, values_at, sum_at, turn, theta
             count += 1
         copy(scratch.wide, place, state, row + place, width)
         ages = bias_at + head * 2 * span + span - turn.slot
-        softmax(state, scores_at + head * span, bias, ages, turn.filled, span, weights, 0)
+        softmax(state, scores_at + head * span, scale, bias, ages, turn.filled, span, weights, 0)
         ring = Matrix(state, values_at + place, width, channels, scratch.zero, 0)
         count += product(weights, 0, span, state, held, sum_at + place, ring, theta, turn.rebase, scratch)
     return count
@@ -103,7 +103,7 @@ def attend(state, at, layer, turn, theta, net, scratch, macs):
     bias_at = layer * sizes.heads * 2 * sizes.span
     scores, held, values = at + block.scores, at + block.held_weights, at + block.values
     sums = at + block.sum_values
-    count = mix(state, scores, bias, bias_at, held, values, sums, turn, theta[VALUES], net, scratch)
+    count = mix(state, scores, sizes.scale, bias, bias_at, held, values, sums, turn, theta[VALUES], net, scratch)
     macs[VALUES] += count * (channels // sizes.heads)
 
 
@@ -171,7 +171,9 @@ def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits
         state[scores + i * turn.span + turn.slot] = state[sums + i]
     copy(scratch.x, 0, scratch.wide, 0, c)
     held, values, sums = at + pool.held_weights, at + pool.values, at + pool.sum_values
-    count = mix(state, scores, weights.pool_age_bias, 0, held, values, sums, turn, theta[1], net, scratch)
+    count = mix(
+        state, scores, np.float32(1.0), weights.pool_age_bias, 0, held, values, sums, turn, theta[1], net, scratch
+    )
     macs[1] += count * (c // sizes.heads)
     held, pooled, sums = at + pool.held_head, sums, at + pool.sum_head
     count = product(state, pooled, c, state, held, sums, head, theta[2], turn.rebase, scratch)

@@ -12,7 +12,15 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
-from models.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, save, shipped_path
+from models.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    is_matrix,
+    load_checkpoint,
+    save,
+    shipped_path,
+)
 from models.config import KEYWORDS, ModelConfig, gate_names
 from models.network import Network
 from models.transformer import StreamingKWT
@@ -66,8 +74,19 @@ def test_file_holds_no_code(path: Path) -> None:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     assert set(header.pop("__metadata__")) == {"format", "config", "points", "calibration", "metadata"}
-    assert {entry["dtype"] for entry in header.values()} == {"F32"}
-    assert len(data) == 8 + size + 4 * random_checkpoint().parameters
+    assert {entry["dtype"] for entry in header.values()} == {"F16", "F32"}
+    weights = random_checkpoint().weights
+    assert len(data) == 8 + size + sum((2 if is_matrix(name, w) else 4) * w.size for name, w in weights.items())
+
+
+def test_matrices_are_what_half_precision_holds(path: Path) -> None:
+    """From the moment that a checkpoint is made, so that whoever computes with it has the same numbers."""
+    made, read = random_checkpoint().weights, load_checkpoint(path).weights
+    for name, weight in made.items():
+        np.testing.assert_array_equal(weight, read[name], err_msg=name)
+        assert weight.dtype == read[name].dtype == np.float32
+        if is_matrix(name, weight):
+            np.testing.assert_array_equal(weight, weight.astype(np.float16), err_msg=name)
 
 
 def test_fingerprint_follows_what_the_model_says() -> None:
