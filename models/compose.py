@@ -44,6 +44,8 @@ class Recipe:
     segment_gain_db: float = 4.0
     noisy: float = 0.8
     snr_db: tuple[float, float] = (-3.0, 30.0)
+    colour_db: float = 8.0
+    """How far a noise's bands are bent up or down, so that no noise is heard twice."""
     reversed: float = 0.3
     """Share of unknown words that are played backwards: speech that nobody has heard."""
     shred: int = 20
@@ -205,6 +207,7 @@ class Composer:
         recipe, (streams, length, _) = self.recipe, stream.shape
         start = self._integers(0, len(self.noise) - length, (streams, 1))
         noise = expand(self.noise[start + torch.arange(length)].float())
+        noise *= decibels(self._colour(streams, -recipe.colour_db, recipe.colour_db))
         mean = noise.mean(dim=(1, 2), keepdim=True).clamp(min=ENERGY_FLOOR / 100)
         snr = self._uniform((streams, 1, 1), *recipe.snr_db)
         noisy = self._uniform((streams, 1, 1)) < recipe.noisy
@@ -217,15 +220,19 @@ class Composer:
         babble = (self._uniform((streams, 1, 1)) < recipe.babble) & ~alone[:, None, None]
         return background + others * quiet * babble + self._bursts(stream.shape) * level
 
+    def _colour(self, streams: int, low: float, high: float) -> Tensor:
+        """A smooth random curve over the bands, in dB: (B, 1, M)."""
+        knots = self._uniform((streams, 1, 5), low, high)
+        return F.interpolate(knots, size=self.pixels.shape[2], mode="linear", align_corners=True)
+
     def _bursts(self, shape: tuple[int, ...]) -> Tensor:
         """Knocks and clicks, relative to the speech's mean level: sudden, coloured, decaying (B, T, M)."""
-        streams, length, bands = shape
+        streams, length, _ = shape
         energy = torch.zeros(shape)
         for _ in range(3):
             age = torch.arange(length)[None] - self._integers(0, length, (streams, 1))
             decay = torch.exp(-age.clamp(min=0) / self._uniform((streams, 1), 0.5, 6.0)) * (age >= 0)
-            knots = self._uniform((streams, 1, 5), -12.0, 6.0)
-            colour = F.interpolate(knots, size=bands, mode="linear", align_corners=True)
+            colour = self._colour(streams, -12.0, 6.0)
             energy += decay[..., None] * decibels(colour + self._uniform((streams, 1, 1), -10.0, 15.0))
         return energy * (self._uniform((streams, 1, 1)) < self.recipe.bursts)
 
