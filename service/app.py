@@ -173,6 +173,7 @@ async def detect(
         raise
     finally:
         server.metrics.clip(outcome, clock() - began)
+    server.metrics.audio_received(result.seconds, chunks=0)
     clip_judged(outcome, seconds=result.seconds, detections=len(result.detections), time_ms=result.time_ms)
     return result
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from service.server import Server
 
 BLOCK_BYTES = 1 << 16
+DECODE_S = 30.0
+"""Wall time that decoding one clip may take, all blocks together; the longest that is allowed needs a few seconds."""
 
 
 class Found(BaseModel):
@@ -75,7 +77,7 @@ async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Co
         WireError: no audio, too long, or a configuration that makes no sense.
     """
     began, limit = clock(), server.settings.clip_s
-    blocks = raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit)
+    blocks = within(DECODE_S, raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit))
     if (model := server.clip_models.get(configure.model or "")) is not None:
         try:
             return await _judge_windows(model, blocks, configure.point, server.decoding, began)
@@ -106,6 +108,21 @@ def raw_blocks(data: bytes, encoding: Encoding, configure: Configure, max_second
         if decoder.samples > max_seconds * configure.sample_rate:
             raise TooLong(f"the clip is longer than {max_seconds:g} s")
     yield decoder.flush()
+
+
+def within(seconds: float, blocks: Iterator[Array]) -> Iterator[Array]:
+    """The same blocks, while making them has taken at most so much wall time in all.
+
+    Raises:
+        TooLong: it has taken longer.
+    """
+    began, spent = clock(), 0.0
+    for block in blocks:
+        spent += clock() - began
+        if spent > seconds:
+            raise TooLong(f"decoding the clip took more than {seconds:g} s")
+        yield block
+        began = clock()
 
 
 @dataclass

@@ -211,7 +211,7 @@ class Metrics:
         self._sessions_open = self._gauge("sessions_open", "Streams open now.")
         self._sessions = self._counter("sessions", "Streams ended, by outcome.", outcome=OUTCOMES)
         self._session_length = self._histogram("session_audio_seconds", "Audio in one stream.", LENGTH_BUCKETS)
-        self._audio = self._counter("audio_seconds", "Audio accepted from streams.")
+        self._audio = self._counter("audio_seconds", "Audio accepted, from streams and clips.")
         self._chunks = self._counter("chunks", "Chunks of audio accepted from streams.")
         self._clips = self._counter("clips", "Recordings judged over REST, by outcome.", outcome=CLIP_OUTCOMES)
         self._clip_time = self._histogram("clip_seconds", "Time to answer for one recording.", DEADLINE_BUCKETS)

@@ -234,7 +234,10 @@ async def web(running: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient, spoken: np.ndarray) -> None:
+    counted = running.server.metrics.registry.get_sample_value
+    before = counted("deltaspot_audio_seconds_total")
     answer = (await web.post("/v1/detect", content=wav(spoken, kind="FLAC"))).json()
+    assert counted("deltaspot_audio_seconds_total") - before > 0.99 * answer["seconds"]
     heard = [word for word, _ in words(await play(running.stream, spoken))]
     assert [found["keyword"] for found in answer["detections"]] == heard
     assert answer["seconds"] == pytest.approx(len(spoken) / 16_000)
