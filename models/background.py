@@ -65,8 +65,8 @@ class Background:
     """How embeddings of words are spread.
 
     mean (C,), projection (C, C) and between (C,) as above. Projected: rivals (R, C), means of the keywords and of
-    silence; sample (S, C), any words, against which a new keyword's scores are put in proportion; speech (C,) and
-    speech_spread (C, C), mean and covariance of running speech.
+    silence; sample (S, C), any words, against which a new keyword's scores are put in proportion; speech (C,),
+    speech_precision (C, C) and speech_volume (1,), mean, inverse covariance and its logarithmic determinant.
     """
 
     mean: Array
@@ -75,7 +75,8 @@ class Background:
     rivals: Array
     sample: Array
     speech: Array
-    speech_spread: Array
+    speech_precision: Array
+    speech_volume: Array
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
@@ -118,6 +119,7 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig, seed: int = 0) -
     projection = whiten @ turn
     rivals = [mean_ for name, mean_ in zip(names, means, strict=True) if name in {*config.keywords, SILENCE}]
     running = (speech.astype(np.float64) - mean) @ projection
+    spread_of_speech = np.cov(running.T)
     chosen = np.random.default_rng(seed).choice(n * moments, min(SAMPLE, n * moments), replace=False)
     arrays = (
         mean,
@@ -126,7 +128,8 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig, seed: int = 0) -
         (np.array(rivals).reshape(-1, c) - mean) @ projection,
         (vectors[chosen] - mean) @ projection,
         running.mean(axis=0),
-        np.cov(running.T),
+        np.linalg.inv(spread_of_speech),
+        np.array([np.linalg.slogdet(spread_of_speech)[1]]),
     )
     return Background(*(array.astype(np.float32) for array in arrays))
 

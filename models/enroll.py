@@ -1,10 +1,9 @@
 """Keywords of one's own, from a few recordings and without training.
 
-A keyword is the mean of its recordings' embeddings (`models.background`). At every token two questions are asked: is it
-this word rather than some other word, one of the network's own, or silence (a log-likelihood ratio, Ioffe 2006, with n
-recordings); and is it this word rather than running speech (a linear discriminant, Fisher 1936). Each answer is put in
-proportion to what it is for words in general, or for speech; their mean is squeezed to 0..1. So a keyword is one more
-column beside the posteriors, and detectors need not know where it came from.
+A keyword is the mean of its recordings' embeddings (`models.background`). At every token the log-likelihood ratio of
+"this is the word of the recordings" to "this is some other word, one of the network's own, silence, or a piece of
+running speech" (Ioffe 2006, with n recordings) is put in proportion to what it is for words in general, and squeezed
+to 0..1. So a keyword is one more column beside the posteriors, and detectors need not know where it came from.
 
 Knows no socket, no stream and no clock. Letters: n recordings, E keywords, N tokens, C channels.
 """
@@ -38,14 +37,14 @@ FAINTEST_RMS = 60.0
 """Root mean square of a word below which it is not there, int16 values: -55 dB below full scale."""
 LOUDEST = 32_700.0
 MOST_CLIPPED = 0.005
-PROPORTION = 0.8
-"""Steepness of the squeeze per standard deviation: gentle, so that detectors average evidence and not verdicts."""
-DISTANCE = 3.0
-"""Standard deviations above the background at which a keyword is as likely as not."""
-AGAINST_WORDS = 0.6
-"""Weight of the first question; the second has the rest."""
-RIDGE = 0.3
-"""Added to the variances of running speech, in units of the scatter within words."""
+PROPORTION = 2.0
+"""Steepness of the squeeze per spread: gentle, so that detectors average evidence and not verdicts."""
+DISTANCE = 1.3
+"""Spreads above words in general at which a keyword is as likely as not."""
+
+
+LEAST_AGREEMENT = -3.0
+"""Log-likelihood ratio to the other recordings below which one is refused: twenty times likelier to be another word."""
 
 
 class EnrolError(ValueError):
@@ -184,7 +183,7 @@ def check_agreement(titles: Sequence[str], projected: Array, background: Backgro
         for one, other in zip(projected, others, strict=True)
     ]
     worst = int(np.argmin(scores))
-    if scores[worst] < 0:
+    if scores[worst] < LEAST_AGREEMENT:
         which = titles[worst] if n > 2 else f"{titles[0]} or {titles[1]}"
         raise EnrolError(f"{which} does not sound like the same word as the rest: listen to it, or record it again")
 
@@ -218,7 +217,10 @@ def ratio(projected: Array, prototypes: Array, counts: NDArray[np.int64], backgr
     same = _normal(projected, known * prototypes, 1 + between / (n * between + 1))
     rivals = _normal(projected, background.rivals, np.ones_like(background.rivals))
     anything = _normal(projected, np.zeros((1, len(between))), (1 + between)[None])
-    return same - np.logaddexp.reduce(np.concatenate((anything, rivals), axis=1), axis=1)[:, None]
+    away = projected - background.speech
+    distance = ((away @ background.speech_precision) * away).sum(axis=1, keepdims=True)
+    speech = -0.5 * (distance + background.speech_volume)
+    return same - np.logaddexp.reduce(np.concatenate((anything, rivals, speech), axis=1), axis=1)[:, None]
 
 
 def _normal(x: Array, means: Array, variances: Array) -> Array:
@@ -239,9 +241,6 @@ class Spotting:
         usual = ratio(background.sample, self._prototypes, self._counts, background)
         low, self._middle, high = np.quantile(usual, (0.16, 0.5, 0.84), axis=0)
         self._spread = (high - low) / 2
-        ridged = background.speech_spread + RIDGE * np.eye(len(background.mean), dtype=np.float32)
-        directions = np.linalg.solve(ridged, (self._prototypes - background.speech).T)
-        self._directions = directions / np.sqrt(((background.speech_spread @ directions) * directions).sum(axis=0))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -249,12 +248,9 @@ class Spotting:
         return tuple(keyword.name for keyword in self.keywords)
 
     def distances(self, embeddings: Array) -> Array:
-        """Embeddings (N, C) -> how many standard deviations each keyword lies above the background, (N, E)."""
-        x = self._background.project(embeddings)
-        ratios = ratio(x, self._prototypes, self._counts, self._background)
-        words = (ratios - self._middle) / self._spread
-        speech = (x - self._background.speech) @ self._directions
-        return AGAINST_WORDS * words + (1 - AGAINST_WORDS) * speech
+        """Embeddings (N, C) -> how many spreads each keyword's ratio lies above words in general, (N, E)."""
+        ratios = ratio(self._background.project(embeddings), self._prototypes, self._counts, self._background)
+        return (ratios - self._middle) / self._spread
 
     def scores(self, embeddings: Array) -> Array:
         """Embeddings (N, C) -> (N, E), 0..1."""

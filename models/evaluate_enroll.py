@@ -1,19 +1,19 @@
 """Enrolled keywords on endless audio: how many are missed, at what rate of false alarms, by number of recordings.
 
 Validation speakers are halved: one half says the recordings, the other the streams, so nobody hears himself. The words
-that are enrolled are left out of the background, but the network itself has heard them, as unknown words: a word that
-it was never trained to tell from others, yet not one that it never met.
+that are enrolled are left out of the background, but the network itself has heard them, as unknown words: words that
+it was never trained to tell from others, yet not ones that it never met.
 
-    alone    the enrolled words in noise at 0-20 dB    mixed    the same with as many others between them, and the
-    speech   running speech without them                        ten keywords are among those
+    alone    one enrolled word after the other, in noise      speech   running speech without it
+    mixed    all of `WORDS`, and as many others, the ten keywords among them: everything but one of them is wrong
 
-Rates are counted over `alone` and `speech`, as for the network's own keywords, and over `mixed` by itself.
+The rate that a threshold is chosen by is counted over `alone` and `speech`, as for the network's own keywords.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from models.streams import Stream
 WORDS = ("bed", "cat", "happy", "one", "zero", "eight", "five")
 """Unknown words of which there is enough validation audio."""
 COUNTS = (3, 5, 10)
-OFFSETS = tuple(np.linspace(-6.0, 9.0, 31))
+OFFSETS = tuple(np.arange(-8, 9) * 0.2)
 """Shifts of the threshold, on the logit scale."""
 ALLOWED_PER_HOUR = 1.0
 
@@ -60,13 +60,15 @@ def halves(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
     return first, second
 
 
-def streams_of(material: Material, words: Sequence[str], count: int, seed: int) -> dict[str, list[Stream]]:
-    """The sets of streams by name, `count` of ten minutes in each with words."""
-    return {
-        "alone": build_many(material, KEYWORDS_ALONE, count, seed, words),
-        "mixed": build_many(material, MIXED, count, seed + 1_000, words),
-        "speech": material.speech,
-    }
+def streams_of(material: Material, minutes: float, snr_db: tuple[float, float], seed: int) -> dict[str, list[Stream]]:
+    """Streams by name: one for each of `WORDS`, `mixed`, and `speech`."""
+    alone = replace(KEYWORDS_ALONE, minutes=minutes, snr_db=snr_db)
+    sets = {}
+    for place, word in enumerate(WORDS):
+        only = replace(material, clips=[clip for clip in material.clips if clip.word == word])
+        sets[word] = build_many(only, alone, 1, seed + place, (word,))
+    sets["mixed"] = build_many(material, replace(MIXED, snr_db=snr_db), 6, seed + 1_000, WORDS)
+    return {**sets, "speech": material.speech}
 
 
 def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Followed]:
@@ -82,7 +84,7 @@ def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Foll
 
 
 class Enrolment:
-    """Everything of one evaluation: the network, the background, and the recordings of each word, embedded."""
+    """The network, the background, and the recordings of each word, embedded."""
 
     def __init__(self, network: Network, background: Background, recordings: Iterable[Item], point: str) -> None:
         self.network, self.background = network, background
@@ -97,14 +99,16 @@ class Enrolment:
         prototype = np.mean([self.recordings[word][i] for i in drawn], axis=0)
         return EnrolledKeyword(word, self.network.checkpoint.fingerprint, len(drawn), tuple(prototype.tolist()))
 
-    def trade_off(self, keyword: EnrolledKeyword, followed: Sequence[Followed], detector: Detector) -> list[Tally]:
-        """What comes of one keyword on a set of streams, for every one of `OFFSETS`."""
+    def trade_off(
+        self, keyword: EnrolledKeyword, followed: Sequence[Followed], detector: Detector, offsets: Sequence[float]
+    ) -> list[Tally]:
+        """What comes of one keyword on a set of streams, for each shift of its threshold."""
         spotting = Spotting(self.background, [keyword])
         config = replace(self.network.config, labels=(SILENCE, UNKNOWN, keyword.name))
         heard = [Heard(one.stream, np.pad(spotting.scores(one.embeddings), ((0, 0), (2, 0)))) for one in followed]
         rule = {"threshold": keyword.threshold, "patience": 1}
         calibration = {**self.network.checkpoint.calibration, "keywords": {keyword.name: rule}}
-        return [total(heard, shifted(calibration, offset), detector(config), config)[0] for offset in OFFSETS]
+        return [total(heard, shifted(calibration, offset), detector(config), config)[0] for offset in offsets]
 
 
 def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int:
@@ -122,9 +126,31 @@ def summed(parts: Sequence[Tally]) -> Tally:
     return whole
 
 
-def point_report(tallies: Sequence[Tally], index: int) -> dict[str, Any]:
+def point_report(tally: Tally, offset: float) -> dict[str, Any]:
     """One threshold's outcome, without what is always the same."""
     names = ("hours", "keywords", "missed", "miss_rate", "miss_rate_bounds", "false_alarms")
     rates = ("false_alarms_per_hour", "false_alarms_per_hour_bounds", "latency_ms_p50")
-    report = tallies[index].report()
-    return {"offset": round(float(OFFSETS[index]), 2), **{name: report[name] for name in (*names, *rates)}}
+    report = tally.report()
+    return {"offset": round(float(offset), 2), **{name: report[name] for name in (*names, *rates)}}
+
+
+def judge_word(
+    enrolment: Enrolment,
+    word: str,
+    count: int,
+    followed: Mapping[str, Sequence[Followed]],
+    detector: Detector,
+    trials: int,
+) -> dict[str, Any]:
+    """One word from `count` recordings, `trials` times with others: sums at the usual threshold, and at the best."""
+    outcomes: dict[str, list[Tally]] = {"usual": [], "best": [], "mixed": []}
+    offsets = []
+    for trial in range(trials):
+        keyword = enrolment.keyword(word, count, trial)
+        tallies = enrolment.trade_off(keyword, [*followed[word], *followed["speech"]], detector, OFFSETS)
+        offsets.append(OFFSETS[best(tallies)])
+        outcomes["usual"].append(tallies[OFFSETS.index(0.0)])
+        outcomes["best"].append(tallies[best(tallies)])
+        outcomes["mixed"] += enrolment.trade_off(keyword, followed["mixed"], detector, [0.0])
+    mean = float(np.mean(offsets))
+    return {name: point_report(summed(parts), mean if name == "best" else 0.0) for name, parts in outcomes.items()}

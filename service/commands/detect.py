@@ -77,7 +77,7 @@ async def here(
     from service.server import Server
     from service.settings import Settings
 
-    server = Server(Settings(sessions=1, clip_s=86_400))
+    server = Server(Settings(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
     await server.start()
     configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
     try:

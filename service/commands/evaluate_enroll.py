@@ -1,0 +1,92 @@
+"""`deltaspot evaluate enroll`: keywords from a few recordings, on endless audio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from models.background import embed_speech, embed_words, fit
+from models.checkpoint import load_checkpoint, shipped_path
+from models.config import UNKNOWN
+from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
+from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, halves, judge_word, streams_of
+from models.evaluate_sets import gather_material
+from models.network import Network
+
+console = Console(stderr=True)
+
+
+def enroll(
+    data: Annotated[
+        Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings, running_speech/ among them.")
+    ],
+    cache: Annotated[Path, typer.Option(help="Folder for the training speakers' data as pixels.")],
+    minutes: Annotated[float, typer.Option(min=1, help="Length of the stream in which one word is said.")] = 20.0,
+    snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
+    trials: Annotated[int, typer.Option(min=1, help="Choices of recordings for each word and number.")] = 3,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal streams.")] = 0,
+    model: Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Judge keywords from 3, 5 and 10 recordings, of words that the network knows as unknown only; some minutes."""
+    from service.commands.evaluate import detector, usual_point
+
+    network = Network(load_checkpoint(model or shipped_path()))
+    point = usual_point(network, None)
+    with console.status("fitting a background without the words"):
+        corpus = load_corpus(data, "training", cache)
+        known = embed_words(network, corpus, point).without({w for word in WORDS for w in (word, f"{word} backwards")})
+        background = fit(known, embed_speech(network, corpus, point), network.config)
+    with console.status("reading recordings of validation speakers"):
+        recorded, said = halves(item for item in walk(data) if item.path.suffix in AUDIO and item.word != SPEECH_FOLDER)
+        enrolment = Enrolment(network, background, recorded, point)
+        streams = streams_of(gather_material(said), minutes, snr, seed)
+    followed = {name: follow(network, streams[name], point) for name in track(streams, "streams", console=console)}
+    results = {
+        count: {
+            word: judge_word(enrolment, word, count, followed, detector, trials)
+            for word in track(WORDS, f"{count} recordings", console=console)
+        }
+        for count in COUNTS
+    }
+    described = {"model": network.checkpoint.fingerprint, "label_in_training": UNKNOWN, "snr_db": snr, "trials": trials}
+    if as_json:
+        print(json.dumps({**described, "recordings": results}))
+    else:
+        Console().print(table(results))
+
+
+def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:
+    """One row for each number of recordings and word."""
+    shown = Table(caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour")
+    for name in (
+        "recordings",
+        "word",
+        "said",
+        "missed, usual",
+        "95 %",
+        "/ h",
+        "missed, best",
+        "95 %",
+        "/ h",
+        "mixed / h",
+    ):
+        shown.add_column(name, justify="left" if name == "word" else "right")
+    for count, words in results.items():
+        for word, at in words.items():
+            cells = [str(count), word, str(at["usual"]["keywords"])]
+            for name in ("usual", "best"):
+                low, high = at[name]["miss_rate_bounds"]
+                cells += [
+                    f"{at[name]['miss_rate']:.1%}",
+                    f"{low:.1%}..{high:.1%}",
+                    f"{at[name]['false_alarms_per_hour']:.2f}",
+                ]
+            shown.add_row(*cells, f"{at['mixed']['false_alarms_per_hour']:.2f}")
+    return shown

@@ -1,0 +1,400 @@
+"""Keywords of one's own: made of recordings that are fit for it, heard where they are said, refused elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from client.connection import connect
+from client.errors import SourceError, StreamFailed
+from client.keywords import read_keyword
+from models.background import SETTLE, Background, Embedded, NoBackground, embed_speech, embed_words, fit
+from models.checkpoint import CheckpointError, load_checkpoint, save, shipped_path
+from models.config import ModelConfig
+from models.data import Corpus, DataError
+from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, embed_recording, enrol, ratio
+from models.evaluate_enroll import OFFSETS, best, halves
+from models.evaluate_streams import Tally
+from models.network import Network
+from service.commands import enroll as command
+from service.commands.detect import here
+from service.protocol import Detection, Enrolled, KeywordSettings
+from tests.conftest import ROOT, Running
+
+SAMPLES = ROOT / "client" / "samples"
+SECOND = 16_000
+Serving = Callable[..., AbstractContextManager[Running]]
+
+
+def labels() -> list[tuple[float, float, str]]:
+    """What is said in the sample recording, and when."""
+    rows = csv.reader((SAMPLES / "commands.tsv").read_text().splitlines(), delimiter="\t")
+    return [(float(start), float(end), word) for start, end, word in rows if start != "start_s"]
+
+
+def variants(spoken: np.ndarray, word: str, count: int) -> list[np.ndarray]:
+    """The sample's only recording of a word at several gains, in several hisses."""
+    start, end = next((start, end) for start, end, said in labels() if said == word)
+    cut = spoken[int((start - 0.2) * SECOND) : int((end + 0.2) * SECOND)].astype(np.float32)
+    random = np.random.default_rng(len(word))
+    return [cut * random.uniform(0.3, 1.0) + random.normal(0, 20, len(cut)).astype(np.float32) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def background(network: Network, spoken: np.ndarray) -> Background:
+    """One that knows the sample's words but `seven`, and the sample as running speech.
+
+    Each word is one speaker's, so the scatter of other speakers is made up.
+    """
+    random = np.random.default_rng(0)
+    vectors, words = [], []
+    for word in sorted({said for *_, said in labels()} - {"seven"}):
+        made = [embed_recording(network, one, "dense") for one in variants(spoken, word, 8)]
+        vectors += [one + random.normal(0, 0.15, (len(SETTLE), len(one))) for one in made]
+        words += [word] * len(made)
+    speech = np.concatenate([embed_all(network, spoken.astype(np.float32) * gain) for gain in (0.2, 0.5, 1.0)])
+    return fit(Embedded(np.stack(vectors), np.array(words)), speech, network.config)
+
+
+def embed_all(network: Network, samples: np.ndarray) -> np.ndarray:
+    from models.offline import tokens_of
+
+    tokens = tokens_of(network, samples)
+    return network.embed(network.new_cache(1), np.zeros(1, np.int64), tokens, np.array([len(tokens)]))[1]
+
+
+@pytest.fixture(scope="module")
+def able(network: Network, background: Background, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that can enrol."""
+    path = tmp_path_factory.mktemp("able") / "able.safetensors"
+    save(replace(network.checkpoint, background=background.arrays()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def seven(network: Network, background: Background, spoken: np.ndarray) -> EnrolledKeyword:
+    """A keyword with a threshold between what its word reaches, smoothed, and what all others do."""
+    made = [(f"{i}.wav", samples) for i, samples in enumerate(variants(spoken, "seven", 3))]
+    keyword = enrol(network, background, "lucky seven", made, "dense")
+    inside, outside = levels(network, background, keyword, spoken)
+    return replace(keyword, threshold=round((inside + outside) / 2, 3))
+
+
+def levels(
+    network: Network, background: Background, keyword: EnrolledKeyword, spoken: np.ndarray
+) -> tuple[float, float]:
+    """Highest smoothed scores while the word is said, and elsewhere."""
+    scores = Spotting(background, [keyword]).scores(embed_all(network, spoken.astype(np.float32)))[:, 0]
+    window = network.checkpoint.calibration["window_tokens"]
+    smoothed = np.convolve(scores, np.full(window, 1 / window))[: len(scores)]
+    at = (np.arange(len(scores)) + 1) * network.config.token_samples / SECOND
+    start, end = said_at("seven")
+    inside = (at > start) & (at < end + 0.75)
+    elsewhere = (at < start) | (at > end + 1.2)  # an average takes its time to fall
+    return float(smoothed[inside].max()), float(smoothed[elsewhere].max())
+
+
+def said_at(word: str) -> tuple[float, float]:
+    return next((start, end) for start, end, said in labels() if said == word)
+
+
+# --- numbers
+
+
+def test_a_keyword_stands_out_where_it_is_said_and_nowhere_else(
+    network: Network, background: Background, seven: EnrolledKeyword, spoken: np.ndarray
+) -> None:
+    inside, outside = levels(network, background, seven, spoken)
+    assert inside > outside + 0.05
+
+
+def test_ratio_is_that_of_the_densities() -> None:
+    """Against plain normal densities, one value at a time; the constant that all share cancels."""
+    random = np.random.default_rng(0)
+    c, n = 3, 4
+    between = random.uniform(0.1, 2, c)
+    spread = np.cov(random.normal(size=(c, 20)))
+    rivals, speech = random.normal(size=(2, c)), random.normal(size=c)
+    volume = np.array([np.linalg.slogdet(spread)[1]])
+    nothing = np.zeros((1, c))
+    known = Background(nothing[0], np.eye(c), between, rivals, nothing, speech, np.linalg.inv(spread), volume)
+    x, prototype = random.normal(size=c), random.normal(size=c)
+
+    def density(mean: np.ndarray, covariance: np.ndarray) -> float:
+        away = x - mean
+        return float(np.exp(-0.5 * away @ np.linalg.inv(covariance) @ away) / np.sqrt(np.linalg.det(covariance)))
+
+    share = n * between / (n * between + 1)
+    same = density(share * prototype, np.diag(1 + between / (n * between + 1)))
+    others = [density(rival, np.eye(c)) for rival in rivals]
+    other = sum([density(np.zeros(c), np.diag(1 + between)), density(speech, spread), *others])
+    got = ratio(x[None], prototype[None], np.array([n]), known)
+    np.testing.assert_allclose(got, np.log(same / other), rtol=1e-6)
+
+
+@given(st.sets(st.integers(1, 19)).map(sorted))
+def test_any_split_gives_the_same_scores(cuts: list[int]) -> None:
+    random = np.random.default_rng(0)
+    c = 8
+    embedded = Embedded(
+        random.normal(size=(40, len(SETTLE), c)).astype(np.float32), np.array([str(i % 5) for i in range(40)])
+    )
+    known = fit(embedded, random.normal(size=(100, c)).astype(np.float32), ModelConfig())
+    spotting = Spotting(known, [EnrolledKeyword(name, "f", 3, tuple(random.normal(size=c))) for name in "ab"])
+    tokens = random.normal(size=(20, c)).astype(np.float32)
+    parts = np.concatenate([spotting.scores(part) for part in np.split(tokens, cuts)])
+    np.testing.assert_allclose(parts, spotting.scores(tokens), atol=1e-5)
+
+
+def test_within_words_the_projection_scatters_by_one() -> None:
+    """Of words that scatter and lie as told, the fit finds both variances."""
+    random = np.random.default_rng(0)
+    words, each, c = 400, 20, 4
+    mix = np.eye(c) + random.normal(size=(c, c)) * 0.3
+    centres = random.normal(size=(words, 1, 1, c)) * np.sqrt([0.5, 1.0, 2.0, 4.0])
+    scattered = centres + random.normal(size=(words, each, len(SETTLE), c))
+    embedded = Embedded(
+        (scattered @ mix).reshape(-1, len(SETTLE), c).astype(np.float32),
+        np.repeat(np.arange(words).astype(str), each),
+    )
+    known = fit(embedded, random.normal(size=(50, c)), ModelConfig())
+    np.testing.assert_allclose(np.sort(known.between), [0.5, 1.0, 2.0, 4.0], rtol=0.3)
+    inside = known.project(embedded.vectors).reshape(words, -1, c)
+    np.testing.assert_allclose(inside.var(axis=1).mean(axis=0), 1.0, rtol=0.1)
+    assert set(embedded.without({"7"}).words) == set(embedded.words) - {"7"}
+
+
+def test_clips_are_embedded_in_both_directions_and_silence_with_them(network: Network) -> None:
+    random = np.random.default_rng(0)
+    corpus = Corpus(
+        random.integers(0, 200, (3, 98, 40), np.uint8),
+        np.array(["yes", "bed", "bed"]),
+        np.ones(3, bool),
+        [random.integers(0, 90, (300, 40), np.uint8)],
+        random.integers(0, 200, (3_600, 40), np.uint8),
+    )
+    embedded = embed_words(network, corpus, "dense", per_word=2)
+    assert sorted(embedded.words) == sorted(["yes", "yes backwards", *["bed", "bed backwards"] * 2, *["_silence_"] * 2])
+    assert embedded.vectors.shape == (8, len(SETTLE), network.config.channels)
+    assert embed_speech(network, corpus, "dense").shape == (1_200, network.config.channels)
+    with pytest.raises(DataError, match="running_speech"):
+        embed_speech(network, replace(corpus, speech=corpus.speech[:100]), "dense")
+
+
+# --- recordings and files
+
+
+def tone(seconds: float, level: float) -> np.ndarray:
+    """A burst in the middle of a second of hiss."""
+    random = np.random.default_rng(0)
+    samples = random.normal(0, 5, SECOND)
+    first = (SECOND - int(seconds * SECOND)) // 2
+    samples[first : first + int(seconds * SECOND)] += level * np.sin(np.arange(int(seconds * SECOND)) * 0.3)
+    return np.clip(samples, -32_768, 32_767).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "trouble"),
+    [
+        (tone(0.5, 3_000)[:3_000], "too short"),
+        (np.tile(tone(0.5, 3_000), 5), "too long"),
+        (np.zeros(SECOND, np.float32), "silent"),
+        (tone(0.5, 0), "silent"),
+        (tone(0.03, 9_000), "click"),
+        (tone(0.5, 90_000), "clipped"),
+    ],
+    ids=["short", "long", "zeros", "hiss", "click", "clipped"],
+)
+def test_a_useless_recording_is_named_with_what_to_do(samples: np.ndarray, trouble: str) -> None:
+    with pytest.raises(EnrolError, match=rf"third\.wav.*{trouble}.*(record|turn|say)"):
+        check_recording("third.wav", samples)
+
+
+def test_a_good_recording_passes() -> None:
+    check_recording("good.wav", tone(0.5, 3_000))
+
+
+def test_the_recording_of_another_word_is_found(network: Network, background: Background, spoken: np.ndarray) -> None:
+    made = [(f"{i}.wav", samples) for i, samples in enumerate(variants(spoken, "seven", 3))]
+    made.insert(1, ("wrong.wav", variants(spoken, "left", 1)[0]))
+    with pytest.raises(EnrolError, match=r"wrong\.wav does not sound like"):
+        enrol(network, background, "x", made, "dense")
+    with pytest.raises(EnrolError, match="1 to 10 recordings, not 0"):
+        enrol(network, background, "x", [], "dense")
+
+
+@pytest.mark.parametrize("name", ["yes", "_unknown_", "", "a/b", "x" * 40])
+def test_a_name_is_no_label_and_no_path(name: str, network: Network, background: Background) -> None:
+    with pytest.raises(EnrolError, match="name"):
+        enrol(network, background, name, [("a", tone(0.5, 3_000))], "dense")
+
+
+def test_a_file_holds_the_keyword(seven: EnrolledKeyword, tmp_path: Path) -> None:
+    path = tmp_path / "seven.json"
+    seven.save(path)
+    assert EnrolledKeyword.load(path) == seven
+    assert path.stat().st_size < 2_000
+    assert EnrolledKeyword(**read_keyword(path).model_dump()) == seven
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "prototype": []}', '{"format": 1, "x": 2}'])
+def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(EnrolError, match=r"other\.json is no"):
+        EnrolledKeyword.load(path)
+    with pytest.raises(SourceError, match=r"other\.json is no"):
+        read_keyword(path)
+    with pytest.raises(EnrolError, match="deltaspot enroll"):
+        EnrolledKeyword.load(tmp_path / "none.json")
+    with pytest.raises(SourceError, match="deltaspot enroll"):
+        read_keyword(tmp_path / "none.json")
+
+
+def test_a_checkpoint_carries_its_background(able: Path, network: Network, background: Background) -> None:
+    stored = load_checkpoint(able)
+    assert stored.fingerprint == network.checkpoint.fingerprint
+    assert stored.weights.keys() == network.checkpoint.weights.keys()
+    for name, array in background.arrays().items():
+        np.testing.assert_array_equal(Background.of(stored).arrays()[name], array)
+    bare = replace(stored, background={})
+    with pytest.raises(NoBackground, match="deltaspot model background"):
+        Background.of(bare)
+    with pytest.raises(NoBackground, match="lacks"):
+        Background.of(replace(stored, background={"mean": background.mean}))
+    assert CheckpointError is not NoBackground
+
+
+# --- evaluation
+
+
+def test_speakers_are_halved() -> None:
+    from pathlib import PurePosixPath
+
+    from models.data import Item
+
+    items = [Item(PurePosixPath(f"bed/{i:08x}_nohash_{take}.wav"), b"") for i in range(50) for take in (0, 1)]
+    items.append(Item(PurePosixPath("esc10/a.wav"), b""))
+    first, second = halves(items)
+    speakers = [{item.speaker for item in half if item.word == "bed"} for half in (first, second)]
+    assert not speakers[0] & speakers[1]
+    assert min(map(len, speakers)) > 10
+    assert items[-1] in second
+
+
+def test_best_is_the_laxest_threshold_that_stays_allowed() -> None:
+    def alarms(*counts: int) -> list[Tally]:
+        tallies = [Tally(hours=1.0) for _ in counts]
+        for tally, count in zip(tallies, counts, strict=True):
+            tally.false_alarms["x"] = count
+        return tallies
+
+    assert best(alarms(5, 1, 3, 1, 0)) == 3
+    assert best(alarms(0, 0)) == 0
+    assert best(alarms(5, 4)) == 1
+    assert 0.0 in OFFSETS
+
+
+# --- commands, and a real socket
+
+
+def test_enroll_writes_a_keyword(able: Path, spoken: np.ndarray, tmp_path: Path) -> None:
+    files = []
+    for i, samples in enumerate(variants(spoken, "seven", 3)):
+        files.append(tmp_path / f"{i}.wav")
+        soundfile.write(files[-1], samples.astype("int16"), SECOND)
+    out = tmp_path / "seven.json"
+    arguments = ["seven", *map(str, files), "--model", str(able), "--out", str(out), "--threshold", "0.6"]
+    done = CliRunner().invoke(command.app, arguments)
+    assert done.exit_code == 0, done.output
+    keyword = EnrolledKeyword.load(out)
+    assert (keyword.name, keyword.recordings, keyword.threshold) == ("seven", 3, 0.6)
+    assert json.loads(out.read_text())["fingerprint"] == load_checkpoint(able).fingerprint
+
+
+def test_a_model_without_background_says_what_to_do(tmp_path: Path, spoken: np.ndarray, network: Network) -> None:
+    bare, clip = tmp_path / "bare.safetensors", tmp_path / "a.wav"
+    save(replace(network.checkpoint, background={}), bare)
+    soundfile.write(clip, variants(spoken, "seven", 1)[0].astype("int16"), SECOND)
+    done = CliRunner().invoke(command.app, ["seven", str(clip), "--model", str(bare)])
+    assert "deltaspot model background" in str(done.exception)
+
+
+def own(keyword: EnrolledKeyword) -> Enrolled:
+    return Enrolled(**{name: getattr(keyword, name) for name in Enrolled.model_fields})
+
+
+async def test_detect_finds_it_in_a_file(able: Path, seven: EnrolledKeyword, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTASPOT_MODEL", str(able))
+    ((_, result),) = [pair async for pair in here([SAMPLES / "commands.flac"], "dense", [own(seven)])]
+    assert "lucky seven" in [found["keyword"] for found in result["detections"]]
+    assert "lucky seven" in [top["label"] for top in result["top"]]
+
+
+async def heard(url: str, audio: np.ndarray, **settings: object) -> list[Detection]:
+    async with connect(url, point="dense", **settings) as spotter:
+        await spotter.send(audio.astype("<i2").tobytes())
+        await spotter.finish()
+        return [event async for event in spotter if isinstance(event, Detection)]
+
+
+async def test_a_stream_hears_its_own_keyword_and_no_other_stream_does(
+    serving: Serving, able: Path, seven: EnrolledKeyword, spoken: np.ndarray, tmp_path: Path
+) -> None:
+    seven.save(tmp_path / "seven.json")
+    start, end = said_at("seven")
+    with serving(model=able) as running:
+        theirs, mine, still = await asyncio.gather(
+            heard(running.stream, spoken),
+            heard(running.stream, spoken, enrolled=[tmp_path / "seven.json"]),
+            heard(running.stream, np.zeros_like(spoken), enrolled=[own(seven)]),
+        )
+        only = await heard(running.stream, spoken, keywords=["yes"], enrolled=[own(seven)])
+        off = {"lucky seven": KeywordSettings(enabled=False), "yes": KeywordSettings()}
+        without = await heard(running.stream, spoken, keywords=off, enrolled=[own(seven)])
+    (found,) = [event for event in mine if event.keyword == "lucky seven"]
+    assert start < found.at_s < end + 0.75
+    assert [e.keyword for e in mine if e.keyword != "lucky seven"] == [e.keyword for e in theirs]
+    assert still == []
+    assert [event.keyword for event in only] == ["yes", "lucky seven"]
+    assert [event.keyword for event in without] == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fingerprint": "0" * 12}, "enrol it again"),
+        ({"prototype": (0.0,)}, "enrol it again"),
+        ({"name": "yes"}, "another name"),
+    ],
+)
+async def test_a_keyword_that_does_not_fit_is_refused(
+    serving: Serving, able: Path, seven: EnrolledKeyword, changes: dict[str, object], said: str
+) -> None:
+    with serving(model=able) as running:
+        with pytest.raises(StreamFailed, match=said):
+            async with connect(running.stream, enrolled=[own(replace(seven, **changes))]):
+                pass
+        with pytest.raises(StreamFailed, match="same name"):
+            async with connect(running.stream, enrolled=[own(seven), own(seven)]):
+                pass
+
+
+async def test_a_server_whose_model_cannot_enrol_says_so(running: Running, seven: EnrolledKeyword) -> None:
+    if load_checkpoint(shipped_path()).background:
+        pytest.skip("the shipped model can")
+    with pytest.raises(StreamFailed, match="deltaspot model background"):
+        async with connect(running.stream, enrolled=[own(seven)]):
+            pass
