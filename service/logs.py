@@ -86,9 +86,9 @@ def clip_judged(outcome: str, **totals: float | str) -> None:
 
 
 def not_chatter(record: logging.LogRecord) -> bool:
-    """Keep a line of uvicorn's, unless it tells of one WebSocket coming or going, or calls our refusal a mistake."""
+    """Keep a line, unless it tells of one WebSocket coming or going, or calls our refusal a mistake."""
     refusal = str(record.msg).startswith("ASGI callable returned without completing handshake")
-    return not record.module.startswith("websockets_") or (record.levelno >= logging.WARNING and not refusal)
+    return "websockets" not in record.pathname or (record.levelno >= logging.WARNING and not refusal)
 
 
 def without_bytes(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -130,3 +130,17 @@ def test_a_refused_upgrade_is_named_and_no_error_in_the_log(lines):
         connect(f"ws://{address}/", additional_headers={"X-Request-ID": "mine"})
     assert refused.value.response.headers["X-Request-ID"] == "mine"
     assert not [line for line in lines() if line["level"] != "info" or "WebSocket" in line["event"]]
+
+
+@pytest.mark.parametrize(
+    ("module", "level", "message", "kept"),
+    [
+        ("websockets/server.py", logging.INFO, "connection open", False),
+        ("uvicorn/protocols/websockets/websockets_sansio_impl.py", logging.INFO, '%s - "WebSocket %s" 403', False),
+        ("websockets/server.py", logging.ERROR, "opening handshake failed", True),
+        ("uvicorn/server.py", logging.INFO, "Started server process [%d]", True),
+    ],
+)
+def test_no_line_for_every_connection(module, level, message, kept):
+    record = logging.LogRecord("uvicorn.error", level, f"/site-packages/{module}", 1, message, (), None)
+    assert logs.not_chatter(record) is kept
