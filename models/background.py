@@ -33,7 +33,6 @@ SHRINKAGE = 0.02
 """Share of the mean variance that is added to every direction of the scatter within words."""
 LEAST_BETWEEN = 0.05
 """Least variance between words, in every direction: those in which known words agree may tell new ones apart."""
-SAMPLE = 512
 SPEECH_S = 1_800.0
 LEAST_SPEECH = 1_000
 """Tokens of running speech without which a covariance would be a guess."""
@@ -65,15 +64,14 @@ class Background:
     """How embeddings of words are spread.
 
     mean (C,), projection (C, C) and between (C,) as above. Projected: rivals (R, C), means of the keywords and of
-    silence; sample (S, C), any words, against which a new keyword's scores are put in proportion; speech (C,),
-    speech_precision (C, C) and speech_volume (1,), mean, inverse covariance and its logarithmic determinant.
+    silence; of running speech the mean, speech (C,), the inverse of the covariance, speech_precision (C, C), and the
+    logarithm of its determinant, speech_volume (1,).
     """
 
     mean: Array
     projection: Array
     between: Array
     rivals: Array
-    sample: Array
     speech: Array
     speech_precision: Array
     speech_volume: Array
@@ -102,9 +100,9 @@ class Background:
         return (embeddings - self.mean) @ self.projection
 
 
-def fit(embedded: Embedded, speech: Array, config: ModelConfig, seed: int = 0) -> Background:
+def fit(embedded: Embedded, speech: Array, config: ModelConfig) -> Background:
     """Fit a background to words in noise, and to the tokens of running speech (N, C)."""
-    n, moments, c = embedded.vectors.shape
+    _, moments, c = embedded.vectors.shape
     vectors, names = embedded.vectors.reshape(-1, c).astype(np.float64), np.unique(embedded.words)
     words = np.repeat(embedded.words, moments)
     mean = vectors.mean(axis=0)
@@ -120,13 +118,11 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig, seed: int = 0) -
     rivals = [mean_ for name, mean_ in zip(names, means, strict=True) if name in {*config.keywords, SILENCE}]
     running = (speech.astype(np.float64) - mean) @ projection
     spread_of_speech = np.cov(running.T)
-    chosen = np.random.default_rng(seed).choice(n * moments, min(SAMPLE, n * moments), replace=False)
     arrays = (
         mean,
         projection,
         np.maximum(spread, LEAST_BETWEEN),
         (np.array(rivals).reshape(-1, c) - mean) @ projection,
-        (vectors[chosen] - mean) @ projection,
         running.mean(axis=0),
         np.linalg.inv(spread_of_speech),
         np.array([np.linalg.slogdet(spread_of_speech)[1]]),

@@ -2,8 +2,8 @@
 
 A keyword is the mean of its recordings' embeddings (`models.background`). At every token the log-likelihood ratio of
 "this is the word of the recordings" to "this is some other word, one of the network's own, silence, or a piece of
-running speech" (Ioffe 2006, with n recordings) is put in proportion to what it is for words in general, and squeezed
-to 0..1. So a keyword is one more column beside the posteriors, and detectors need not know where it came from.
+running speech" (Ioffe 2006, with n recordings), less what speaks against any keyword beforehand, is squeezed to 0..1.
+So a keyword is one more column beside the posteriors, and detectors need not know where it came from.
 
 Knows no socket, no stream and no clock. Letters: n recordings, E keywords, N tokens, C channels.
 """
@@ -37,12 +37,11 @@ FAINTEST_RMS = 60.0
 """Root mean square of a word below which it is not there, int16 values: -55 dB below full scale."""
 LOUDEST = 32_700.0
 MOST_CLIPPED = 0.005
-PROPORTION = 2.0
-"""Steepness of the squeeze per spread: gentle, so that detectors average evidence and not verdicts."""
-DISTANCE = 1.3
-"""Spreads above words in general at which a keyword is as likely as not."""
-
-
+PRIOR = 5.5
+"""Log-likelihood ratio at which a keyword is as likely as not. Averaged as detectors do, it is passed about once in an
+hour of running speech, whatever the word and the number of recordings (measured on validation streams)."""
+TEMPER = 0.2
+"""Factor on log-odds: channels are no independent witnesses, and detectors shall average evidence, not verdicts."""
 LEAST_AGREEMENT = -3.0
 """Log-likelihood ratio to the other recordings below which one is refused: twenty times likelier to be another word."""
 
@@ -238,21 +237,13 @@ class Spotting:
         self._background = background
         self._counts = np.array([keyword.recordings for keyword in keywords], np.int64)
         self._prototypes = background.project(np.array([keyword.prototype for keyword in keywords], np.float32))
-        usual = ratio(background.sample, self._prototypes, self._counts, background)
-        low, self._middle, high = np.quantile(usual, (0.16, 0.5, 0.84), axis=0)
-        self._spread = (high - low) / 2
 
     @property
     def names(self) -> tuple[str, ...]:
         """The keywords' names, in the order of the columns."""
         return tuple(keyword.name for keyword in self.keywords)
 
-    def distances(self, embeddings: Array) -> Array:
-        """Embeddings (N, C) -> how many spreads each keyword's ratio lies above words in general, (N, E)."""
-        ratios = ratio(self._background.project(embeddings), self._prototypes, self._counts, self._background)
-        return (ratios - self._middle) / self._spread
-
     def scores(self, embeddings: Array) -> Array:
         """Embeddings (N, C) -> (N, E), 0..1."""
-        odds = PROPORTION * (self.distances(embeddings) - DISTANCE)
-        return (1 / (1 + np.exp(-np.clip(odds, -30, 30)))).astype(np.float32)
+        ratios = ratio(self._background.project(embeddings), self._prototypes, self._counts, self._background)
+        return (1 / (1 + np.exp(np.clip(TEMPER * (PRIOR - ratios), -30, 30)))).astype(np.float32)

@@ -33,7 +33,7 @@ from models.streams import Stream
 WORDS = ("bed", "cat", "happy", "one", "zero", "eight", "five")
 """Unknown words of which there is enough validation audio."""
 COUNTS = (3, 5, 10)
-OFFSETS = tuple(np.arange(-8, 9) * 0.2)
+OFFSETS = tuple(np.arange(-8, 9) * 0.1)
 """Shifts of the threshold, on the logit scale."""
 ALLOWED_PER_HOUR = 1.0
 
