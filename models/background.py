@@ -97,7 +97,7 @@ class Background:
 
     def project(self, embeddings: Array) -> Array:
         """Embeddings (..., C) -> coordinates (..., C) in which words scatter by 1."""
-        return (embeddings - self.mean) @ self.projection
+        return ((embeddings - self.mean) @ self.projection).astype(np.float32, copy=False)
 
 
 def fit(embedded: Embedded, speech: Array, config: ModelConfig) -> Background:

@@ -215,7 +215,7 @@ def ratio(projected: Array, prototypes: Array, counts: NDArray[np.int64], backgr
     known = n * between / (n * between + 1)
     same = _normal(projected, known * prototypes, 1 + between / (n * between + 1))
     rivals = _normal(projected, background.rivals, np.ones_like(background.rivals))
-    anything = _normal(projected, np.zeros((1, len(between))), (1 + between)[None])
+    anything = _normal(projected, np.zeros((1, len(between)), np.float32), (1 + between)[None])
     away = projected - background.speech
     distance = ((away @ background.speech_precision) * away).sum(axis=1, keepdims=True)
     speech = -0.5 * (distance + background.speech_volume)
