@@ -46,6 +46,12 @@ class Plan:
     stock_sessions: int = 4
     curve_sessions: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
     curve_chunks_ms: tuple[int, ...] = (30, 60, 100, 200, 500, 1000)
+    enough_s: int = 4_000
+    fewest: int = 3
+
+    def turns(self, sessions: int) -> int:
+        """Turns that are measured of so many sessions: fewer where many add up to `enough_s` of audio sooner."""
+        return min(self.repeats, max(self.fewest, self.enough_s // sessions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,9 @@ class Entry:
         return np.stack(rows)
 
 
+Progress = Callable[[Sequence[Entry]], Iterable[Entry]]
+
+
 @contextmanager
 def pinned() -> Iterator[int]:
     """Run on one core, whose number is given; collect no garbage meanwhile."""
@@ -180,10 +189,7 @@ def lines(
         table["ours, torch causal"] = Line(partial(Streaming, TorchNetwork(network.checkpoint), DENSE), audio, many)
     except ImportError as error:
         notes.append(f"ours, torch causal: left out, {error.name} is not installed")
-    table["ours, kernels dense"] = Line(partial(Streaming, network, DENSE), audio, many)
-    for point in network.points:
-        if point != DENSE:
-            table[f"ours, {point}"] = Line(partial(Streaming, network, point), audio, many)
+    table |= compiled_lines(network, audio, many)
     for percent in (50, 90) if SHIPPED in network.points else ():
         quiet = [with_silence(samples, percent / 100) for samples in audio]
         table[f"ours, shipped, {percent} % silence"] = Line(partial(Streaming, network, SHIPPED), quiet, many)
@@ -191,15 +197,19 @@ def lines(
     return table, notes
 
 
-def measure(entries: Iterable[Entry], plan: Plan) -> None:
-    """Let everyone hear a second in turn, again and again."""
-    entries = list(entries)
+def compiled_lines(network: Network, audio: Sequence[Array], sessions: int) -> dict[str, Line]:
+    """Our kernels at every operating point, by the row's name."""
+    names = {point: "ours, kernels dense" if point == DENSE else f"ours, {point}" for point in network.points}
+    return {name: Line(partial(Streaming, network, point), audio, sessions) for point, name in names.items()}
+
+
+def measure(entries: Sequence[Entry], plan: Plan, progress: Progress = iter) -> None:
+    """Let everyone hear a second in turn, again and again; `progress` sees the turns go by."""
     for entry in entries:
         entry.turn(plan.warm_up_s)
         entry.start()
-    for _ in range(plan.repeats):
-        for entry in entries:
-            entry.turn()
+    for entry in progress([e for turn in range(plan.repeats) for e in entries if turn < plan.turns(e.sessions)]):
+        entry.turn()
 
 
 def run_table(table: Mapping[str, Line], plan: Plan) -> list[Row]:
@@ -226,13 +236,13 @@ def _row(name: str, many: Entry, alone: Entry) -> Row:
     )
 
 
-def run_curves(table: Mapping[str, Line], plan: Plan) -> list[CurvePoint]:
-    """Measure cost against the number of sessions, and against the length of a chunk."""
+def run_curves(table: Mapping[str, Line], plan: Plan, progress: Progress = iter) -> list[CurvePoint]:
+    """Measure cost against the number of sessions, and against the length of a chunk; `progress` as in `measure`."""
     sizes = [(n, plan.chunk_ms) for n in plan.curve_sessions] + [(plan.sessions, ms) for ms in plan.curve_chunks_ms]
     points = []
     for name in CURVES:
         if name in table:
             entries = [Entry(table[name], n, ms * SAMPLE_RATE // 1000) for n, ms in sizes]
-            measure(entries, plan)
+            measure(entries, plan, progress)
             points += [CurvePoint(name, n, ms, e.cost * 1000) for (n, ms), e in zip(sizes, entries, strict=True)]
     return points

@@ -61,7 +61,7 @@ class FrontEnd:
         together = np.concatenate(windows)
         tokens, stride, window = together.shape
         frames = log_mel(together.reshape(-1, window), self.config.frontend)
-        return frames.reshape(tokens, stride, -1), np.array([len(w) for w in windows], np.int64)
+        return frames.reshape(tokens, stride, self.config.frontend.bands), np.array([len(w) for w in windows], np.int64)
 
     def work(self) -> Count | None:
         """See `Contender`."""

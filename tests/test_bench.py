@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.bench import SAMPLE_RATE, Entry, Line, Plan, Row, lines, pinned, run_curves, run_table, with_silence
+from models.bench import (
+    SAMPLE_RATE,
+    Entry,
+    Line,
+    Plan,
+    Row,
+    compiled_lines,
+    lines,
+    pinned,
+    run_curves,
+    run_table,
+    with_silence,
+)
 from models.checkpoint import load_checkpoint, shipped_path
 from models.contenders import FrontEnd, OursRecomputed, Recomputed, Streaming
 from models.features import Array
@@ -112,8 +124,7 @@ def test_front_end_cuts_the_tokens_of_every_stream(network: Network, audio: list
 
 
 def test_curves_have_a_point_for_every_size(network: Network, audio: list[Array], tmp_path: Path) -> None:
-    table, _ = lines(network, audio, None, TINY)
-    points = run_curves(table, TINY)
+    points = run_curves(compiled_lines(network, audio, TINY.sessions), TINY)
     assert {(p.name, p.sessions, p.chunk_ms) for p in points} == {
         (name, sessions, chunk_ms)
         for name in ("ours, kernels dense", "ours, shipped")
@@ -124,6 +135,24 @@ def test_curves_have_a_point_for_every_size(network: Network, audio: list[Array]
 
     for file in draw_curves(points, TINY, tmp_path / "plots"):
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_many_sessions_take_fewer_turns() -> None:
+    plan = Plan(repeats=20, enough_s=4_000, fewest=3)
+    assert [plan.turns(sessions) for sessions in (1, 200, 500, 2_000)] == [20, 20, 8, 3]
+    assert Plan(repeats=2).turns(2_000) == 2
+
+
+def test_command_draws_and_writes_the_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the train extra")
+    options = ["curves", "--output", str(tmp_path), "--most", "2", "--sessions", "1", "--repeats", "1"]
+    result = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    points = json.loads((tmp_path / "curves.json").read_text())["curves"]
+    assert {(p["sessions"], p["chunk_ms"]) for p in points if p["name"] == "ours, shipped"} >= {(1, 30), (2, 100)}
+    assert all(point["cpu_ms_per_audio_s"] > 0 for point in points)
+    for name in ("sessions.png", "chunks.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])

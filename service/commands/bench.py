@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from service.commands.bench_service import service
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 SAMPLE = Path(str(files("client"))) / "samples" / "commands.flac"
 STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
+
+Data = Annotated[Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")]
+Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
 
 app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
 app.command()(service)
@@ -35,18 +39,15 @@ def bench() -> None:
 @app.command()
 def engine(
     against: Annotated[Path | None, typer.Option(help="Stock Keyword Transformer, tflite.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")
-    ] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")] = None,
+    data: Data = None,
+    model: Model = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that are batched together.")] = 200,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of one second of audio; medians are over these.")] = 20,
-    plot: Annotated[Path | None, typer.Option(help="Draw cost against sessions and chunks into DIR.")] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Compare ours with the stock Keyword Transformer, in one process on one core, in turns."""
-    from models.bench import Plan, lines, pinned, run_curves, run_table
+    from models.bench import Plan, lines, pinned, run_table
     from models.checkpoint import load_checkpoint, shipped_path
     from models.network import Network
 
@@ -56,15 +57,41 @@ def engine(
         network.warm_up()
         table, notes = lines(network, recordings(data), against, plan)
         rows = run_table(table, plan)
-        points = run_curves(table, plan) if plot else []
     if as_json:
-        print(json.dumps({"rows": [asdict(r) for r in rows], "curves": [asdict(p) for p in points], "notes": notes}))
+        print(json.dumps({"rows": [asdict(row) for row in rows], "notes": notes}))
     else:
         Console().print(as_table(rows), *notes, sep="\n")
-    if plot:
-        from models.bench_plots import draw_curves
 
-        draw_curves(points, plan, plot)
+
+@app.command()
+def curves(
+    output: Annotated[Path, typer.Option(help="Folder for sessions.png, chunks.png and curves.json.")],
+    data: Data = None,
+    model: Model = None,
+    most: Annotated[int, typer.Option(min=1, help="Sessions at most.")] = 2_000,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions while chunks vary.")] = 200,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Turns of one second of audio at most; medians are over these.")
+    ] = 20,
+) -> None:
+    """Measure and draw what a stream costs among 1 to 2000 of them, and in chunks of 30 to 1000 ms; a few minutes."""
+    from models.bench import Plan, compiled_lines, pinned, run_curves
+    from models.bench_plots import draw_curves
+    from models.checkpoint import load_checkpoint, shipped_path
+    from models.network import Network
+
+    plan = Plan(sessions=sessions, repeats=repeats)
+    plan = replace(plan, curve_sessions=tuple(n for n in plan.curve_sessions if n <= most))
+    console = Console(stderr=True)
+    with pinned():
+        network = Network(load_checkpoint(model or shipped_path()))
+        network.warm_up()
+        table = compiled_lines(network, recordings(data), sessions)
+        points = run_curves(table, plan, lambda turns: track(turns, "turns", console=console))
+    for file in draw_curves(points, plan, output):
+        console.print(file)
+    described = {"model": network.checkpoint.fingerprint, "curves": [asdict(point) for point in points]}
+    (output / "curves.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def recordings(data: Path | None) -> list[Array]:
