@@ -34,7 +34,7 @@ class Recipe:
     shares: tuple[float, float, float, float] = (0.58, 0.18, 0.14, 0.10)
     background: float = 0.12
     """Share of streams without any speech, in which noise keeps its own level."""
-    running: float = 0.06
+    running: float = 0.08
     """Share of streams that are sentences without a keyword, where the corpus has any."""
     stretch: float = 0.15
     warp: float = 0.08
@@ -42,7 +42,7 @@ class Recipe:
     jitter: int = 12
     gain_db: tuple[float, float] = (-18.0, 8.0)
     segment_gain_db: float = 4.0
-    noisy: float = 0.8
+    noisy: float = 0.75
     snr_db: tuple[float, float] = (-3.0, 30.0)
     colour_db: float = 8.0
     """How far a noise's bands are bent up or down, so that no noise is heard twice."""
@@ -53,10 +53,10 @@ class Recipe:
     """Share of streams with knocks and clicks."""
     babble: float = 0.15
     babble_snr_db: tuple[float, float] = (6.0, 25.0)
-    pixel_noise: float = 3.0
-    band_masks: int = 2
+    pixel_noise: float = 2.0
+    band_masks: int = 1
     band_mask: int = 6
-    time_mask: int = 12
+    time_mask: int = 8
     unknown_weight: float = 1.5
     """Weight of an unknown word's segment; a keyword's is 1."""
     notice: int = 15

@@ -39,9 +39,9 @@ class Gated(nn.Module):
     """Learning rate of the thresholds' logarithms, as a multiple of the weights'."""
     price: Tensor
     target: Tensor
-    SCHEDULE: ClassVar[Schedule] = Schedule(steps=8_000, warmup=200, learning_rate=5e-4, average=0.998)
+    SCHEDULE: ClassVar[Schedule] = Schedule(steps=11_000, warmup=100, learning_rate=4.5e-4, average=0.998)
 
-    def __init__(self, config: ModelConfig, target: float = 0.15) -> None:
+    def __init__(self, config: ModelConfig, target: float = 0.17) -> None:
         super().__init__()
         self.gates = LearnedGates(config)
         self.register_buffer("price", torch.tensor(1.0))
