@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,16 @@ from client.keywords import read_keyword
 from models.background import SETTLE, Background, Embedded, NoBackground, embed_speech, embed_words, fit
 from models.checkpoint import CheckpointError, load_checkpoint, save, shipped_path
 from models.config import ModelConfig
-from models.data import Corpus, DataError
+from models.data import Corpus, DataError, split_of
 from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, embed_recording, enrol, ratio
-from models.evaluate_enroll import OFFSETS, best, halves
+from models.evaluate_enroll import OFFSETS, Enrolment, Followed, best, halves, judge_word
 from models.evaluate_streams import Tally
 from models.network import Network
+from models.streams import Stream, Utterance
 from service.commands import enroll as command
+from service.commands import model
 from service.commands.detect import here
+from service.commands.evaluate import detector
 from service.protocol import Detection, Enrolled, KeywordSettings
 from tests.conftest import ROOT, Running
 
@@ -310,7 +313,65 @@ def test_best_is_the_laxest_threshold_that_stays_allowed() -> None:
     assert 0.0 in OFFSETS
 
 
+def test_a_word_is_judged_where_it_is_said(network: Network) -> None:
+    """Of made-up embeddings: a word at its prototype is heard, running speech raises no alarm, unless it says it."""
+    random = np.random.default_rng(0)
+    c = network.config.channels
+    centres = random.normal(0, 2, (40, c))
+    vectors = centres[:, None, None] + random.normal(size=(40, 6, len(SETTLE), c))
+    known = fit(
+        Embedded(vectors.reshape(-1, len(SETTLE), c), np.repeat(np.arange(40).astype(str), 6)),
+        random.normal(0, 2, (4_000, c)),
+        network.config,
+    )
+    token, word = network.config.token_samples, random.normal(0, 2, c)
+    enrolment = Enrolment(network, known, [], "dense")
+    enrolment.recordings = {"bed": list(word + random.normal(0, 0.3, (5, c)))}
+
+    def stream(name: str, places: Sequence[int], named: Sequence[str]) -> Followed:
+        """A minute in which something close to the word is heard at some tokens, for as long as a window lasts."""
+        tokens = random.normal(0, 2, (2_000, c))
+        for place in places:
+            tokens[place : place + 20] = word + random.normal(0, 0.5, (20, c))
+        said = tuple(
+            Utterance((place - 15) * token, place * token, name) for place, name in zip(places, named, strict=False)
+        )
+        return Followed(Stream(name, np.zeros(2_000 * token, np.float32), said), tokens.astype(np.float32))
+
+    places = (100, 600, 1_100, 1_600)
+    quiet = {
+        "bed": [stream("bed", places, ["bed"] * 4)],
+        "speech": [stream("speech", (), ())],
+        "mixed": [stream("mixed", places, ["cat", "bed", "bed", "bed"])],
+    }
+    heard = judge_word(enrolment, "bed", 3, quiet, detector, 2)
+    assert (heard["usual"]["keywords"], heard["usual"]["missed"], heard["usual"]["false_alarms"]) == (8, 0, 0)
+    assert (heard["best"]["missed"], heard["mixed"]["keywords"], heard["mixed"]["false_alarms"]) == (0, 6, 2)
+    loud = judge_word(enrolment, "bed", 3, {**quiet, "speech": [stream("speech", places, ())]}, detector, 1)
+    assert loud["usual"]["false_alarms"] == 4
+
+
 # --- commands, and a real socket
+
+
+def test_model_background_makes_a_checkpoint_able(tmp_path: Path, spoken: np.ndarray, network: Network) -> None:
+    data, able, bare = tmp_path / "data", tmp_path / "able.safetensors", tmp_path / "bare.safetensors"
+    save(replace(network.checkpoint, background={}), bare)
+    speaker = next(f"{i:08x}" for i in range(100) if split_of(f"{i:08x}") == "training")
+    for *_, word in labels():
+        (data / word).mkdir(parents=True)
+        for take, samples in enumerate(variants(spoken, word, 2)):
+            soundfile.write(data / word / f"{speaker}_nohash_{take}.wav", samples.astype("int16"), SECOND)
+    arguments = ["background", "--data", str(data), "--model", str(bare), "--output", str(able)]
+    without = CliRunner().invoke(model.app, arguments)
+    assert "running_speech" in str(without.exception)
+    (data / "running_speech").mkdir()
+    soundfile.write(data / "running_speech" / "a.wav", np.tile(spoken, 2), SECOND)
+    done = CliRunner().invoke(model.app, arguments)
+    assert done.exit_code == 0, done.output
+    stored = load_checkpoint(able)
+    assert stored.fingerprint == network.checkpoint.fingerprint
+    assert all(np.isfinite(array).all() for array in Background.of(stored).arrays().values())
 
 
 def test_enroll_writes_a_keyword(able: Path, spoken: np.ndarray, tmp_path: Path) -> None:

@@ -7,12 +7,22 @@ export interface KeywordSettings {
   enabled?: boolean;
 }
 
+/** What `deltaspot enroll` writes, without its `format`. */
+export interface Enrolled {
+  name: string;
+  fingerprint: string;
+  recordings: number;
+  prototype: number[];
+  threshold?: number;
+}
+
 export interface Configuration {
   sample_rate?: number;
   model?: string;
   point?: string;
   coarsest?: number;
   keywords?: Record<string, KeywordSettings>;
+  enrolled?: Enrolled[];
   scores?: boolean;
   heartbeat_ms?: number;
   preroll_ms?: number;
