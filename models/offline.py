@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.counting import Count, count
+from models.engines import AnyNetwork
 from models.features import Array, FrameStream, log_mel
-from models.network import Network
 
 BATCH_TOKENS = 4096
 """Tokens of one step, so that working memory stays small whatever the recordings' length."""
@@ -20,7 +20,7 @@ def softmax(logits: Array) -> Array:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def tokens_of(network: Network, samples: Array, *, flush: bool = True) -> Array:
+def tokens_of(network: AnyNetwork, samples: Array, *, flush: bool = True) -> Array:
     """Samples (S,), int16 values -> network input by token (N, stride, bands)."""
     stream = FrameStream(network.config)
     windows = stream.feed(samples)
@@ -31,7 +31,7 @@ def tokens_of(network: Network, samples: Array, *, flush: bool = True) -> Array:
 
 
 def judge(
-    network: Network,
+    network: AnyNetwork,
     recordings: Sequence[Array],
     *,
     point: str = "shipped",

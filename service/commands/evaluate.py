@@ -27,13 +27,17 @@ from models.evaluate_streams import Calibration, Detect, Heard, hear, total, tra
 from models.features import Array
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
+from service.commands.evaluate_enroll import enroll
+from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.methods import methods
 from service.detector import Detector, Hit, Rule
 
 app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
 app.command()(socket)
+app.command()(enroll)
 app.command()(methods)
+app.command()(self_check)
 console = Console(stderr=True)
 
 PIECE: Final = 16
