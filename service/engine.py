@@ -56,7 +56,16 @@ class Engine:
         room: streams that the machine keeps up with; see service/headroom.py.
     """
 
-    def __init__(self, watcher: Watcher, *, slots: int, batch_s: float, lag_s: float, check_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        *,
+        slots: int,
+        batch_s: float,
+        lag_s: float,
+        check_share: float = 0.0,
+        timer: Callable[[], float] = clock,
+    ) -> None:
         """Prepare an engine without models.
 
         Args:
@@ -65,12 +74,13 @@ class Engine:
             batch_s: shortest time between the beginnings of two batches, when all slots are taken.
             lag_s: wait for a turn above which no stream is admitted; precision is shed from a quarter of it.
             check_share: share of tokens that are judged again, densely, by each model's `check`.
+            timer: the clock that times batches, s.
         """
         self.slots, self.batch_s, self.lag_s, self.check_share = slots, batch_s, lag_s, check_share
         self.scale, self.draining, self.room = 1.0, False, slots
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
-        self._watcher = watcher
+        self._watcher, self._timer = watcher, timer
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._waiting: deque[Slot] = deque()
@@ -246,7 +256,7 @@ class Engine:
 
     def _judge(self, hosted: Hosted, turns: list[Turn]) -> None:
         """Front end, network and softmax for one model's part of a batch."""
-        began = clock()
+        began = self._timer()
         counts = np.array([turn.tokens for turn in turns], np.int64)
         rows = np.array([turn.slot.row for turn in turns], np.int64)
         windows = np.concatenate([part for turn in turns for part in turn.windows])
@@ -261,7 +271,7 @@ class Engine:
             log.exception("a batch failed; its %d streams are closed", len(turns))
             self._call(self._fail, turns)
             return
-        seconds = clock() - began
+        seconds = self._timer() - began
         self._busy_s += seconds
         self._judged_s += tokens * hosted.spec.config.token_samples / SAMPLE_RATE
         self._watcher.stepped(len(turns), seconds)

@@ -56,6 +56,7 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Network, "embed", slow)
     monkeypatch.setattr(rehearsal, "CHUNKS", 4)
+    monkeypatch.setattr(rehearsal, "thread_clock", time.monotonic)  # this machine sleeps where others compute
 
 
 @pytest.mark.usefixtures("slow_machine")
