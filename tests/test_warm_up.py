@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 FIRST_STREAM = """
@@ -13,7 +15,7 @@ import sys
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 from models.checkpoint import load_checkpoint, shipped_path
-from models.network import Network
+from models.engines import make_network
 from models.offline import judge
 
 def compiled():
@@ -21,7 +23,7 @@ def compiled():
     found = {id(thing): thing for module in ours for thing in vars(module).values() if isinstance(thing, Dispatcher)}
     return sorted((d.__name__, str(signature)) for d in found.values() for signature in d.signatures)
 
-network = Network(load_checkpoint(shipped_path()))
+network = make_network(load_checkpoint(shipped_path()), sys.argv[1])
 cold = compiled()
 network.warm_up()
 warm = compiled()
@@ -31,6 +33,11 @@ assert compiled() == warm, set(compiled()) - set(warm)
 """
 
 
-def test_after_warm_up_a_stream_compiles_nothing():
-    done = subprocess.run([sys.executable, "-c", FIRST_STREAM], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("engine", ["kernels", "torch"])
+def test_after_warm_up_a_stream_compiles_nothing(engine):
+    if engine == "torch":
+        pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_STREAM, engine], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
