@@ -34,6 +34,8 @@ SHRINKAGE = 0.02
 LEAST_BETWEEN = 0.05
 """Least variance between words, in every direction: those in which known words agree may tell new ones apart."""
 SPEECH_S = 1_800.0
+PIECE, BEGINNING = 128, 20
+"""Tokens of a piece that begins a stream, and those of its beginning that are not counted."""
 LEAST_SPEECH = 1_000
 """Tokens of running speech without which a covariance would be a guess."""
 SNR_DB = (0.0, 25.0)
@@ -149,19 +151,35 @@ def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per
 
 
 def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = SPEECH_S) -> Array:
-    """Running speech of a corpus, as far as that -> embedding of each token (N, C).
+    """Running speech of a corpus, as far as that, in the midst of streams and at their beginnings.
+
+    Returns:
+        The embedding of each token, (N, C): first of all in a row, then of pieces that each begin a stream.
 
     Raises:
         DataError: where there is none.
     """
     stride = network.config.stride
-    tokens = min(len(corpus.speech), int(seconds * 100)) // stride
+    tokens = min(len(corpus.speech), int(seconds * 100)) // stride // PIECE * PIECE
     if tokens < LEAST_SPEECH:
         raise DataError(f"no running speech: name a folder that has {SPEECH_FOLDER}/, as `models/make_speech.py` makes")
     frames = network_input(corpus.speech[: tokens * stride].astype(np.float32)).reshape(tokens, stride, -1)
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index(point))
-    return network.embed(cache, np.zeros(1, np.int64), frames, np.array([tokens]))[1]
+    pieces = frames.reshape(-1, PIECE, *frames.shape[1:])
+    parts = [_pooled(network, point, frames[None])[0]]
+    for start in range(0, len(pieces), BATCH):
+        fresh = _pooled(network, point, pieces[start : start + BATCH])
+        parts.append(fresh[:, BEGINNING:].reshape(-1, fresh.shape[2]))
+    return np.concatenate(parts)
+
+
+def _pooled(network: Network, point: str, frames: Array) -> Array:
+    """Streams of equal length (B, N, stride, bands), each from an empty past -> embeddings (B, N, C)."""
+    count, tokens = frames.shape[:2]
+    cache = network.new_cache(count)
+    for row in range(count):
+        cache.configure(row, network.points.index(point))
+    _, pooled = network.embed(cache, np.arange(count), frames.reshape(-1, *frames.shape[2:]), np.full(count, tokens))
+    return pooled.reshape(count, tokens, -1)
 
 
 def _name(corpus: Corpus, clip: int, backwards: bool) -> str:
@@ -199,12 +217,8 @@ def _embed(network: Network, point: str, frames: Array, ends: NDArray[np.int64])
     """Scenes (B, T, bands) -> embeddings (B, len(SETTLE), C) after their words' ends, in frames (B,)."""
     stride = network.config.stride
     tokens = frames.shape[1] // stride
-    cache, rows = network.new_cache(len(frames)), np.arange(len(frames))
-    for row in rows:
-        cache.configure(int(row), network.points.index(point))
-    cut = frames[:, : tokens * stride].reshape(-1, stride, frames.shape[2])
-    _, pooled = network.embed(cache, rows, cut, np.full(len(frames), tokens))
-    return at_moments(pooled.reshape(len(frames), tokens, -1), ends // stride)
+    cut = frames[:, : tokens * stride].reshape(len(frames), tokens, stride, -1)
+    return at_moments(_pooled(network, point, cut), ends // stride)
 
 
 def at_moments(pooled: Array, ends: NDArray[np.int64]) -> Array:

@@ -37,7 +37,7 @@ FAINTEST_RMS = 60.0
 """Root mean square of a word below which it is not there, int16 values: -55 dB below full scale."""
 LOUDEST = 32_700.0
 MOST_CLIPPED = 0.005
-PRIOR = 5.5
+PRIOR = 7.5
 """Log-likelihood ratio at which a keyword is as likely as not. Averaged as detectors do, it is passed about once in an
 hour of running speech, whatever the word and the number of recordings (measured on validation streams)."""
 TEMPER = 0.2

@@ -20,7 +20,17 @@ from typer.testing import CliRunner
 from client.connection import connect
 from client.errors import SourceError, StreamFailed
 from client.keywords import read_keyword
-from models.background import SETTLE, Background, Embedded, NoBackground, embed_speech, embed_words, fit
+from models.background import (
+    BEGINNING,
+    PIECE,
+    SETTLE,
+    Background,
+    Embedded,
+    NoBackground,
+    embed_speech,
+    embed_words,
+    fit,
+)
 from models.checkpoint import CheckpointError, load_checkpoint, save, shipped_path
 from models.config import ModelConfig
 from models.data import Corpus, DataError, split_of
@@ -194,7 +204,9 @@ def test_clips_are_embedded_in_both_directions_and_silence_with_them(network: Ne
     embedded = embed_words(network, corpus, "dense", per_word=2)
     assert sorted(embedded.words) == sorted(["yes", "yes backwards", *["bed", "bed backwards"] * 2, *["_silence_"] * 2])
     assert embedded.vectors.shape == (8, len(SETTLE), network.config.channels)
-    assert embed_speech(network, corpus, "dense").shape == (1_200, network.config.channels)
+    speech = embed_speech(network, corpus, "dense")
+    assert speech.shape == (9 * PIECE + 9 * (PIECE - BEGINNING), network.config.channels)
+    np.testing.assert_allclose(speech[BEGINNING:PIECE], speech[9 * PIECE :][: PIECE - BEGINNING], atol=1e-3)
     with pytest.raises(DataError, match="running_speech"):
         embed_speech(network, replace(corpus, speech=corpus.speech[:100]), "dense")
 
