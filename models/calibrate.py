@@ -47,7 +47,7 @@ class Goal:
 
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
-    windows: tuple[int, ...] = (8, 11, 14, 17)
+    windows: tuple[int, ...] = (4, 6, 8, 11, 14, 17)
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
     refractory_ms: int = 600
