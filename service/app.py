@@ -18,7 +18,7 @@ from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
-from service.errors import HTTP_STATUS, Capacity, TooLong, Unauthorised, failed
+from service.errors import HTTP_STATUS, Capacity, Idle, TooLong, Unauthorised, failed
 from service.logs import RequestIds, clip_judged
 from service.protocol import Configure, Encoding, Failed, WireError
 from service.server import Server
@@ -230,7 +230,11 @@ async def _asyncapi(_request: Request) -> Response:
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
     """Read the body as far as it is allowed to go, and judge it; the reserved place is used or given back."""
     try:
-        data = await _body(request, server.settings.clip_bytes)
+        async with asyncio.timeout(server.settings.idle_s):
+            data = await _body(request, server.settings.clip_bytes)
+    except TimeoutError:
+        server.engine.cancel()
+        raise Idle(f"the clip did not come within {server.settings.idle_s:g} s") from None
     except BaseException:
         server.engine.cancel()
         raise

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket with the changes that a thousand listeners and a hostile one ask for. Knows no streams.
+"""uvicorn's HTTP and WebSocket with the changes that a thousand listeners and a hostile one ask for. Knows no streams.
 
 Whole, ordinary frames are cut out here and handed to a `Listener` in the same call, ten a second from each of a
 thousand peers, without a task, a queue or an event loop's turn between them. Everything else (the upgrade, fragments,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import apply_mask
 
@@ -27,6 +28,35 @@ TEXT, BINARY = 0x81, 0x82
 ORDINARY = {TEXT, BINARY}
 """First bytes of whole, ordinary frames."""
 FINAL, RESERVED, CONTROL, MASKED = 0x80, 0x70, 0x08, 0x80
+
+
+class Door(HttpToolsProtocol):
+    """One connection before it is a WebSocket; uvicorn itself would wait for a request's last line for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request."""
+        super().connection_made(transport)
+        self._expect()
+
+    def on_headers_complete(self) -> None:
+        """A request has come; its answer may take its time."""
+        self._late.cancel()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Expect the next request, unless it is here."""
+        waiting = bool(self.pipeline)
+        super().on_response_complete()
+        if not waiting:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over."""
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._late = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
 
 
 class Listener(Protocol):

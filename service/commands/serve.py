@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import resource
 import signal
 import sys
@@ -20,7 +21,7 @@ from service import logs
 from service.app import create_app
 from service.server import Server
 from service.settings import Settings
-from service.sockets import Socket
+from service.sockets import Door, Socket
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -113,12 +114,14 @@ def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN4
         create_app(server),
         host=settings.host,
         port=settings.port,
+        http=Door,
         ws=Socket,
         ws_per_message_deflate=False,
         ws_max_size=2 * settings.frame_bytes,
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.configure_s),
         timeout_graceful_shutdown=5,
         **more,
     )
