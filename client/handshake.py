@@ -102,7 +102,7 @@ def parsed(text: str | bytes) -> ServerMessage | None:
 def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
     status, headers = error.response.status_code, error.response.headers
-    if status in {429, 503}:
+    if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
         return Busy(f"{url} has no room for another stream now (HTTP {status})", float(headers.get("Retry-After", 1)))
     why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
     return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")
