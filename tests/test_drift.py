@@ -52,7 +52,7 @@ def hear(network: Network, cache: Cache, tokens: Array) -> Array:
 def stray(network: Network, cache: Cache, point: str) -> float:
     """By how much any held value is further from its channel than the threshold, at most.
 
-    Only gates whose input is kept in the stream's state can be seen from outside.
+    Only gates whose input is kept in the stream's state can be seen from outside; queries are kept before scaling.
     """
     layout, config, theta = cache.layout, network.config, network.thresholds[point]
     block, state, worst = layout.block, cache.state[0], -np.inf
@@ -66,7 +66,8 @@ def stray(network: Network, cache: Cache, point: str) -> float:
             value = state[at + x :][:size]
             value = np.maximum(value, 0) if rectified else value
             distance = np.abs(value - state[at + held :][:size]).max()
-            worst = max(worst, distance - theta[f"block{layer}.{gate}"])
+            limit = theta[f"block{layer}.{gate}"]
+            worst = max(worst, distance - (limit * config.head_channels**0.5 if gate == "query" else limit))
     return float(worst)
 
 
@@ -74,18 +75,16 @@ def drift(network: Network, cache: Cache) -> float:
     """Largest difference of a sum from weights times held values, computed anew."""
     layout, config, weights = cache.layout, network.config, network.checkpoint.weights
     block, state, worst = layout.block, cache.state[0], 0.0
-    scale = np.ones(3 * config.channels)
-    scale[: config.channels] = config.head_channels**-0.5  # the query's scale is part of its weights
     for layer in range(config.layers):
         at, name = layout.blocks + layer * block.size, f"blocks.{layer}"
-        for matrix, held, total, factor in (
-            (f"{name}.attention.qkv", block.held_in, block.sum_qkv, scale),
-            (f"{name}.attention.out", block.held_mixed, block.sum_out, 1.0),
-            (f"{name}.up", block.held_up, block.sum_up, 1.0),
-            (f"{name}.down", block.held_down, block.sum_down, 1.0),
+        for matrix, held, total in (
+            (f"{name}.attention.qkv", block.held_in, block.sum_qkv),
+            (f"{name}.attention.out", block.held_mixed, block.sum_out),
+            (f"{name}.up", block.held_up, block.sum_up),
+            (f"{name}.down", block.held_down, block.sum_down),
         ):
             w, bias = weights[f"{matrix}.weight"].astype(np.float64), weights[f"{matrix}.bias"]
-            expected = (w @ state[at + held :][: w.shape[1]] + bias) * factor
+            expected = w @ state[at + held :][: w.shape[1]] + bias
             worst = max(worst, float(np.abs(state[at + total :][: len(bias)] - expected).max()))
     return worst
 
@@ -95,7 +94,7 @@ def test_held_values_and_sums_after_an_hour_of_skipping(network: Network, tokens
     cache.configure(0, network.points.index("shipped"))
     for part in (tokens[:-100], tokens[-100:]):  # the border lies between two rebuilds of this row's sums
         hear(network, cache, part)
-        assert stray(network, cache, "shipped") <= 1e-6
+        assert stray(network, cache, "shipped") <= 1e-5
         assert drift(network, cache) < TOLERANCE
 
 
