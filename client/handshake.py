@@ -103,6 +103,11 @@ def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
     status, headers = error.response.status_code, error.response.headers
     if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
-        return Busy(f"{url} has no room for another stream now (HTTP {status})", float(headers.get("Retry-After", 1)))
+        return Busy(f"{url} has no room for another stream now (HTTP {status})", _seconds(headers.get("Retry-After")))
     why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
     return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds; a proxy may send a date, or nothing, and then it is one second."""
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 1.0

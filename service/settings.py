@@ -36,8 +36,14 @@ class Settings(BaseSettings):
     behind_s: float = Field(15.0, gt=0, le=600, description="Age of unjudged audio that ends a stream, s.")
     frame_bytes: int = Field(1 << 20, ge=1_024, le=1 << 26, description="Longest binary frame, bytes.")
     stream_s: float = Field(DAY, gt=0, description="Longest stream, s of audio.")
-    idle_s: float = Field(MINUTE, gt=0, description="Longest time without a frame from the client, s.")
-    configure_s: float = Field(10.0, gt=0, description="Time within which `configure` must come, s.")
+    idle_s: float = Field(
+        MINUTE,
+        gt=0,
+        description="Longest time without a frame from the client, s; a posted clip must come within it, too.",
+    )
+    configure_s: float = Field(
+        10.0, gt=0, description="Time within which a request's head, then `configure`, must come, s."
+    )
     self_check_share: float = Field(0.002, ge=0, le=1, description="Share of tokens judged again without gates.")
     speed: float = Field(100.0, ge=1, description="Audio may arrive this many times faster than real time.")
     burst_s: float = Field(120.0, ge=1, description="Audio that may arrive at once, whatever the speed, s.")

@@ -276,6 +276,21 @@ async def test_refusal_before_the_upgrade_is_explained(status, word):
                 pass
 
 
+@pytest.mark.parametrize(("told", "wait_s"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0), (None, 1.0)])
+async def test_when_to_ask_again_may_be_told_in_any_form(told, wait_s):
+    def refuse(connection, _request):
+        response = connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "no")
+        if told:
+            response.headers["Retry-After"] = told
+        return response
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as listening:
+        with pytest.raises(CannotConnect) as refused:
+            async with connect(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"):
+                pass
+    assert refused.value.retry_after == wait_s
+
+
 async def test_server_that_stays_away_is_given_up():
     async def act(peer: Peer) -> None:
         await greet(peer)
