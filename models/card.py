@@ -160,4 +160,4 @@ def training(metadata: Mapping[str, str], log: Path | None) -> str:
     kept = lines[:: max(1, len(lines) // 12)]
     columns = [name for name in kept[-1] if isinstance(kept[-1][name], int | float)]
     rows = [[f"{line[name]:.4g}" if name in line else "-" for name in columns] for line in kept]
-    return f"{told}\n\n{table(columns, rows)}"
+    return f"{told}\n\n{table(columns, rows)}\n\n![Learning curves](training.png)"
