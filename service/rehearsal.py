@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 STREAMS = 64
 """Enough for batches as large as those of a full server."""
-CHUNKS = 20
-"""Of 100 ms: the first ones warm up, and the cheapest one counts. A start may be a busy moment, so that its costs are
-those of the processor; what waiting adds shows later, under load."""
+CHUNKS, LEAST, LONGEST_S = 20, 3, 2.0
+"""Of 100 ms, fewer when a large model takes long: the first ones warm up, and the cheapest one counts. A start may be a
+busy moment, so that its costs are those of the processor; what waiting adds shows later, under load."""
 SOCKETS = 2.0
 """What the event loop spends on a stream with a socket, over what it spends here, without one."""
 
@@ -43,7 +43,11 @@ async def rehearse(network: AnyNetwork) -> Usage:
     engine.start(asyncio.get_running_loop())
     try:
         streams = [_open(engine, settings, metrics) for _ in range(STREAMS)]
-        spent = [await _chunk(engine, streams, chunk) for chunk in _noise()]
+        spent: list[Usage] = []
+        for chunk in _noise():
+            spent.append(await _chunk(engine, streams, chunk))
+            if len(spent) >= LEAST and sum(usage.engine for usage in spent) > LONGEST_S:
+                break
         cheapest = min(spent, key=lambda usage: usage.engine / usage.audio)
         return replace(cheapest, loop=SOCKETS * cheapest.loop)
     finally:
