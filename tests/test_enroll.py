@@ -466,11 +466,3 @@ async def test_a_keyword_that_does_not_fit_is_refused(
         with pytest.raises(StreamFailed, match="same name"):
             async with connect(running.stream, enrolled=[own(seven), own(seven)]):
                 pass
-
-
-async def test_a_server_whose_model_cannot_enrol_says_so(running: Running, seven: EnrolledKeyword) -> None:
-    if load_checkpoint(shipped_path()).background:
-        pytest.skip("the shipped model can")
-    with pytest.raises(StreamFailed, match="deltaspot model background"):
-        async with connect(running.stream, enrolled=[own(seven)]):
-            pass
