@@ -31,7 +31,7 @@ from models.background import (
     embed_words,
     fit,
 )
-from models.checkpoint import CheckpointError, load_checkpoint, save, shipped_path
+from models.checkpoint import CheckpointError, load_checkpoint, save
 from models.config import ModelConfig
 from models.data import Corpus, DataError, split_of
 from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, embed_recording, enrol, ratio
