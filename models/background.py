@@ -23,6 +23,7 @@ from models.config import SILENCE, ModelConfig
 from models.data import CLIP_FRAMES, SPEECH_FOLDER, Corpus, DataError
 from models.features import Array, compress, expand, network_input
 from models.network import Network
+from models.streams import spoken_frames
 
 SETTLE = (2, 5, 8, 11, 14)
 """Tokens after a word's end at which it is looked at: while the read-out still sees all of it."""
@@ -40,7 +41,6 @@ LEAST_SPEECH = 1_000
 """Tokens of running speech without which a covariance would be a guess."""
 SNR_DB = (0.0, 25.0)
 GAIN_DB = (-12.0, 6.0)
-SPOKEN_SHARE = 0.3
 BATCH = 64
 
 
@@ -165,14 +165,14 @@ def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = 
         raise DataError(f"no running speech: name a folder that has {SPEECH_FOLDER}/, as `models/make_speech.py` makes")
     frames = network_input(corpus.speech[: tokens * stride].astype(np.float32)).reshape(tokens, stride, -1)
     pieces = frames.reshape(-1, PIECE, *frames.shape[1:])
-    parts = [_pooled(network, point, frames[None])[0]]
+    parts = [embed_tokens(network, point, frames[None])[0]]
     for start in range(0, len(pieces), BATCH):
-        fresh = _pooled(network, point, pieces[start : start + BATCH])
+        fresh = embed_tokens(network, point, pieces[start : start + BATCH])
         parts.append(fresh[:, BEGINNING:].reshape(-1, fresh.shape[2]))
     return np.concatenate(parts)
 
 
-def _pooled(network: Network, point: str, frames: Array) -> Array:
+def embed_tokens(network: Network, point: str, frames: Array) -> Array:
     """Streams of equal length (B, N, stride, bands), each from an empty past -> embeddings (B, N, C)."""
     count, tokens = frames.shape[:2]
     cache = network.new_cache(count)
@@ -205,20 +205,12 @@ def _scene(
     return network_input(compress(energies * np.float32(10 ** (random.uniform(*GAIN_DB) / 10)))), end
 
 
-def spoken_frames(pixels: Array) -> NDArray[np.int64]:
-    """Frames (T, bands) -> indices of those that belong to the word, by their loudness; all of a flat clip."""
-    loudness = pixels.mean(axis=1)
-    floor = np.quantile(loudness, 0.1)
-    active = np.flatnonzero(loudness > floor + SPOKEN_SHARE * (loudness.max() - floor))
-    return active if len(active) else np.arange(len(pixels))
-
-
 def _embed(network: Network, point: str, frames: Array, ends: NDArray[np.int64]) -> Array:
     """Scenes (B, T, bands) -> embeddings (B, len(SETTLE), C) after their words' ends, in frames (B,)."""
     stride = network.config.stride
     tokens = frames.shape[1] // stride
     cut = frames[:, : tokens * stride].reshape(len(frames), tokens, stride, -1)
-    return at_moments(_pooled(network, point, cut), ends // stride)
+    return at_moments(embed_tokens(network, point, cut), ends // stride)
 
 
 def at_moments(pooled: Array, ends: NDArray[np.int64]) -> Array:

@@ -80,6 +80,11 @@ class ModelConfig:
         return self.stride * self.frontend.hop
 
     @property
+    def longest_span(self) -> int:
+        """Tokens that the longest memory holds, the newest included."""
+        return max(self.span, self.pool_span)
+
+    @property
     def receptive_tokens(self) -> int:
         """Tokens of the past that can reach one posterior: what every layer looks back, and the read-out."""
         return self.layers * (self.span - 1) + self.pool_span

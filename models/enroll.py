@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.background import SETTLE, Background, at_moments
+from models.background import SETTLE, Background, at_moments, embed_tokens
 from models.config import ModelConfig
 from models.engines import AnyNetwork
 from models.features import Array, frames
@@ -193,10 +193,7 @@ def embed_recording(network: Network, samples: Array, point: str) -> Array:
     _, end = spoken_span(samples)
     silence = np.zeros((SETTLE[-1] + 3) * token, np.float32)
     tokens = tokens_of(network, np.concatenate((samples[: end + token], silence)))
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index(point))
-    _, pooled = network.embed(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
-    return at_moments(pooled[None], np.array([end // token]))[0].mean(axis=0)
+    return at_moments(embed_tokens(network, point, tokens[None]), np.array([end // token]))[0].mean(axis=0)
 
 
 def ratio(projected: Array, prototypes: Array, counts: NDArray[np.int64], background: Background) -> Array:

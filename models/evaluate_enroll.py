@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from models.background import Background
+from models.background import Background, embed_tokens
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.data import Item
 from models.enroll import EnrolledKeyword, Spotting, embed_recording
@@ -73,14 +73,10 @@ def streams_of(material: Material, minutes: float, snr_db: tuple[float, float], 
 
 def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Followed]:
     """Run the network over streams, each from an empty past."""
-    followed = []
-    for stream in streams:
-        tokens = tokens_of(network, stream.samples)
-        cache = network.new_cache(1)
-        cache.configure(0, network.points.index(point))
-        _, pooled = network.embed(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
-        followed.append(Followed(stream, pooled))
-    return followed
+    return [
+        Followed(stream, embed_tokens(network, point, tokens_of(network, stream.samples)[None])[0])
+        for stream in streams
+    ]
 
 
 class Enrolment:

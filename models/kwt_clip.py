@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.kwt_weights import FULL_SCALE
+from models.offline import softmax
 
 if TYPE_CHECKING:
     from models.features import Array
@@ -63,12 +64,6 @@ class ClipNetwork:
         x = self._norm(f"{name}.norm1", x + self._linear(f"{name}.out", mixed))
         hidden = gelu(self._linear(f"{name}.up", x))
         return self._norm(f"{name}.norm2", x + self._linear(f"{name}.down", hidden))
-
-
-def softmax(x: Array) -> Array:
-    """Over the last axis."""
-    powers = np.exp(x - x.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def gelu(x: Array) -> Array:

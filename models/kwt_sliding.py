@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.kwt_clip import ClipNetwork, gelu, softmax
+from models.kwt_clip import ClipNetwork, gelu
+from models.offline import softmax
 
 if TYPE_CHECKING:
     from models.features import Array

@@ -81,18 +81,15 @@ class Network:
         """This thread's working memory."""
         if not hasattr(self._local, "scratch"):
             config = self.config
-            wide = (
-                max(config.hidden, padded(config.stem_inputs), config.heads * max(config.span, config.pool_span))
-                + WIDTH
-            )
+            wide = max(config.hidden, padded(config.stem_inputs), config.heads * config.longest_span) + WIDTH
             self._local.scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),
-                weights=np.zeros(max(config.span, config.pool_span), np.float32),
+                weights=np.zeros(config.longest_span, np.float32),
                 index=np.zeros(wide + WIDTH, np.int32),
                 change=np.zeros(wide + WIDTH, np.float32),
                 origin=np.zeros(WIDTH, np.float32),
-                zero=np.zeros(max(config.span, config.pool_span, config.head_channels), np.float32),
+                zero=np.zeros(max(config.longest_span, config.head_channels), np.float32),
             )
         return self._local.scratch
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from models.data import FRONTEND, DataError
 from models.features import Array, frames
@@ -77,13 +78,20 @@ class Plan:
 
 def spoken_span(samples: Array) -> tuple[int, int]:
     """First and last sample of the word in a clip (S,); the whole clip if it is flat."""
-    loudness = frames(samples).mean(axis=1)
-    if not len(loudness) or np.ptp(loudness) < 1.0:
+    pixels = frames(samples)
+    if not len(pixels) or np.ptp(pixels.mean(axis=1)) < 1.0:
         return 0, len(samples)
-    floor = np.quantile(loudness, 0.1)
-    active = np.flatnonzero(loudness > floor + SPOKEN_SHARE * (loudness.max() - floor))
+    active = spoken_frames(pixels)
     middle = (FRONTEND.window - FRONTEND.hop) // 2  # a frame stands for the hop in the middle of its window
     return int(active[0]) * FRONTEND.hop + middle, int(active[-1] + 1) * FRONTEND.hop + middle
+
+
+def spoken_frames(pixels: Array) -> NDArray[np.int64]:
+    """Frames (T, bands) -> indices of those that belong to the word, by their loudness; all of a flat clip."""
+    loudness = pixels.mean(axis=1)
+    floor = np.quantile(loudness, 0.1)
+    active = np.flatnonzero(loudness > floor + SPOKEN_SHARE * (loudness.max() - floor))
+    return active if len(active) else np.arange(len(pixels))
 
 
 def rms(samples: Array) -> float:

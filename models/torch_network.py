@@ -60,7 +60,7 @@ class TorchCache:
         self.point[row], self.scale[row] = point, scale
 
     def read(self, rows: Tensor, seen: int) -> Past:
-        """The past of streams (B,) of which each has `seen` tokens in its longest window, at most `_longest`."""
+        """The past of streams (B,) of which each has `seen` tokens in its longest window, less than `longest_span`."""
         if seen == 0:
             return Past()
         past = Past(frames=self.tensors["frames"][rows])
@@ -97,16 +97,11 @@ def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor[:, :, -past_tokens:] if _windowed(name) else tensor
 
 
-def _longest(config: ModelConfig) -> int:
-    """Past tokens in the longest window."""
-    return max(config.span, config.pool_span) - 1
-
-
 def _full_past(model: StreamingKWT) -> Past:
     """What one stream remembers after a whole window."""
     config = model.config
     device = next(model.parameters()).device
-    silence = torch.full((1, _longest(config) * config.stride, config.frontend.bands), SILENT, device=device)
+    silence = torch.full((1, (config.longest_span - 1) * config.stride, config.frontend.bands), SILENT, device=device)
     with torch.inference_mode():
         return model(silence, None, dict.fromkeys(gate_names(config), 0.0))[1]
 
@@ -204,7 +199,7 @@ class TorchNetwork:
         rows = np.asarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.asarray(counts, np.int64)
         check_batch(self.config, rows, counts, frames)
-        seen = np.minimum(cache.tokens[rows], _longest(self.config))
+        seen = np.minimum(cache.tokens[rows], self.config.longest_span - 1)
         first = np.cumsum(counts) - counts
         logits = np.empty((len(frames), len(self.config.labels)), np.float32)
         pooled = np.empty((len(frames), self.config.channels), np.float32)
