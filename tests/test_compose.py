@@ -176,3 +176,13 @@ def test_running_speech_is_unknown_from_end_to_end() -> None:
 def test_without_running_speech_the_share_changes_nothing() -> None:
     one, other = (compose(replace(QUIET, running=share)) for share in (0.0, 1.0))
     torch.testing.assert_close(one.frames, other.frames)
+
+
+def test_noise_is_bent_in_colour_and_stays_steady() -> None:
+    flat = replace(CORPUS, noise=[np.full((3000, 40), 100, np.uint8)])
+    alone = replace(QUIET, background=1.0)
+    plain, bent = (compose(replace(alone, colour_db=db), source=flat).frames for db in (0.0, 8.0))
+    torch.testing.assert_close(plain, torch.full_like(plain, 100 / 64 - 1))
+    assert bent.std(dim=2).min() > 0.02, "every stream has a colour"
+    assert bent.std(dim=1).max() < 1e-5, "which does not change with time"
+    assert (bent - plain).abs().max() <= 0.8 * np.log(10) * 10 / 64 + 1e-4
