@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.config import SILENCE, ModelConfig
-from models.data import CLIP_FRAMES, SPEECH_FOLDER, Corpus, DataError
+from models.data import CLIP_FRAMES, FRONTEND, SPEECH_FOLDER, Corpus, DataError
 from models.features import Array, compress, expand, network_input
 from models.network import Network
 from models.streams import spoken_frames
@@ -133,12 +133,17 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig) -> Background:
 
 
 def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per_word: int = PER_WORD) -> Embedded:
-    """Up to `per_word` clips of every word of a corpus, forwards and backwards, in its noise, and noise alone."""
+    """Up to `per_word` clips of every word of a corpus, forwards and backwards, in its noise, and noise alone.
+
+    Audio comes first; a picture's scene is one over a telephone, with nothing above 4 kHz.
+    """
     random = np.random.default_rng(seed)
-    chosen = [random.permutation(np.flatnonzero(corpus.words == word))[:per_word] for word in np.unique(corpus.words)]
-    clips = [(int(i), backwards) for i in np.concatenate(chosen) for backwards in (False, True)] + [
-        (-1, False)
-    ] * per_word
+    chosen = []
+    for word in np.unique(corpus.words):
+        drawn = random.permutation(np.flatnonzero(corpus.words == word))
+        chosen.append(drawn[np.argsort(~corpus.raw[drawn], kind="stable")][:per_word])
+    clips = [(int(i), backwards) for i in np.concatenate(chosen) for backwards in (False, True)]
+    clips += [(-1, False)] * per_word
     noise = [one for one in corpus.noise if len(one) >= LEAD + CLIP_FRAMES + TAIL]
     vectors, words = [], []
     for start in range(0, len(clips), BATCH):
@@ -202,6 +207,8 @@ def _scene(
         first = int(random.integers(len(one) - frames + 1))
         heard = expand(one[first : first + frames].astype(np.float32))
         energies += heard * (loud / max(float(heard.sum(axis=1).mean()), 1.0) / 10 ** (random.uniform(*SNR_DB) / 10))
+    if clip >= 0 and not corpus.raw[clip]:
+        energies[:, FRONTEND.base :] = 0.0
     return network_input(compress(energies * np.float32(10 ** (random.uniform(*GAIN_DB) / 10)))), end
 
 

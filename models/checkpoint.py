@@ -24,7 +24,8 @@ from models.config import ModelConfig
 FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
 LEARNED = "learned"
-"""Operating points that every checkpoint has, and that the gated stage of training leaves."""
+SHIPPED = "shipped"
+"""Operating points that every checkpoint has, that the gated stage of training leaves, and that streams get."""
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 BACKGROUND = "background."
 """Arrays of this prefix are no weights."""

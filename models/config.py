@@ -21,15 +21,35 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FrontEndConfig:
-    """Log-mel front end: 16 kHz samples in, one frame of `bands` values every `hop` samples out."""
+    """Log-mel front end: 16 kHz samples in, one frame of `bands` values every `hop` samples out.
+
+    The lowest bands are evenly spaced in mel from `low_hz` to `high_hz`; the last `treble` of them lie above, up to
+    `top_hz`, where sibilants are.
+    """
 
     sample_rate: int = 16_000
     window: int = 480
     hop: int = 160
     fft: int = 512
-    bands: int = 40
+    bands: int = 48
+    treble: int = 8
     low_hz: float = 0.0
     high_hz: float = 4_000.0
+    top_hz: float = 7_600.0
+
+    def __post_init__(self) -> None:
+        """Refuse bands that leave no room for the lower ones.
+
+        Raises:
+            ConfigError: naming both numbers.
+        """
+        if not 0 <= self.treble < self.bands:
+            raise ConfigError(f"treble ({self.treble}) must be less than bands ({self.bands}), and not below 0")
+
+    @property
+    def base(self) -> int:
+        """Bands up to `high_hz`."""
+        return self.bands - self.treble
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +135,7 @@ class ModelConfig:
         if unknown := set(data) - known:
             raise ConfigError(f"unknown model fields {sorted(unknown)}; this checkpoint needs a newer deltaspot")
         values = dict(data)
-        values["frontend"] = FrontEndConfig(**values.get("frontend", {}))
+        values["frontend"] = FrontEndConfig(**{"treble": 0, **values.get("frontend", {})})
         if "labels" in values:
             values["labels"] = tuple(values["labels"])
         return cls(**values)

@@ -123,12 +123,12 @@ def pad_clip(samples: Array) -> Array:
 
 
 def picture(data: bytes) -> NDArray[np.uint8]:
-    """A log-mel picture -> pixels (98, 40)."""
+    """A log-mel picture -> pixels (98, `FRONTEND.base`): pictures end at 4 kHz."""
     from PIL import Image  # only training reads pictures
 
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
-    if pixels.shape != (CLIP_FRAMES, FRONTEND.bands):
-        raise DataError(f"a log-mel picture must be {(CLIP_FRAMES, FRONTEND.bands)}, got {pixels.shape}")
+    if pixels.shape != (CLIP_FRAMES, FRONTEND.base):
+        raise DataError(f"a log-mel picture must be {(CLIP_FRAMES, FRONTEND.base)}, got {pixels.shape}")
     return pixels
 
 
@@ -136,8 +136,9 @@ def picture(data: bytes) -> NDArray[np.uint8]:
 class Corpus:
     """Everything training needs, as pixels.
 
-    pixels: (n, 98, 40) uint8; words: n word names; speakers: n ids; raw: n bools, true for real audio.
-    noise: list of (T, 40) uint8. speech: sentences end to end, (T, 40) uint8; only training has any.
+    pixels: (n, 98, M) uint8; words: n word names; raw: n bools, true for audio; a picture's treble is 0.
+    beliefs: (n, K), posteriors of teachers for each clip, if there are any (`models.teachers`).
+    noise: list of (T, M) uint8. speech: sentences end to end, (T, M) uint8; only training has any.
     """
 
     pixels: NDArray[np.uint8]
@@ -145,6 +146,7 @@ class Corpus:
     raw: NDArray[np.bool_]
     noise: list[NDArray[np.uint8]]
     speech: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, FRONTEND.bands), np.uint8))
+    beliefs: Array | None = None
 
 
 def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[Item] | None = None) -> Corpus:
@@ -155,7 +157,7 @@ def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[
     Raises:
         DataError: where the directory holds no clip of that split.
     """
-    file = cache / f"{split}-2-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
+    file = cache / f"{split}-3-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _write_corpus(progress if progress is not None else walk(directory), split, file)
@@ -174,8 +176,7 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
             speech.append(np.rint(frames(_audio(item))).astype(np.uint8))
         elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
             audio = item.path.suffix in AUDIO
-            clip = np.rint(frames(pad_clip(_audio(item)))).astype(np.uint8) if audio else picture(item.data)
-            pixels.append(clip)
+            pixels.append(_pixels(item) if audio else np.pad(picture(item.data), ((0, 0), (0, FRONTEND.treble))))
             words.append(item.word)
             raw.append(audio)
     if not pixels:
@@ -193,6 +194,10 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     with partial.open("wb") as stream:
         np.savez(stream, **arrays)
     partial.replace(file)
+
+
+def _pixels(item: Item) -> NDArray[np.uint8]:
+    return np.rint(frames(pad_clip(_audio(item)))).astype(np.uint8)
 
 
 def _end_to_end(recordings: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

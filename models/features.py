@@ -1,7 +1,8 @@
 """Log-mel front end: 16 kHz samples in, frames out. Its past is an argument, its clock is the sample.
 
-Framing: 480 samples (30 ms) every 160 (10 ms), periodic Hann, 512-point real FFT, power; 40 triangular
-HTK-mel filters (m = 2595 log10(1 + f / 700)) over 0..4000 Hz with peak 1 and no area normalisation; then
+Framing: 480 samples (30 ms) every 160 (10 ms), periodic Hann, 512-point real FFT, power; triangular filters
+of peak 1 without area normalisation, 40 evenly spaced over 0..4000 Hz in HTK mel (m = 2595 log10(1 + f / 700)) and
+8 wider ones over 4000..7600 Hz; then
 
     pixel = clip(10 ln(1 + E / 480), 0, 255),   network input = pixel / 64 - 1.
 
@@ -39,8 +40,10 @@ def mel_to_hz(mel: float | NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache
 def mel_filters(config: FrontEndConfig) -> Array:
-    """Triangular filters, peak 1: (fft / 2 + 1, bands)."""
-    edges = mel_to_hz(np.linspace(hz_to_mel(config.low_hz), hz_to_mel(config.high_hz), config.bands + 2))
+    """Triangular filters, peak 1, each from its lower neighbour's peak to its upper one's: (fft / 2 + 1, bands)."""
+    low, high, top = hz_to_mel(np.array([config.low_hz, config.high_hz, config.top_hz]))
+    base, treble = np.linspace(low, high, config.base + 2), np.linspace(high, top, config.treble + 1)
+    edges = mel_to_hz(np.concatenate((base, treble[1:])))
     bins = np.arange(config.fft // 2 + 1) * config.sample_rate / config.fft
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (bins[:, None] - lower) / (centre - lower)

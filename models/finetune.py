@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig, gate_names
 from models.counting import causal_macs
+from models.gates import Thresholds
 
 SOFTNESS = 0.5
 """Half-width of the ramp, as a share of the threshold."""
@@ -98,6 +99,11 @@ class LearnedGates(nn.Module):
         self.log_theta = nn.Parameter(torch.tensor(start).log())
         self.prices = dict(zip(self.names, _mac_shares(config), strict=True))
         self.scale, self.shares = 1.0, {}
+
+    @torch.no_grad()
+    def adopt(self, thresholds: Thresholds) -> None:
+        """Go on from thresholds learned before; one of 0 would never move again."""
+        self.log_theta.copy_(torch.tensor([max(thresholds[name], 1e-6) for name in self.names]).log())
 
     def begin(self, scale: float) -> None:
         """Start a batch: `scale` multiplies every threshold; 0 is the dense network."""

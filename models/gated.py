@@ -8,19 +8,23 @@ the learned ones, so a stream's scale may be turned at run time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import LEARNED
+from models.checkpoint import LEARNED, SHIPPED
 from models.compose import Batch
 from models.config import ModelConfig
 from models.finetune import LearnedGates
-from models.train import task_loss
+from models.naming import Naming
+from models.recipe import Recipe
+from models.train import asked
 from models.train_state import Schedule, State
-from models.transformer import Past, StreamingKWT
+from models.transformer import StreamingKWT
 
+Points = Mapping[str, Mapping[str, float]]
 DENSE_SHARE, EXACT_SHARE = 0.2, 0.6
 """Shares of batches with no gates, and with the learned thresholds as they are; the rest is scaled."""
 SCALES = (0.3, 1.6)
@@ -41,9 +45,12 @@ class Gated(nn.Module):
     target: Tensor
     SCHEDULE: ClassVar[Schedule] = Schedule(steps=11_000, warmup=100, learning_rate=4.5e-4, average=0.998)
 
-    def __init__(self, config: ModelConfig, target: float = 0.17) -> None:
+    def __init__(self, config: ModelConfig, recipe: Recipe, points: Points | None = None, target: float = 0.17) -> None:
+        """Begin at the thresholds of a checkpoint's points, where it has any."""
         super().__init__()
-        self.gates = LearnedGates(config)
+        self.gates, self.naming = LearnedGates(config), Naming(config, recipe)
+        if points and (known := points.get(LEARNED, points.get(SHIPPED))):
+            self.gates.adopt(known)
         self.register_buffer("price", torch.tensor(1.0))
         self.register_buffer("target", torch.tensor(target))
 
@@ -51,13 +58,12 @@ class Gated(nn.Module):
         """Loss of a batch at a random scale, and figures for the log."""
         scale = self._scale(state.generator)
         self.gates.begin(scale)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model.run(batch.frames, Past(), Past(), self.gates)
-        task = task_loss(logits, batch, state.schedule.label_smoothing)
+        task, names = asked(model, batch, self.gates, self.naming, state.schedule)
+        loss = task + state.schedule.naming * names
         if scale == 0.0:
-            return task, {"dense_loss": task.item()}
+            return loss, {"dense_loss": task.item()}
         share = self.gates.macs_share()
-        loss = task + self.price.item() * share
+        loss = loss + self.price.item() * share
         if scale == 1.0:
             self._steer(share.item(), state.step / state.schedule.steps)
             return loss, {"loss": task.item(), "share": share.item(), "price": self.price.item()}

@@ -69,7 +69,7 @@ class StreamingJudge(Judge):
     def _frames(self, samples: Array) -> Array:
         stream = FrameStream(self.config)
         windows = np.concatenate((stream.feed(samples), stream.flush()))
-        return log_mel(windows.reshape(-1, windows.shape[-1]))
+        return log_mel(windows.reshape(-1, windows.shape[-1]), self.config.frontend)
 
     def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
         """Frames (B, T, M) -> logits (B, K)."""

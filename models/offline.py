@@ -26,8 +26,8 @@ def tokens_of(network: AnyNetwork, samples: Array, *, flush: bool = True) -> Arr
     windows = stream.feed(samples)
     if flush:
         windows = np.concatenate((windows, stream.flush()))
-    bands = network.config.frontend.bands
-    return log_mel(windows.reshape(-1, windows.shape[-1])).reshape(len(windows), -1, bands)
+    frames = log_mel(windows.reshape(-1, windows.shape[-1]), network.config.frontend)
+    return frames.reshape(len(windows), -1, network.config.frontend.bands)
 
 
 def judge(

@@ -1,7 +1,8 @@
 """Training: streams in, weights out; resumable, the same for our data and the full public download.
 
-AdamW, warm-up and cosine, exponential moving average of the weights, label smoothing, and a penalty on how
-much each gated tensor moves from token to token, which is what makes the delta gate worth having.
+AdamW, warm-up and cosine, exponential moving average of the weights, label smoothing, teachers' beliefs where there
+are any, a second question (`models.naming`), and a penalty on how much each gated tensor moves from token to token,
+which is what makes the delta gate worth having.
 
 What a run is lies in `models.train_state`; what a stage minimises is its objective: `Dense` here, gates in the
 loop in `models.gated`. Knows neither clock nor terminal: `train` hands its figures to whoever asks.
@@ -10,7 +11,7 @@ loop in `models.gated`. Knows neither clock nor terminal: `train` hands its figu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ from models.compose import Batch, Composer
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.curves import draw_learning
 from models.data import Corpus, DataError, load_corpus
+from models.naming import Naming, Overheard
+from models.recipe import Recipe
+from models.teachers import Teacher, taught
 from models.train_state import STATE, Schedule, State, TrainingError, save_state
-from models.transformer import Past, StreamingKWT
+from models.transformer import Gating, Past, StreamingKWT
 from models.validation import Validation
 
 MODEL, LOG, CURVES = "skwt.safetensors", "log.jsonl", "curves.png"
 """What a run leaves in its folder, beside its state."""
+HALF_PRECISION = any(torch.cpu.get_capabilities().get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+"""Whether this processor multiplies bfloat16 itself; where it does not, it is three times slower than float32."""
 SMOOTHING = 0.98
 """Share that a figure keeps of its past, from step to step."""
 
@@ -58,33 +64,43 @@ class Movement:
         return torch.stack(self.ratios).mean() if self.ratios else torch.zeros(())
 
 
-def task_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Cross-entropy of logits (B, N, K), weighted by how much each token is asked."""
+def task_loss(logits: Tensor, targets: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Cross-entropy of logits (B, N, K) to targets (B, N) or (B, N, K), weighted by how much each token is asked."""
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=smoothing
+        logits.float().flatten(0, 1), targets.flatten(0, 1), reduction="none", label_smoothing=smoothing
     )
     return (losses * batch.weights.flatten()).sum() / batch.weights.sum()
 
 
-def loss_of(
-    model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator | None = None
-) -> tuple[Tensor, dict[str, float]]:
-    """Weighted cross-entropy over the asked tokens, plus the movement penalty; and figures for the log."""
-    gates = Movement(generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model.run(batch.frames, Past(), Past(), gates)
-    task, moved = task_loss(logits, batch, schedule.label_smoothing), gates.penalty()
-    return task + schedule.movement * moved, {"loss": task.item(), "movement": moved.item()}
+def asked(
+    model: StreamingKWT, batch: Batch, gates: Gating, naming: Naming, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """Both questions put to a network behind some gates: losses of the labels and of the names."""
+    heard = Overheard(gates)
+    with torch.autocast("cpu", torch.bfloat16, enabled=HALF_PRECISION):
+        logits = model.run(batch.frames, Past(), Past(), heard)
+        names = naming(heard.pooled)
+    smoothing = schedule.label_smoothing
+    return task_loss(logits, batch.beliefs, batch, smoothing), task_loss(names, batch.names, batch, smoothing)
 
 
 class Dense(nn.Module):
     """The first stage: learn the task with no gates, in tensors that move little."""
 
     stage = "dense"
+    pace = 1.0
+
+    def __init__(self, config: ModelConfig, recipe: Recipe) -> None:
+        super().__init__()
+        self.naming = Naming(config, recipe)
 
     def forward(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch, and figures for the log."""
-        return loss_of(model, batch, state.schedule, state.generator)
+        """Weighted cross-entropy over the asked tokens, plus the movement penalty; and figures for the log."""
+        gates, schedule = Movement(generator=state.generator), state.schedule
+        task, names = asked(model, batch, gates, self.naming, schedule)
+        moved = gates.penalty()
+        figures = {"loss": task.item(), "names": names.item(), "movement": moved.item()}
+        return task + schedule.naming * names + schedule.movement * moved, figures
 
     def points(self) -> dict[str, dict[str, float]]:
         """Operating points learned: none."""
@@ -108,7 +124,7 @@ class Report:
     validation: dict[str, Any] | None = None
 
 
-def train(state: State, data: Path, out: Path, cache: Path) -> Iterator[Report]:
+def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[Teacher] = ()) -> Iterator[Report]:
     """Train until the schedule's end, one step for each report taken.
 
     Every `report_every` steps, and at the end, the averaged weights are judged on the validation speakers, and
@@ -120,6 +136,7 @@ def train(state: State, data: Path, out: Path, cache: Path) -> Iterator[Report]:
         data: directory of clips and noise, see `models.data`.
         out: folder of the run.
         cache: folder for the data as pixels, read once.
+        teachers: what else has a say in the targets.
 
     Raises:
         DataError: for data without the labels' clips.
@@ -127,6 +144,7 @@ def train(state: State, data: Path, out: Path, cache: Path) -> Iterator[Report]:
     """
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
+    corpus = taught(corpus, data, state.config, teachers, cache)
     composer = Composer(corpus, state.config, state.recipe, state.generator)
     validation = Validation(load_corpus(data, "validation", cache), state.config)
     out.mkdir(parents=True, exist_ok=True)

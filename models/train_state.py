@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.compose import Batch, Recipe
+from models.compose import Batch
 from models.config import ConfigError, ModelConfig
+from models.recipe import Recipe
 from models.transformer import StreamingKWT
 
 STATE = "state.safetensors"
@@ -42,6 +43,8 @@ class Schedule:
     weight_decay: float = 0.05
     label_smoothing: float = 0.02
     movement: float = 0.05
+    naming: float = 0.3
+    """Weight of the second question, see `models.naming`."""
     average: float = 0.999
     clip_norm: float = 1.0
     seed: int = 0
@@ -168,8 +171,7 @@ def load_state(path: Path, objective: Objective) -> State:
         raise TrainingError(f"{path} is of stage {settings['stage']!r}, not {objective.stage!r}")
     try:
         config = ModelConfig.from_dict(settings["config"])
-        ways: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["recipe"].items()}
-        recipe = Recipe(**ways)
+        recipe = Recipe.from_dict(settings["recipe"])
         schedule = Schedule(**settings["schedule"])
     except (TypeError, ConfigError) as error:
         raise TrainingError(f"{path} was written by another version ({error}); start anew in another folder") from error

@@ -16,6 +16,7 @@ from models.counting import causal_macs
 from models.data import CLIP_FRAMES, CLIP_SAMPLES, Corpus
 from models.features import Array, network_input
 from models.network import Network
+from models.offline import softmax
 
 BATCH = 256
 
@@ -61,17 +62,23 @@ class Validation:
 
 def verdicts_on(network: Network, point: str, clips: NDArray[np.uint8]) -> tuple[NDArray[np.int64], float]:
     """Label of each clip (R, 98, M), and the MACs done as a share of the causal baseline's."""
-    verdicts, macs = [np.zeros(0, np.int64)], 0
+    posteriors, done = posteriors_on(network, point, clips)
+    return posteriors.argmax(axis=1), done
+
+
+def posteriors_on(network: Network, point: str, clips: NDArray[np.uint8]) -> tuple[Array, float]:
+    """Last posteriors of each clip, (R, 98, M) -> (R, K), and the MACs done as a share of the causal baseline's."""
+    posteriors, macs = [np.zeros((0, len(network.config.labels)), np.float32)], 0
     for start in range(0, len(clips), BATCH):
         tokens = tokens_of(clips[start : start + BATCH], network.config)
         cache = network.new_cache(len(tokens))
         cache.point[:] = network.points.index(point)
         counts = np.full(len(tokens), tokens.shape[1])
         logits = network.step(cache, np.arange(len(tokens)), tokens.reshape(-1, *tokens.shape[2:]), counts)
-        verdicts.append(logits.reshape(len(tokens), tokens.shape[1], -1)[:, -1].argmax(axis=-1))
+        posteriors.append(softmax(logits.reshape(len(tokens), tokens.shape[1], -1)[:, -1]))
         macs += int(cache.macs.sum())
     baseline = len(clips) * sum(causal_macs(network.config, clip_tokens(network.config)).values())
-    return np.concatenate(verdicts), macs / max(1, baseline)
+    return np.concatenate(posteriors), macs / max(1, baseline)
 
 
 def clip_tokens(config: ModelConfig) -> int:

@@ -263,7 +263,7 @@ class Engine:
         windows = np.concatenate([part for turn in turns for part in turn.windows])
         tokens, stride, window = windows.shape
         try:
-            frames = log_mel(windows.reshape(-1, window)).reshape(tokens, stride, -1)
+            frames = log_mel(windows.reshape(-1, window), hosted.network.config.frontend).reshape(tokens, stride, -1)
             logits, embeddings = hosted.network.embed(hosted.cache, rows, frames, counts)
             posteriors = softmax(logits)
             _spot(turns, embeddings)

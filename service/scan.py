@@ -108,7 +108,8 @@ class Scanner:
     def _step(self, session: Session, windows: Array) -> list[Detection]:
         if not len(windows):
             return []
-        frames = log_mel(windows.reshape(-1, windows.shape[-1])).reshape(*windows.shape[:2], -1)
+        frames = log_mel(windows.reshape(-1, windows.shape[-1]), self._spec.config.frontend)
+        frames = frames.reshape(*windows.shape[:2], -1)
         logits = self._network.step(self._cache, np.zeros(1, np.int64), frames, np.array([len(frames)]))
         messages = session.judge(softmax(logits), _Alone(self._cache))
         return [message for message in messages if isinstance(message, Detection)]

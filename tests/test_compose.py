@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import features
-from models.compose import SEGMENT_KINDS, Batch, Composer, Recipe, active_span, decibels, expand
+from models.compose import Batch, Composer, decibels, expand
 from models.config import ModelConfig
 from models.data import CLIP_FRAMES, Corpus
+from models.recipe import SEGMENT_KINDS, Recipe
+from models.segments import active_span
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=("_silence_", "_unknown_", "yes", "no"))
+BANDS, BASE = CONFIG.frontend.bands, CONFIG.frontend.base
 QUIET = Recipe(
+    wide=0.0,
     background=0.0, noisy=0.0, bursts=0.0, babble=0.0, pixel_noise=0.0, band_mask=0, time_mask=0, stretch=0.0, warp=0.0,
     shift=0, gain_db=(0.0, 0.0), segment_gain_db=0.0, jitter=0,
 )  # fmt: skip
@@ -27,11 +31,11 @@ def corpus(*, noise: int = 3000) -> Corpus:
     """Words as blocks of sound in frames 30 to 59, each in bands of its own."""
     rng = np.random.default_rng(0)
     words = np.array(["yes", "no", "bed", "cat"] * 3)
-    pixels = rng.integers(0, 12, (len(words), CLIP_FRAMES, 40)).astype(np.uint8)
+    pixels = rng.integers(0, 12, (len(words), CLIP_FRAMES, BANDS)).astype(np.uint8)
     for clip, word in zip(pixels, words, strict=True):
         first = 10 * ["yes", "no", "bed", "cat"].index(word)
         clip[30:60, first : first + 10] = 150
-    hiss = rng.integers(30, 50, (noise, 40)).astype(np.uint8)
+    hiss = rng.integers(30, 50, (noise, BANDS)).astype(np.uint8)
     return Corpus(pixels, words, np.ones(len(words), np.bool_), [hiss] if noise else [])
 
 
@@ -53,7 +57,7 @@ def only(kind: str, **changes: object) -> Recipe:
 def test_every_seed_gives_a_whole_batch(seed: int, segments: int, streams: int) -> None:
     batch = compose(Recipe(segments=segments), seed, streams)
     tokens = batch.targets.shape[1]
-    assert batch.frames.shape == (streams, tokens * CONFIG.stride, 40)
+    assert batch.frames.shape == (streams, tokens * CONFIG.stride, BANDS)
     assert batch.weights.shape == batch.targets.shape == (streams, tokens)
     assert torch.isfinite(batch.frames).all()
     assert batch.frames.min() >= -1
@@ -84,7 +88,7 @@ def test_nearly_every_segment_is_asked_for() -> None:
 
 def test_seed_decides_everything() -> None:
     one, same, other = (compose(Recipe(), seed) for seed in (1, 1, 2))
-    for part in ("frames", "targets", "weights"):
+    for part in ("frames", "targets", "weights", "names", "beliefs"):
         assert torch.equal(getattr(one, part), getattr(same, part))
     assert not torch.equal(one.frames, other.frames)
 
@@ -103,7 +107,7 @@ def test_word_is_asked_for_after_it_ended() -> None:
     for stream in range(8):
         asked = batch.weights[stream].nonzero()[:, 0]
         target = set(batch.targets[stream, asked].tolist())
-        loud = batch.frames[stream].mean(dim=0).view(4, 10).mean(dim=1).argmax().item()
+        loud = batch.frames[stream, :, :BASE].mean(dim=0).view(4, 10).mean(dim=1).argmax().item()
         assert target == {2 + loud}
         newest = asked * CONFIG.stride + CONFIG.stride - 1
         assert 59 + recipe.settle <= newest[0] < 59 + recipe.settle + CONFIG.stride
@@ -122,7 +126,7 @@ def test_other_segments_are_asked_for_as_what_they_are(kind: str, label: str) ->
 def test_background_alone_is_silence_at_the_noises_own_level() -> None:
     batch = compose(replace(QUIET, background=1.0, noisy=1.0))
     assert set(batch.targets[batch.weights > 0].tolist()) == {CONFIG.labels.index("_silence_")}
-    pixels = (batch.frames + 1) * 64
+    pixels = (batch.frames[..., :BASE] + 1) * 64
     assert 25 < pixels.mean() < 55
 
 
@@ -141,8 +145,8 @@ def test_little_noise_will_do(noise: int) -> None:
 
 
 def test_noise_stays_below_the_speech_by_the_distance_asked_for() -> None:
-    clean = compose(only("keyword", segments=1))
-    noisy = compose(only("keyword", segments=1, noisy=1.0, snr_db=(10.0, 10.0)))
+    clean = compose(only("keyword", segments=1, wide=1.0))
+    noisy = compose(only("keyword", segments=1, wide=1.0, noisy=1.0, snr_db=(10.0, 10.0)))
     power, both = (expand((batch.frames + 1) * 64).mean(dim=(1, 2)) for batch in (clean, noisy))
     torch.testing.assert_close(10 * torch.log10(power / (both - power)), torch.full((8,), 10.0), rtol=0, atol=0.3)
 
@@ -163,13 +167,13 @@ def test_active_span_is_where_the_word_is() -> None:
 
 
 def test_running_speech_is_unknown_from_end_to_end() -> None:
-    speech = np.full((2000, 40), 120, np.uint8)
+    speech = np.full((2000, BANDS), 120, np.uint8)
     spoken = replace(CORPUS, speech=speech)
     batch = compose(replace(QUIET, running=1.0, segments=2), source=spoken)
     asked = batch.weights > 0
     assert asked.any(dim=1).all()
     assert (batch.targets[asked] == CONFIG.labels.index("_unknown_")).all()
-    middle = batch.frames[:, 20:60]
+    middle = batch.frames[:, 20:60, :BASE]
     torch.testing.assert_close(middle, torch.full_like(middle, 120 / 64 - 1), atol=0.02, rtol=0)
 
 
@@ -179,10 +183,62 @@ def test_without_running_speech_the_share_changes_nothing() -> None:
 
 
 def test_noise_is_bent_in_colour_and_stays_steady() -> None:
-    flat = replace(CORPUS, noise=[np.full((3000, 40), 100, np.uint8)])
+    flat = replace(CORPUS, noise=[np.full((3000, BANDS), 100, np.uint8)])
     alone = replace(QUIET, background=1.0)
-    plain, bent = (compose(replace(alone, colour_db=db), source=flat).frames for db in (0.0, 8.0))
+    plain, bent = (compose(replace(alone, colour_db=db), source=flat).frames[..., :BASE] for db in (0.0, 8.0))
     torch.testing.assert_close(plain, torch.full_like(plain, 100 / 64 - 1))
     assert bent.std(dim=2).min() > 0.02, "every stream has a colour"
     assert bent.std(dim=1).max() < 1e-5, "which does not change with time"
     assert (bent - plain).abs().max() <= 0.8 * np.log(10) * 10 / 64 + 1e-4
+
+
+def test_narrow_stream_has_no_treble_and_a_wide_one_has() -> None:
+    narrow, wide = (compose(replace(QUIET, wide=share, noisy=1.0)).frames for share in (0.0, 1.0))
+    assert (narrow[..., BASE:] == features.SILENT).all()
+    assert (wide[..., BASE:] > features.SILENT).any(dim=2).any(dim=1).all()
+    assert (narrow[..., :BASE] > features.SILENT).any(dim=2).any(dim=1).all()
+
+
+def test_wide_stream_holds_no_picture() -> None:
+    """Pictures are as loud as can be here, audio is silent."""
+    pixels = np.concatenate((np.zeros_like(CORPUS.pixels), np.full_like(CORPUS.pixels, 200)))
+    raw = np.arange(len(pixels)) < len(CORPUS.pixels)
+    mixed = replace(CORPUS, pixels=pixels, words=np.tile(CORPUS.words, 2), raw=raw)
+    for kind in ("keyword", "unknown", "shreds"):
+        assert compose(only(kind, wide=1.0), source=mixed).frames.max() == features.SILENT
+        assert compose(only(kind, wide=0.0), source=mixed).frames.max() > 0
+
+
+def test_no_stream_is_wide_while_a_keyword_has_no_audio() -> None:
+    pictures_of_yes = replace(CORPUS, raw=CORPUS.words != "yes")
+    batch = compose(replace(QUIET, wide=1.0), source=pictures_of_yes)
+    assert (batch.frames[..., BASE:] == features.SILENT).all()
+
+
+def test_what_a_picture_lacks_stays_out_of_its_lower_bands() -> None:
+    """Flat sound up to 4 kHz, warped in frequency: its upper bands stay as they are."""
+    flat = np.zeros_like(CORPUS.pixels)
+    flat[..., :BASE] = 120
+    pictures = replace(CORPUS, pixels=flat, raw=np.zeros_like(CORPUS.raw))
+    base = compose(only("keyword", warp=0.08, segments=1), source=pictures).frames[:, 20:60, 2 : BASE - 1]
+    torch.testing.assert_close(base, torch.full_like(base, 120 / 64 - 1), rtol=0, atol=1e-3)
+
+
+def test_other_words_are_named_unless_they_are_backwards_or_left_out() -> None:
+    labels = len(CONFIG.labels)
+    named = compose(only("unknown", named=("bed",), reversed=0.0))
+    asked = named.weights > 0
+    assert set(named.names[asked].tolist()) == {CONFIG.labels.index("_unknown_"), labels}
+    assert set(named.targets[asked].tolist()) == {CONFIG.labels.index("_unknown_")}
+    backwards = compose(only("unknown", named=("bed",), reversed=1.0))
+    assert set(backwards.names.flatten().tolist()) == {CONFIG.labels.index("_unknown_")}
+
+
+def test_teachers_are_believed_as_far_as_the_recipe_says() -> None:
+    opinion = np.tile(np.float32([0.1, 0.2, 0.3, 0.4]), (len(CORPUS.pixels), 1))
+    taught = replace(CORPUS, beliefs=opinion)
+    batch = compose(only("keyword", trust=0.25), source=taught)
+    wanted = 0.75 * torch.eye(4)[batch.targets] + 0.25 * torch.from_numpy(opinion[0])
+    torch.testing.assert_close(batch.beliefs[batch.weights > 0], wanted[batch.weights > 0])
+    shreds = compose(only("shreds"), source=taught)
+    torch.testing.assert_close(shreds.beliefs, torch.eye(4)[shreds.targets])

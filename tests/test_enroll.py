@@ -195,11 +195,11 @@ def test_within_words_the_projection_scatters_by_one() -> None:
 def test_clips_are_embedded_in_both_directions_and_silence_with_them(network: Network) -> None:
     random = np.random.default_rng(0)
     corpus = Corpus(
-        random.integers(0, 200, (3, 98, 40), np.uint8),
+        random.integers(0, 200, (3, 98, 48), np.uint8),
         np.array(["yes", "bed", "bed"]),
         np.ones(3, bool),
-        [random.integers(0, 90, (300, 40), np.uint8)],
-        random.integers(0, 200, (3_600, 40), np.uint8),
+        [random.integers(0, 90, (300, 48), np.uint8)],
+        random.integers(0, 200, (3_600, 48), np.uint8),
     )
     embedded = embed_words(network, corpus, "dense", per_word=2)
     assert sorted(embedded.words) == sorted(["yes", "yes backwards", *["bed", "bed backwards"] * 2, *["_silence_"] * 2])

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.checkpoint import load_checkpoint, shipped_path
-from models.compose import Recipe
 from models.config import ModelConfig
 from models.gated import Gated
+from models.recipe import Recipe
+from models.teachers import load_teacher
 from models.train import MODEL, Dense, Report, train
 from models.train_state import (
     STATE,
@@ -44,9 +45,14 @@ def train_command(
     stage: Annotated[Stage, typer.Option(help="Dense: from nothing. Gated: on from a checkpoint, gates learned.")] = (
         Stage.DENSE
     ),
-    init: Annotated[Path | None, typer.Option(help="Checkpoint that the gated stage starts from.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; the gated stage needs one.")] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="Checkpoint, ours or stock, that has a say in the targets; may be repeated."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, as it was set up.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
 ) -> None:
@@ -62,7 +68,8 @@ def train_command(
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        state = begin(stage, init, steps, seed)
+        state = begin(stage, init, steps, seed, rate)
+    teachers = [load_teacher(path) for path in teacher or ()]
     console = Console()
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
     columns = (
@@ -70,7 +77,7 @@ def train_command(
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("training", total=state.schedule.steps, completed=state.step)
-        for report in train(state, data, out, cache or out / "cache"):
+        for report in train(state, data, out, cache or out / "cache", teachers):
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
                 console.print(judged(report), soft_wrap=True)
@@ -80,20 +87,22 @@ def train_command(
 def objective_of(out: Path) -> Objective:
     """The objective of the run in a folder, for `load_state` to fill."""
     settings = read_settings(out / STATE)
-    return Dense() if settings["stage"] == Stage.DENSE else Gated(ModelConfig.from_dict(settings["config"]))
+    kind = Dense if settings["stage"] == Stage.DENSE else Gated
+    return kind(ModelConfig.from_dict(settings["config"]), Recipe.from_dict(settings["recipe"]))
 
 
-def begin(stage: Stage, init: Path | None, steps: int | None, seed: int | None) -> State:
+def begin(stage: Stage, init: Path | None, steps: int | None, seed: int | None, rate: float | None = None) -> State:
     """A new run of a stage."""
     schedule = Schedule() if stage is Stage.DENSE else Gated.SCHEDULE
-    schedule = replace(schedule, **{k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None})
+    asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
+    schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
-    if stage is Stage.DENSE:
-        if init is not None:
-            raise TrainingError("--init is for the gated stage; the dense one starts from nothing")
-        return new_state(ModelConfig(), Recipe(), schedule, Dense())
-    start = load_checkpoint(init or shipped_path())
-    return new_state(start.config, Recipe(), schedule, Gated(start.config), start)
+    start = load_checkpoint(init) if init else None
+    if stage is Stage.GATED:
+        start = start or load_checkpoint(shipped_path())
+        return new_state(start.config, Recipe(), schedule, Gated(start.config, Recipe(), start.points), start)
+    config = start.config if start else ModelConfig()
+    return new_state(config, Recipe(), schedule, Dense(config, Recipe()), start)
 
 
 def described(figures: dict[str, float]) -> str:

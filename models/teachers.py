@@ -1,0 +1,93 @@
+"""What other networks make of the training clips: soft targets (Hinton et al. 2015), which doubt what is doubtful.
+
+A teacher is a checkpoint of ours, which judges every clip as pixels, or a stock Keyword Transformer, which judges those
+that are audio. Where several judge a clip, it is their mean that is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import DENSE, Checkpoint, load_checkpoint
+from models.config import UNKNOWN, ModelConfig
+from models.data import AUDIO, Corpus, DataError, Item, pad_clip, read_audio, split_of, walk
+from models.features import Array
+from models.kwt_clip import ClipNetwork
+from models.kwt_weights import is_stock, load
+from models.network import Network
+from models.validation import posteriors_on
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A network, and a digest of the file that it came from."""
+
+    network: Checkpoint | ClipNetwork
+    digest: str
+
+
+def load_teacher(path: Path) -> Teacher:
+    """A checkpoint of either kind."""
+    network = ClipNetwork(*load(path)) if is_stock(path) else load_checkpoint(path)
+    return Teacher(network, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+
+
+def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[Teacher], cache: Path) -> Corpus:
+    """The corpus with what teachers believe of each clip, as distributions over the labels of `config`.
+
+    Args:
+        corpus: training clips, read from `data`.
+        data: the directory; read again by teachers that hear audio.
+        config: whose labels; teachers must have the same ones, in any order.
+        teachers: none leaves the corpus as it is.
+        cache: folder in which verdicts are kept, since a stock network takes its time.
+
+    Raises:
+        DataError: for a teacher of other labels.
+    """
+    if not teachers:
+        return corpus
+    clips = len(corpus.pixels)
+    total, voices = np.zeros((clips, len(config.labels)), np.float32), np.zeros(clips, np.float32)
+    for teacher in teachers:
+        theirs = teacher.network.config.labels
+        if sorted(theirs) != sorted(config.labels):
+            raise DataError(f"a teacher must know the labels {', '.join(config.labels)}; this one knows {theirs}")
+        file = cache / f"verdicts-{teacher.digest}-{clips}.npy"
+        if not file.exists():
+            np.save(file, _verdicts(teacher.network, corpus, data))
+        judged = np.flatnonzero(corpus.raw) if isinstance(teacher.network, ClipNetwork) else np.arange(clips)
+        total[judged] += np.load(file)[:, [theirs.index(label) for label in config.labels]]
+        voices[judged] += 1
+    unjudged = voices == 0
+    total[unjudged, _labels(corpus, config)[unjudged]] = 1.0
+    beliefs: Array = total / np.maximum(voices, 1)[:, None]
+    return replace(corpus, beliefs=beliefs)
+
+
+def _labels(corpus: Corpus, config: ModelConfig) -> NDArray[np.int64]:
+    index = {word: i for i, word in enumerate(config.labels)}
+    return np.array([index.get(word, index[UNKNOWN]) for word in corpus.words.tolist()])
+
+
+def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> Array:
+    """Posteriors (n, K): of every clip, or of those that are audio."""
+    if isinstance(network, ClipNetwork):
+        return np.stack([network.judge(pad_clip(read_audio(item.data))) for item in _audio_clips(walk(data))])
+    bands = network.config.frontend.bands
+    return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
+
+
+def _audio_clips(items: Iterable[Item]) -> Iterable[Item]:
+    """Training clips that are audio, in the corpus's order."""
+    return (
+        item
+        for item in items
+        if item.path.suffix in AUDIO and "_nohash_" in item.path.stem and split_of(item.speaker) == "training"
+    )

@@ -1,0 +1,108 @@
+"""Teachers: clips are judged by whoever can, labels are matched by name, and the mean is believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from models.checkpoint import Checkpoint, save
+from models.config import ModelConfig
+from models.data import Corpus, DataError, load_corpus
+from models.kwt import KWT
+from models.kwt_weights import KWTConfig
+from models.kwt_weights import save as save_stock
+from models.teachers import Teacher, load_teacher, taught
+from models.transformer import StreamingKWT
+
+LABELS = ("_silence_", "_unknown_", "yes", "no")
+SHUFFLED = ("no", "_unknown_", "yes", "_silence_")
+CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=LABELS)
+SPEAKER = "0a7c2a8d"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two words as audio, one as a picture."""
+    random = np.random.default_rng(0)
+    for word in ("yes", "bed"):
+        (tmp_path / "data" / word).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / word / f"{SPEAKER}_nohash_0.wav", random.normal(0, 0.1, 16_000), 16_000)
+    (tmp_path / "data" / "no").mkdir()
+    Image.fromarray(random.integers(0, 200, (98, 40)).astype(np.uint8)).save(
+        tmp_path / "data" / "no" / f"{SPEAKER}_nohash_1.jpg"
+    )
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def corpus(data: Path, tmp_path: Path) -> Corpus:
+    return load_corpus(data, "training", tmp_path / "cache")
+
+
+def ours(path: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> Teacher:
+    """A random network that says something else of every clip."""
+    config = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=labels)
+    torch.manual_seed(seed)
+    weights = {name: tensor.numpy() for name, tensor in StreamingKWT(config).state_dict().items()}
+    save(Checkpoint(config, weights), path)
+    return load_teacher(path)
+
+
+def stock(path: Path) -> Teacher:
+    torch.manual_seed(0)
+    config = KWTConfig(labels=LABELS, channels=16, layers=1, hidden=32)
+    weights = {name: tensor.numpy() for name, tensor in KWT(config).state_dict().items()}
+    weights["frontend.scale"] = np.ones_like(weights["frontend.scale"])
+    save_stock(path, config, weights)
+    return load_teacher(path)
+
+
+def test_without_teachers_nothing_is_believed(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    assert taught(corpus, data, CONFIG, [], tmp_path).beliefs is None
+
+
+def test_our_own_network_judges_every_clip(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    beliefs = taught(corpus, data, CONFIG, [ours(tmp_path / "a")], tmp_path).beliefs
+    assert beliefs.shape == (3, 4)
+    np.testing.assert_allclose(beliefs.sum(axis=1), 1.0, atol=1e-5)
+    assert len({tuple(row) for row in beliefs.tolist()}) == 3
+
+
+def test_labels_are_matched_by_name(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    """The same random weights call the same column by another name."""
+    plain = taught(corpus, data, CONFIG, [ours(tmp_path / "a")], tmp_path).beliefs
+    renamed = taught(corpus, data, CONFIG, [ours(tmp_path / "b", SHUFFLED)], tmp_path).beliefs
+    np.testing.assert_allclose(renamed, plain[:, [SHUFFLED.index(label) for label in LABELS]], atol=1e-6)
+
+
+def test_stock_network_judges_audio_and_labels_stand_for_the_rest(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    beliefs = taught(corpus, data, CONFIG, [stock(tmp_path / "kwt")], tmp_path).beliefs
+    picture = corpus.words.tolist().index("no")
+    np.testing.assert_array_equal(beliefs[picture], np.eye(4)[LABELS.index("no")])
+    assert (beliefs[corpus.raw].max(axis=1) < 1).all()
+
+
+def test_the_mean_of_several_is_believed_where_several_judge(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    one, other = ours(tmp_path / "a"), stock(tmp_path / "kwt")
+    first, second, both = (
+        taught(corpus, data, CONFIG, who, tmp_path).beliefs for who in ([one], [other], [one, other])
+    )
+    np.testing.assert_allclose(both[corpus.raw], (first + second)[corpus.raw] / 2, atol=1e-6)
+    np.testing.assert_array_equal(both[~corpus.raw], first[~corpus.raw])
+
+
+def test_verdicts_are_kept(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    teacher = stock(tmp_path / "kwt")
+    first = taught(corpus, data, CONFIG, [teacher], tmp_path).beliefs
+    again = taught(corpus, tmp_path / "gone", CONFIG, [teacher], tmp_path).beliefs
+    np.testing.assert_array_equal(again, first)
+
+
+def test_teacher_of_other_labels_is_refused(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="teacher must know the labels _silence_, _unknown_, yes, no"):
+        taught(corpus, data, CONFIG, [ours(tmp_path / "a", ("_silence_", "_unknown_", "yes"))], tmp_path)
