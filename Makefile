@@ -8,7 +8,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format freeze clean
+.PHONY: help setup demo test lint format weights freeze clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,21 @@ lint: $(VENV)/.dev ## Check style, types and the directions of imports
 format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# A stage that was interrupted goes on; one that has ended has nothing left to do.
+stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/$(1) $(TEACHERS:%=--teacher %) \
+	$(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(2))
+
+weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files)
+	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }
+	$(call stage,dense,)
+	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors)
+	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors
+	$(BIN)/deltaspot model calibrate --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
+	$(BIN)/deltaspot model background --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors
+	$(BIN)/deltaspot evaluate report --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/report
+	$(BIN)/deltaspot model card $(RUN)/report/evaluation.json --log $(RUN)/gated/log.jsonl \
+		--model $(RUN)/skwt.safetensors --output $(RUN)/README.md
 
 freeze: $(VENV)/.dev ## Write down the versions that the tests ran with
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(CONSTRAINTS)

@@ -90,7 +90,7 @@ class Hold(torch.autograd.Function):
 
 
 class LearnedGates(nn.Module):
-    """Thresholds as parameters (log theta), standing where `models.transformer.Gates` stands."""
+    """Thresholds as parameters (log theta)."""
 
     def __init__(self, config: ModelConfig, initial: float = 0.1) -> None:
         super().__init__()
@@ -98,36 +98,39 @@ class LearnedGates(nn.Module):
         start = [initial * (0.03 if "weights" in name else 1.0) for name in self.names]
         self.log_theta = nn.Parameter(torch.tensor(start).log())
         self.prices = dict(zip(self.names, _mac_shares(config), strict=True))
-        self.scale, self.shares = 1.0, {}
 
     @torch.no_grad()
     def adopt(self, thresholds: Thresholds) -> None:
         """Go on from thresholds learned before; one of 0 would never move again."""
         self.log_theta.copy_(torch.tensor([max(thresholds[name], 1e-6) for name in self.names]).log())
 
-    def begin(self, scale: float) -> None:
-        """Start a batch: `scale` multiplies every threshold; 0 is the dense network."""
-        self.scale, self.shares = scale, {}
+    def thresholds(self) -> dict[str, float]:
+        """The learned operating point."""
+        return dict(zip(self.names, self.log_theta.detach().exp().tolist(), strict=True))
+
+
+class Holding:
+    """Learned gates during one pass: `scale` multiplies every threshold; 0 is the dense network."""
+
+    def __init__(self, gates: LearnedGates, scale: float) -> None:
+        self._gates, self._scale = gates, scale
+        self._shares: dict[str, Tensor] = {}
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         """Hold x (..., N, C); with `window` (N, C), only where it is true."""
-        if self.scale == 0.0:
+        if self._scale == 0.0:
             return x
         tokens, channels = x.shape[-2:]
         low, high = np.zeros(tokens, np.int64), np.full(tokens, channels)
         if window is not None:
             low, high = window.int().argmax(1).numpy(), np.arange(1, tokens + 1) + channels - tokens
-        theta = self.log_theta[self.names.index(name)].exp() * self.scale
-        held, self.shares[name] = Hold.apply(x.reshape(-1, tokens, channels), theta, low, high)
+        theta = self._gates.log_theta[self._gates.names.index(name)].exp() * self._scale
+        held, self._shares[name] = Hold.apply(x.reshape(-1, tokens, channels), theta, low, high)
         return held.view(x.shape)
 
     def macs_share(self) -> Tensor:
         """Expected MACs as a share of the causal baseline's."""
-        return sum(self.prices[name] * share for name, share in self.shares.items())
-
-    def thresholds(self) -> dict[str, float]:
-        """The learned operating point."""
-        return dict(zip(self.names, self.log_theta.detach().exp().tolist(), strict=True))
+        return torch.stack([self._gates.prices[name] * share for name, share in self._shares.items()]).sum()
 
 
 def _mac_shares(config: ModelConfig) -> list[float]:

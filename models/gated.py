@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from models.checkpoint import LEARNED, SHIPPED
 from models.compose import Batch
 from models.config import ModelConfig
-from models.finetune import LearnedGates
+from models.finetune import Holding, LearnedGates
 from models.naming import Naming
 from models.recipe import Recipe
 from models.train import asked
-from models.train_state import Schedule, State
+from models.train_state import Schedule
 from models.transformer import StreamingKWT
 
 Points = Mapping[str, Mapping[str, float]]
@@ -54,20 +54,28 @@ class Gated(nn.Module):
         self.register_buffer("price", torch.tensor(1.0))
         self.register_buffer("target", torch.tensor(target))
 
-    def forward(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
+    def forward(
+        self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch at a random scale, and figures for the log."""
-        scale = self._scale(state.generator)
-        self.gates.begin(scale)
-        task, names = asked(model, batch, self.gates, self.naming, state.schedule)
-        loss = task + state.schedule.naming * names
+        scale = self._scale(generator)
+        holding = Holding(self.gates, scale)
+        task, names = asked(model, batch, holding, self.naming, schedule)
+        loss = task + schedule.naming * names
         if scale == 0.0:
             return loss, {"dense_loss": task.item()}
-        share = self.gates.macs_share()
+        share = holding.macs_share()
         loss = loss + self.price.item() * share
         if scale == 1.0:
-            self._steer(share.item(), state.step / state.schedule.steps)
             return loss, {"loss": task.item(), "share": share.item(), "price": self.price.item()}
         return loss, {"loss": task.item()}
+
+    def follow(self, figures: dict[str, float], progress: float) -> None:
+        """Raise the price of work while more is done than aimed at, `progress` (0..1) of the way."""
+        if "share" in figures:
+            target = self.target.item()
+            aim = target + (RELAXED - target) * max(0.0, 1.0 - 2.0 * progress)
+            self.price.mul_(math.exp(STEER * (figures["share"] - aim) / aim)).clamp_(*PRICES)
 
     def points(self) -> dict[str, dict[str, float]]:
         """The learned operating point."""
@@ -79,9 +87,3 @@ class Gated(nn.Module):
         if kind < DENSE_SHARE:
             return 0.0
         return 1.0 if kind < DENSE_SHARE + EXACT_SHARE else SCALES[0] + place * (SCALES[1] - SCALES[0])
-
-    def _steer(self, share: float, progress: float) -> None:
-        """Raise the price of work while more is done than aimed at, `progress` (0..1) of the way."""
-        target = self.target.item()
-        aim = target + (RELAXED - target) * max(0.0, 1.0 - 2.0 * progress)
-        self.price.mul_(math.exp(STEER * (share - aim) / aim)).clamp_(*PRICES)

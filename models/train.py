@@ -11,9 +11,12 @@ loop in `models.gated`. Knows neither clock nor terminal: `train` hands its figu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -94,13 +97,18 @@ class Dense(nn.Module):
         super().__init__()
         self.naming = Naming(config, recipe)
 
-    def forward(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
+    def forward(
+        self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Weighted cross-entropy over the asked tokens, plus the movement penalty; and figures for the log."""
-        gates, schedule = Movement(generator=state.generator), state.schedule
+        gates = Movement(generator=generator)
         task, names = asked(model, batch, gates, self.naming, schedule)
         moved = gates.penalty()
         figures = {"loss": task.item(), "names": names.item(), "movement": moved.item()}
         return task + schedule.naming * names + schedule.movement * moved, figures
+
+    def follow(self, figures: dict[str, float], progress: float) -> None:
+        """Nothing is steered."""
 
     def points(self) -> dict[str, dict[str, float]]:
         """Operating points learned: none."""
@@ -145,30 +153,76 @@ def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[T
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
-    composer = Composer(corpus, state.config, state.recipe, state.generator)
+    shards = [Shard(corpus, state) for _ in range(state.schedule.shards)]
     validation = Validation(load_corpus(data, "validation", cache), state.config)
     out.mkdir(parents=True, exist_ok=True)
     forget_after(state.step, out / LOG)
-    while state.step < state.schedule.steps:
-        advance(state, composer.batch(state.schedule.streams))
-        due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
-        yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
+    with ThreadPoolExecutor(len(shards)) as threads:
+        while state.step < state.schedule.steps:
+            seeds = torch.randint(2**62, (len(shards),), generator=state.generator).tolist()
+            advance(state, list(threads.map(Shard.slope, shards, seeds)))
+            due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
+            yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
 
 
-def advance(state: State, batch: Batch) -> None:
-    """One step of the optimizer."""
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """A batch's loss, its gradients (None where a parameter has no part in it), and figures for the log."""
+
+    loss: float
+    gradients: Sequence[Tensor | None]
+    figures: dict[str, float]
+
+
+class Shard:
+    """A part of every step: its own streams, composed and judged in a thread of its own.
+
+    Its randomness comes from a seed handed in at every step, so it does not matter which thread is faster.
+    """
+
+    def __init__(self, corpus: Corpus, state: State) -> None:
+        self.state, self.generator = state, torch.Generator()
+        self.composer = Composer(corpus, state.config, state.recipe, self.generator)
+
+    def slope(self, seed: int) -> Slope:
+        """Gradients of new streams."""
+        self.generator.manual_seed(seed)
+        streams = -(-self.state.schedule.streams // self.state.schedule.shards)
+        return slope(self.state, self.composer.batch(streams), self.generator)
+
+
+def slope(state: State, batch: Batch, generator: torch.Generator) -> Slope:
+    """Gradients of one batch; changes nothing."""
+    loss, figures = state.objective(state.model, batch, state.schedule, generator)
+    return Slope(loss.item(), torch.autograd.grad(loss, parameters(state), allow_unused=True), figures)
+
+
+def mean_figures(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each figure's mean over those that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: fmean(part[name] for part in parts if name in part) for name in names}
+
+
+def parameters(state: State) -> list[nn.Parameter]:
+    """What is learned: the network's parameters, then the objective's."""
+    return [*state.model.parameters(), *state.objective.parameters()]
+
+
+def advance(state: State, slopes: Sequence[Slope]) -> None:
+    """One step of the optimizer, down the mean of some slopes."""
     for group in state.optimizer.param_groups:
         group["lr"] = state.schedule.rate(state.step) * group["pace"]
-    loss, figures = state.objective(state.model, batch, state)
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss.item()} at step {state.step}; resume from the last state, or lower the rate"
-        )
-    state.optimizer.zero_grad()
-    loss.backward()
+    loss = sum(one.loss for one in slopes) / len(slopes)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {state.step}; resume from the last state, or lower the rate")
+    for parameter, *parts in zip(parameters(state), *(one.gradients for one in slopes), strict=True):
+        known = [part for part in parts if part is not None]
+        parameter.grad = torch.stack(known).sum(dim=0) / len(slopes) if known else None
     nn.utils.clip_grad_norm_(state.model.parameters(), state.schedule.clip_norm)
     state.optimizer.step()
     update_average(state.average, state.model, state.step, state.schedule.average)
+    figures = mean_figures([one.figures for one in slopes])
+    state.objective.follow(figures, state.step / state.schedule.steps)
     state.step += 1
     for name, value in figures.items():
         state.figures[name] = state.figures.get(name, value) * SMOOTHING + value * (1 - SMOOTHING)

@@ -38,6 +38,8 @@ class Schedule:
 
     steps: int = 24_000
     streams: int = 32
+    shards: int = 2
+    """Parts of a step that are composed and judged at the same time, each on its own core."""
     warmup: int = 600
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -63,8 +65,13 @@ class Objective(Protocol):
 
     stage: str
 
-    def __call__(self, model: StreamingKWT, batch: Batch, state: State) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch, and figures for the log."""
+    def __call__(
+        self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch, and figures for the log; called from several threads at once."""
+
+    def follow(self, figures: dict[str, float], progress: float) -> None:
+        """Take note of a step's figures, `progress` (0..1) of the way."""
 
     def points(self) -> dict[str, dict[str, float]]:
         """Operating points learned so far."""

@@ -20,7 +20,7 @@ from models.config import ModelConfig
 from models.data import DataError, load_corpus, split_of
 from models.gated import LEARNED, Gated
 from models.recipe import Recipe
-from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, train
+from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, slope, train
 from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
 from service.commands.train import Stage, app, begin, objective_of
 
@@ -126,7 +126,7 @@ def test_loss_falls_on_a_batch_seen_again_and_again(data: Path, cache: Path) -> 
     losses = []
     for _ in range(60):
         state.figures.clear()
-        advance(state, batch)
+        advance(state, [slope(state, batch, state.generator)])
         losses.append(state.figures["loss"])
     assert losses[-1] < 0.3 * losses[0]
 
@@ -164,7 +164,7 @@ def test_loss_that_is_no_number_ends_the_run(data: Path, cache: Path) -> None:
     batch = Composer(load_corpus(data, "training", cache), CONFIG, state.recipe, state.generator).batch(2)
     batch.frames[0, 0, 0] = torch.nan
     with pytest.raises(TrainingError, match="step 0"):
-        advance(state, batch)
+        advance(state, [slope(state, batch, state.generator)])
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("yes", "no", "hey"), "hey"), (("yes", "no", "bed"), "other words")])

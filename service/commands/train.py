@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -70,6 +72,7 @@ def train_command(
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
         state = begin(stage, init, steps, seed, rate)
     teachers = [load_teacher(path) for path in teacher or ()]
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.schedule.shards))
     console = Console()
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
     columns = (
