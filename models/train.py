@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -163,6 +164,11 @@ def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[T
             advance(state, list(threads.map(Shard.slope, shards, seeds)))
             due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
             yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
+
+
+def share_cores(schedule: Schedule) -> None:
+    """Give each of a step's shards the same part of this machine's cores, for as long as the process lives."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // schedule.shards))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,7 +16,7 @@ from models.config import ModelConfig
 from models.gated import Gated
 from models.recipe import Recipe
 from models.teachers import load_teacher
-from models.train import MODEL, Dense, Report, train
+from models.train import MODEL, Dense, Report, share_cores, train
 from models.train_state import (
     STATE,
     Objective,
@@ -72,7 +70,7 @@ def train_command(
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
         state = begin(stage, init, steps, seed, rate)
     teachers = [load_teacher(path) for path in teacher or ()]
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.schedule.shards))
+    share_cores(state.schedule)
     console = Console()
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
     columns = (
