@@ -106,7 +106,10 @@ class Composer:
         """Noise at a random distance below the speech's mean level, and now and then other people: (B, T, M)."""
         recipe, (streams, length, _) = self.recipe, stream.shape
         start = self.chance.integers(0, len(self.noise) - length, (streams, 1))
-        noise = expand(self.noise[start + torch.arange(length)].float())
+        noise = self.noise[start + torch.arange(length)].float()
+        backwards = self.chance.uniform((streams,)) < recipe.reversed
+        noise[backwards] = noise[backwards].flip(1)
+        noise = expand(self.speaker.perturb(noise))
         noise *= decibels(self._colour(streams, -recipe.colour_db, recipe.colour_db))
         mean = noise.mean(dim=(1, 2), keepdim=True).clamp(min=ENERGY_FLOOR / 100)
         snr = self.chance.uniform((streams, 1, 1), *recipe.snr_db)

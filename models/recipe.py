@@ -44,7 +44,7 @@ class Recipe:
     colour_db: float = 8.0
     """How far a noise's bands are bent up or down, so that no noise is heard twice."""
     reversed: float = 0.3
-    """Share of unknown words that are played backwards: speech that nobody has heard."""
+    """Share of unknown words, and of noises, that are played backwards: sounds that nobody has heard."""
     shred: int = 20
     bursts: float = 0.3
     """Share of streams with knocks and clicks."""
