@@ -88,8 +88,21 @@ def test_documented_command_exists(call):
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in words if "=" not in word} <= set(targets)
         return
+    check_command(words)
+
+
+def test_commands_that_make_weights_exist():
+    arguments = ["make", "-n", "weights", "DATA=recordings", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
+    printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    calls = re.findall(r"bin/deltaspot (.*)", printed.replace("\\\n", " "))
+    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * 3 + ["evaluate", "model"]
+    for call in calls:
+        check_command(shlex.split(call))
+
+
+def check_command(words):
     known = [name for name in LEAVES if words[: len(name.split())] == name.split()]
-    assert known, f"no such command: {call}"
+    assert known, f"no such command: {words}"
     options = {flag for option in LEAVES[known[0]].params for flag in [*option.opts, *option.secondary_opts]}
     used = {word.split("=")[0] for word in words if word.startswith("--")}
     assert used - {"--help"} <= options
