@@ -1,11 +1,13 @@
-/** Samples -> the log-mel picture that the network sees: 480-sample frames every 160, 40 bands up to 4 kHz, 0 to 255. */
+/** Samples -> the log-mel picture that the network sees: 480-sample frames every 160, 48 bands up to 7.6 kHz, 0 to 255. */
 
-export const BANDS = 40;
+export const BANDS = 48;
 export const HOP = 160;
 const WINDOW = 480;
 const FFT = 512;
 const RATE = 16_000;
-const TOP_HZ = 4_000;
+const TREBLE = 8; // of them, wider ones above HIGH_HZ
+const HIGH_HZ = 4_000;
+const TOP_HZ = 7_600;
 
 const hann = Float32Array.from({ length: WINDOW }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / WINDOW));
 const filters = melFilters();
@@ -70,10 +72,15 @@ function reversed(i) {
   return r;
 }
 
-/** Triangles of peak 1, evenly spaced in mel (HTK). */
+/** Triangles of peak 1, evenly spaced in mel (HTK) up to HIGH_HZ and above it. */
 function melFilters() {
   const mel = (hz) => 2595 * Math.log10(1 + hz / 700);
-  const edges = Array.from({ length: BANDS + 2 }, (_, i) => 700 * (10 ** ((mel(TOP_HZ) * i) / (BANDS + 1) / 2595) - 1));
+  const base = BANDS - TREBLE + 1;
+  const [high, top] = [mel(HIGH_HZ), mel(TOP_HZ)];
+  const edges = Array.from({ length: BANDS + 2 }, (_, i) => {
+    const place = i <= base ? (high * i) / base : high + ((top - high) * (i - base)) / TREBLE;
+    return 700 * (10 ** (place / 2595) - 1);
+  });
   return Array.from({ length: BANDS }, (_, band) => {
     const [low, peak, high] = edges.slice(band, band + 3);
     const bins = Array.from({ length: FFT / 2 + 1 }, (_, k) => (k * RATE) / FFT);
