@@ -13,7 +13,7 @@ from rich.console import Console
 
 from client.connection import connect
 from client.display import LivePanel
-from client.sources import file_blocks
+from client.sources import AudioFile
 from service.commands.demo import SAMPLE, free_port, server
 from service.commands.listen import follow
 from tests.browser import browser
@@ -45,7 +45,7 @@ def terminal(port: int) -> None:
     spotter = connect(f"127.0.0.1:{port}", scores=True)
     panel = LivePanel(Console(file=io.StringIO()), f"commands.flac → {spotter.url}")
     panel._console = console
-    asyncio.run(follow(spotter, file_blocks(RECORDING), panel, []))
+    asyncio.run(follow(spotter, AudioFile(RECORDING), panel, []))
     console.print()
     console.print(panel.panel())
     console.save_svg(str(PICTURES / "terminal.svg"), title="deltaspot listen commands.flac")

@@ -60,7 +60,10 @@ class Room:
     async def listening(self, port: int) -> AsyncIterator[AsyncIterator[dict]]:
         """`deltaspot listen mic` and the events that it prints."""
         command = ["listen", "mic", "--device", "pulse", "--json", "--url", f"127.0.0.1:{port}"]
-        process = await self.start(sys.executable, "-m", "service.cli", *command, stdout=asyncio.subprocess.PIPE)
+        plain = ("env", "--default-signal=INT")  # a test in the background of a script ignores it, and so would this
+        process = await self.start(
+            *plain, sys.executable, "-m", "service.cli", *command, stdout=asyncio.subprocess.PIPE
+        )
 
         async def events():
             async for line in process.stdout:
