@@ -157,6 +157,7 @@ class Spotter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._socket.close()  # a task that never began has not done it
 
     def __aiter__(self) -> Self:
         """Events, until the stream is closed."""
@@ -314,8 +315,7 @@ class Spotter:
 
     async def _reopen(self, reason: str) -> ClientConnection:
         """Try again, ever more patiently, while there was progress within `retry_s`."""
-        clock = asyncio.get_running_loop().time
-        attempt = 0
+        clock, attempt = asyncio.get_running_loop().time, 0
         while True:
             self._trouble = self._trouble or clock()
             if clock() - self._trouble > self._retry_s:
@@ -334,7 +334,7 @@ class Spotter:
 
     async def _open(self) -> ClientConnection:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""
-        socket = await dial(self.url, self._headers)
+        socket = self._socket = await dial(self.url, self._headers)
         try:
             sample = self._outbox.rewind()
             resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)

@@ -9,6 +9,7 @@ import sys
 import threading
 import wave
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from client.display import PlainLines
 from client.errors import CannotConnect, SourceError
 from client.sources import AudioFile
 from service.commands.demo import SAMPLE, script
-from service.commands.detect import here, post, read
+from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
 from service.protocol import Detection
 from tests.test_connection import Peer, detection, greet, server
@@ -125,14 +126,21 @@ def door():
     listening.server_close()
 
 
-def test_recordings_are_sent_to_a_server_and_refusals_are_told(door):
-    assert post(door, b"sound", "k", "dense") == {"detections": []}
+async def judged(url: str, path: Path, **more):
+    return [result async for _, result in remotely(url, [path], more.get("key"), more.get("point"))]
+
+
+async def test_recordings_are_sent_to_a_server_and_refusals_are_told(door, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"sound")
+    assert await judged(door, path, key="k", point="dense") == [{"detections": []}]
     with pytest.raises(CannotConnect, match="not an audio file"):
-        post(door, b"text", "k", None)
+        await judged(door, path)
 
 
-def test_troubles_of_detect_are_one_sentence(tmp_path):
+async def test_troubles_of_detect_are_one_sentence(tmp_path):
     with pytest.raises(SourceError, match="No such file"):
-        read(tmp_path / "nothing.wav")
+        await judged("127.0.0.1:9", tmp_path / "nothing.wav")
+    (tmp_path / "a.wav").write_bytes(b"sound")
     with pytest.raises(CannotConnect, match="no server answers"):
-        post("127.0.0.1:9", b"sound", None, None)
+        await judged("127.0.0.1:9", tmp_path / "a.wav")

@@ -23,6 +23,7 @@ CALLS = {name: ["--help"] for name in COMMANDS} | {
     "bench": ["service", "--sessions", "1"],
     "demo": ["--once"],
     "detect": [str(SAMPLE / "commands.flac")],
+    "enroll": ["seven", str(SAMPLE / "commands.flac")],
     "scan": [str(SAMPLE), "--out", "table"],
 }
 """A call of each command, to see what it lacks: some can explain themselves all the same."""
@@ -84,7 +85,7 @@ def test_recording_is_judged_by_a_server(installed, running):
     assert len(json.loads(done.stdout)["detections"]) >= 4
 
 
-@pytest.mark.parametrize("name", ["listen", "detect"])
+@pytest.mark.parametrize("name", ["listen", "detect", "enroll"])
 def test_clients_explain_themselves(installed, name):
     assert "Usage: deltaspot" in run(installed, "deltaspot", name, "--help").stdout
 
