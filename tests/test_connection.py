@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from client import blocking, connection
 from client.connection import Interrupted, connect, stream_url
 from client.errors import CannotConnect, SourceError, StreamFailed
+from client.handshake import dial
 from client.outbox import Outbox
 from service.protocol import (
     Checkpoint,
@@ -360,6 +361,20 @@ async def test_played_source_raises_where_events_are_awaited():
             async for _event in spotter:
                 pass
     assert peers
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(b"", ConnectionError), (b"HTTP/1.", ConnectionError), (b"SSH-2.0\r\n", CannotConnect)]
+)
+async def test_server_that_stops_in_the_handshake_is_no_stranger(answer, error):
+    async def vanish(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(vanish, "127.0.0.1", 0) as listening:
+        with pytest.raises(error):
+            await dial(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1/stream", {})
 
 
 async def test_source_of_another_rate_is_refused_before_it_is_misheard():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
 import sys
 import threading
 import wave
@@ -74,6 +75,27 @@ async def test_every_detection_is_shown_and_acted_upon(tmp_path):
             await task
     assert "yes" in console.file.getvalue()
     assert flag.read_text() == "yes"
+
+
+def test_words_run_a_command_and_leave_their_sound(running, tmp_path):
+    note = tmp_path / "heard"
+    program = f"open({str(note)!r}, 'a').write('{{keyword}} ')"
+    options = ["--speed", "0", "--url", running.http, "--keywords", "yes,stop", "--save-clips", str(tmp_path / "clips")]
+    command = [sys.executable, "-m", "service.cli", "listen", str(SAMPLE / "commands.flac"), *options]
+    done = subprocess.run(
+        [*command, "--on-detect", f'{sys.executable} -c "{program}"'], capture_output=True, check=True
+    )
+    words = [line.split()[2] for line in done.stdout.decode().splitlines() if " s  " in line]
+    assert set(words) <= {"yes", "stop"}
+    assert words
+    assert sorted(note.read_text().split()) == sorted(words)
+    clips = sorted((tmp_path / "clips").iterdir())
+    assert [path.stem.split("-")[1] for path in clips] == words
+    for clip in clips:
+        samples, rate = soundfile.read(clip)
+        assert rate == 16_000
+        assert 0.3 < len(samples) / rate < 3
+        assert np.abs(samples).max() > 0.01, "the word itself"
 
 
 async def test_source_that_turns_out_to_be_none_ends_the_stream(monkeypatch):

@@ -247,13 +247,3 @@ async def test_browser_resamples_without_aliases(port):
     assert low == pytest.approx(0.7071, abs=0.003)
     assert high == pytest.approx(0.7071, abs=0.02)
     assert beyond < 0.001
-
-
-def test_npm_package_has_all_that_it_names():
-    web = SAMPLE.parent / "web"
-    package = json.loads((web / "package.json").read_text())
-    targets = [entry if isinstance(entry, str) else entry["default"] for entry in package["exports"].values()]
-    assert all((web / name).is_file() for name in [*package["files"], package["types"], *targets])
-    lines = [line for name in package["files"] for line in (web / name).read_text().splitlines()]
-    imported = {line.split('"')[1].removeprefix("./") for line in lines if line.startswith("import {")}
-    assert imported <= set(package["files"])
