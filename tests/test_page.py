@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from client.keywords import read_keyword
 from models.features import FrameStream, log_mel
 from service.commands.demo import SAMPLE, free_port, script, server
 from service.protocol import Enrolled
@@ -127,8 +129,8 @@ async def test_word_that_is_said_three_times_is_heard(teacher, spoken, tmp_path)
         await page.until(f"{WORDS}.includes('lucky')", PATIENCE_S)
         rows = await page.run("document.querySelectorAll('#sliders input').length")
         kept = await page.run("JSON.parse(localStorage.getItem('keywords'))[0]")
-        await page.run("location.reload()")
-        await page.until(f"{OWN}.includes('lucky')", PATIENCE_S)
+        await page.run("window.before = true; location.reload()")
+        await page.until(f"!window.before && {OWN}.includes('lucky')", PATIENCE_S)
         await page.run("document.querySelector('#own [aria-label^=Forget]').click()")
         await page.until(f"{OWN}.length === 0", PATIENCE_S)
     assert rows == 22, "ten words and this one"
@@ -155,6 +157,13 @@ async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
         await page.until("/is no keyword/.test(document.getElementById('status').textContent)", PATIENCE_S)
         await page.choose("#file", tmp_path / "hey.json")
         await page.until(f"{OWN}.includes('hey')", PATIENCE_S)
+        saved = tmp_path / "saved"
+        await page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await page.run("document.querySelector('#own [aria-label^=Save]').click()")
+        async with asyncio.timeout(PATIENCE_S):
+            while not (saved / "hey.json").is_file():
+                await page.run("new Promise(requestAnimationFrame)")
+        assert read_keyword(saved / "hey.json") == read_keyword(tmp_path / "hey.json")
         await page.choose("#file", RECORDING)
         await page.until("/words?\\.$/.test(document.getElementById('status').textContent)", PATIENCE_S)
         assert len(await page.run(WORDS)) >= ENOUGH, "a word that fits another model is left at home"

@@ -15,7 +15,7 @@ export class OwnWords {
   /** @param {{status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
   constructor(page) {
     this.page = page;
-    this.words = JSON.parse(localStorage.getItem(KEPT) ?? "[]");
+    this.words = kept();
     this.cancel = null;
     $("teach").onsubmit = (event) => {
       event.preventDefault();
@@ -32,16 +32,18 @@ export class OwnWords {
 
   /** Record a word, have the server make a keyword of it, and listen for it. */
   async teach(name) {
-    const { status, before, after, key } = this.page;
+    const { before, after, key } = this.page;
     await before();
     try {
       const clips = await this.record(name);
-      status(`Making a keyword of “${name}” …`);
+      this.tell(`Making a keyword of “${name}” …`);
+      $("say").disabled = true;
       this.add(await enroll(location.origin, name, clips, { key: key() }));
       $("word").value = "";
+      this.tell("");
       after(`Say “${name}”.`);
     } catch (error) {
-      status(error, true);
+      this.tell(error, true);
     } finally {
       this.progress(null);
     }
@@ -49,7 +51,7 @@ export class OwnWords {
 
   /** The word, said three times into the microphone. */
   async record(name) {
-    const { status, level } = this.page;
+    const { level } = this.page;
     const clips = [];
     const takes = new Takes();
     let source = null;
@@ -60,7 +62,7 @@ export class OwnWords {
         const next = () => {
           this.progress(clips.length);
           if (clips.length === TIMES) return resolve();
-          status(`Say “${name}”: ${clips.length + 1} of ${TIMES}.`);
+          this.tell(`Say “${name}”: ${clips.length + 1} of ${TIMES}.`);
           clearTimeout(timer);
           timer = setTimeout(() => reject(new Error("Nothing was heard. Come closer to the microphone, and try again.")), PATIENCE_MS);
         };
@@ -69,7 +71,11 @@ export class OwnWords {
           const word = clips.length < TIMES ? takes.feed(samples) : null;
           if (word) next(clips.push(word));
         };
-        openMicrophone(take).then((opened) => next((source = opened)), reject);
+        openMicrophone(take).then((opened) => {
+          source = opened;
+          if (this.cancel === reject) next();
+          else source.stop(); // given up while the browser asked
+        }, reject);
       });
     } finally {
       clearTimeout(timer);
@@ -113,11 +119,18 @@ export class OwnWords {
   save(word) {
     const url = URL.createObjectURL(new Blob([`${JSON.stringify({ format: FORMAT, ...word })}\n`], { type: "application/json" }));
     Object.assign(document.createElement("a"), { href: url, download: `${word.name}.json` }).click();
-    URL.revokeObjectURL(url);
+    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  }
+
+  /** Where the page tells everything, and beside the button, which may be far from there. */
+  tell(text, bad = false) {
+    this.page.status(text, bad);
+    $("prompt").textContent = $("status").textContent;
   }
 
   /** How many of three are recorded; null when nothing goes on. */
   progress(count) {
+    $("say").disabled = false;
     $("say").textContent = count === null ? "Say it three times" : "Stop";
     $("takes").hidden = count === null;
     [...$("takes").children].forEach((dot, i) => dot.classList.toggle("done", i < count));
@@ -134,5 +147,14 @@ export class OwnWords {
         return item;
       }),
     );
+  }
+}
+
+/** What an earlier visit left here, if it can be read. */
+function kept() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT)) ?? [];
+  } catch {
+    return [];
   }
 }
