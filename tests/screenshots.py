@@ -23,8 +23,8 @@ RECORDING = SAMPLE / "commands.flac"
 JUDGED = "/words?\\.$/.test(document.getElementById('status').textContent)"
 
 VIEWS = {
-    "page-dark": {"width": 1180, "height": 1000, "scheme": "dark"},
-    "page-light": {"width": 1180, "height": 1000, "scheme": "light"},
+    "page-dark": {"width": 1180, "height": 1050, "scheme": "dark"},
+    "page-light": {"width": 1180, "height": 1050, "scheme": "light"},
     "page-phone": {"width": 390, "height": 844, "scheme": "light", "scale": 2},
 }
 
