@@ -1,9 +1,9 @@
 """A stream to a server that outlives its connection.
 
-    async with connect("ws://127.0.0.1:8000", keywords=["yes", "no"]) as spotter:
-        spotter.play(source)                # any async iterable of bytes; or: await spotter.send(pcm)
-        async for event in spotter:
-            print(event)
+    source = AudioFile("meeting.flac")      # of client.sources; or any async iterable of bytes
+    async with connect("ws://127.0.0.1:8770", keywords=["yes", "no"], sample_rate=source.rate) as spotter:
+        spotter.play(source)                # or: await spotter.send(pcm)
+        events = [event async for event in spotter]
 
 If the connection breaks or the server stops, the same stream goes on with the next connection: what the server has not
 acknowledged is sent again, and no detection is told twice. Knows nothing of microphones and screens.
@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError
+from client.errors import CannotConnect, ClientError, SourceError
 from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
 from client.outbox import Outbox
@@ -57,8 +57,7 @@ IN_FLIGHT_S: Final = 4.0
 BACKLOG_S: Final = 60.0
 """Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
 LONGEST_PAUSE_S: Final = 5.0
-WIDTH: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
-"""Bytes of a sample."""
+SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ class Spotter:
         self.connections = 0
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._retry_s = retry_s
-        frame = WIDTH[configure.encoding] * configure.channels
+        frame = SAMPLE_BYTES[configure.encoding] * configure.channels
         self._second = frame * configure.sample_rate
         self._outbox = Outbox(frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
@@ -158,6 +157,7 @@ class Spotter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._socket.close()  # a task that never began has not done it
 
     def __aiter__(self) -> Self:
         """Events, until the stream is closed."""
@@ -190,7 +190,13 @@ class Spotter:
             self._tasks[0].result()
 
     def play(self, source: AsyncIterable[bytes]) -> None:
-        """Send all of `source` in the background, then finish; its errors are raised where events are awaited."""
+        """Send all of `source` in the background, then finish; its errors are raised where events are awaited.
+
+        A SourceError comes at once if it says that its rate is not the stream's.
+        """
+        rate = self.configure.sample_rate
+        if (own := getattr(source, "rate", rate)) != rate:
+            raise SourceError(f"the source has {own} Hz and the stream {rate}: connect(url, sample_rate=source.rate)")
         self._tasks.append(asyncio.create_task(self._play(source)))
 
     async def finish(self) -> Totals | None:
@@ -309,8 +315,7 @@ class Spotter:
 
     async def _reopen(self, reason: str) -> ClientConnection:
         """Try again, ever more patiently, while there was progress within `retry_s`."""
-        clock = asyncio.get_running_loop().time
-        attempt = 0
+        clock, attempt = asyncio.get_running_loop().time, 0
         while True:
             self._trouble = self._trouble or clock()
             if clock() - self._trouble > self._retry_s:
@@ -329,7 +334,7 @@ class Spotter:
 
     async def _open(self) -> ClientConnection:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""
-        socket = await dial(self.url, self._headers)
+        socket = self._socket = await dial(self.url, self._headers)
         try:
             sample = self._outbox.rewind()
             resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
 from client.errors import CannotConnect, StreamFailed
 from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
@@ -39,7 +39,7 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
     """Open a socket.
 
     Raises:
-        OSError: nobody answers.
+        OSError: nobody answers, or not to the end.
         Busy: the server has no room now.
         CannotConnect: it refuses, or is no server of this kind.
     """
@@ -47,6 +47,10 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
         return await connect(url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=10)
     except InvalidStatus as error:
         raise _refusal(url, error) from None
+    except InvalidMessage as error:
+        if isinstance(error.__cause__, EOFError | OSError):
+            raise ConnectionError("the server went away before it answered") from None
+        raise CannotConnect(f"{url} is no stream of a deltaspot server: {error}") from None
     except (InvalidURI, InvalidHandshake) as error:
         raise CannotConnect(f"{url} is no stream of a deltaspot server: {error}") from None
 

@@ -1,14 +1,56 @@
-"""Files of `deltaspot enroll` -> what `configure.enrolled` says. Knows no model: the server judges whether they fit."""
+"""Keywords of one's own: made of recordings on a server, kept in small files, taken along in `configure.enrolled`.
+
+Knows no model: the server judges whether recordings and keywords fit.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from client.errors import SourceError
+from client.rest import post
 from service.protocol import Enrolled
+
+FORMAT: Final = "deltaspot-keyword-1"
+
+
+async def enroll(
+    url: str, name: str, clips: Sequence[bytes | Path | str], *, key: str | None = None, **wishes: str | float
+) -> Enrolled:
+    """Make a keyword on a server, from recordings of it; nothing is trained, and the server keeps nothing.
+
+    Args:
+        url: the server, as in `client.connection.connect`.
+        name: what the keyword is called, in detections.
+        clips: 1 to 10 recordings (WAV, FLAC, OGG, MP3), as files or their bytes; each holds the word once.
+        key: sent as a bearer token.
+        wishes: other fields of `/v1/enroll`: `threshold`, `model`, `point`.
+
+    Raises:
+        SourceError: a file cannot be read.
+        CannotConnect: there is no server, or it refuses a recording; the message says which, and what to do.
+    """
+    files = [clip if isinstance(clip, bytes) else read_bytes(Path(clip)) for clip in clips]
+    boundary = secrets.token_hex(16)
+    body = b"".join(
+        [
+            *(
+                _part(boundary, f'name="{field}"', str(value).encode())
+                for field, value in ({"name": name} | wishes).items()
+            ),
+            *(_part(boundary, f'name="clips"; filename="{number}"', file) for number, file in enumerate(files, 1)),
+            f"--{boundary}--\r\n".encode(),
+        ]
+    )
+    kind = f"multipart/form-data; boundary={boundary}"
+    return _keyword(await asyncio.to_thread(post, url, "/v1/enroll", body, kind, key))
 
 
 def read_keyword(path: Path) -> Enrolled:
@@ -18,10 +60,36 @@ def read_keyword(path: Path) -> Enrolled:
         SourceError: for a file that is missing or is none.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("format")
-        return Enrolled.model_validate_json(json.dumps(values))
+        return _keyword(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
     except (ValueError, LookupError, AttributeError, TypeError, ValidationError):
         raise SourceError(f"{path} is no keyword of `deltaspot enroll`") from None
+
+
+def write_keyword(keyword: Enrolled, path: Path) -> None:
+    """Inverse of `read_keyword`."""
+    values = {"format": FORMAT, **keyword.model_dump()}
+    path.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        SourceError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from None
+
+
+def _keyword(values: dict[str, Any]) -> Enrolled:
+    values.pop("format")
+    return Enrolled.model_validate_json(json.dumps(values))
+
+
+def _part(boundary: str, disposition: str, content: bytes) -> bytes:
+    """One part of a form (RFC 7578)."""
+    return f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"

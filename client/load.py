@@ -13,22 +13,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import struct
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-import numpy as np
 import typer
 
 from client.connection import stream_url
 from client.errors import CannotConnect
 from client.frames import BINARY, CLOSE, PING, PONG, TEXT, Reader, client_frame, upgrade
-from client.sources import SAMPLE_RATE, read_audio
+from client.sources import AudioFile
 from service.protocol import Configure
 
 SAMPLE: Final = Path(__file__).with_name("samples") / "commands.flac"
@@ -72,7 +74,7 @@ class Run:
     """
 
     def __init__(self, chunk_ms: int, seconds: float, audio: bytes, configure: Configure) -> None:
-        size = 2 * SAMPLE_RATE * chunk_ms // 1_000
+        size = 2 * (configure.sample_rate * chunk_ms // 1_000)
         loops = [audio[start : start + size] for start in range(0, len(audio) - size + 1, size)]
         self.interval, self.steps = chunk_ms / 1_000, round(seconds * 1_000 / chunk_ms)
         self.chunks = [client_frame(BINARY, chunk) for chunk in loops]
@@ -231,13 +233,20 @@ async def _open_all(url: str, streams: int, run: Run, key: str | None) -> tuple[
 
 def _with_figures(report: Report, run: Run) -> Report:
     if run.latencies:
-        quantiles = np.percentile(np.frombuffer(run.latencies), (50, 90, 99, 100)) * 1_000
-        report.p50_ms, report.p90_ms, report.p99_ms, report.max_ms = quantiles.round(2).tolist()
-        report.client_late_p99_ms = round(float(np.percentile(np.frombuffer(run.late), 99)) * 1_000, 2)
+        sorted_ms = sorted(1_000 * latency for latency in run.latencies)
+        report.p50_ms, report.p90_ms, report.p99_ms, report.max_ms = (
+            _percentile(sorted_ms, share) for share in (0.5, 0.9, 0.99, 1)
+        )
+        report.client_late_p99_ms = _percentile(sorted(1_000 * late for late in run.late), 0.99)
     if run.skipped:
-        window, causal = np.mean(run.skipped, axis=0).round(5).tolist()
+        window, causal = (round(fmean(shares), 5) for shares in zip(*run.skipped, strict=True))
         report.macs_skipped_vs_window, report.macs_skipped_vs_causal = window, causal
     return report
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """The value of sorted ones that `share` of them do not exceed."""
+    return round(values[math.ceil(share * len(values)) - 1], 2)
 
 
 def main(
@@ -250,8 +259,9 @@ def main(
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
 ) -> None:
     """Stream a recording many times at once and print the report as JSON."""
-    configure = Configure(point=point, heartbeat_ms=10_000)
-    run = Run(chunk_ms, seconds, b"".join(read_audio(audio)), configure)
+    recording = AudioFile(audio)
+    configure = Configure(point=point, heartbeat_ms=10_000, sample_rate=recording.rate)
+    run = Run(chunk_ms, seconds, b"".join(recording), configure)
     gc.disable()  # nothing here makes cycles, and looking for them costs as much as sending
     report = asyncio.run(load(url, streams, seconds, run, key))
     typer.echo(json.dumps(asdict(report)))

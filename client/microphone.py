@@ -6,14 +6,13 @@ PortAudio calls back on a thread of its own that must never wait; the callback c
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-import numpy as np
-
 from client.errors import SourceError
-from client.sources import BLOCK_MS, FULL_SCALE, Resampler
+from client.sources import RATES, block_samples, le_bytes, samples_of
 
 GONE_S: Final = 2.0
 """A device that says nothing for this long is taken for unplugged, s."""
@@ -65,11 +64,11 @@ def find(device: str | int | None) -> dict[str, Any]:
 
 
 class Microphone:
-    """Async iterable of 16 kHz s16le blocks; use it in one `async for`, once.
+    """Async iterable of s16le mono blocks; use it in one `async for`, once.
 
     Attributes:
         name: of the device.
-        rate: at which it is open, Hz.
+        rate: of the blocks, Hz: the device's own, or 48 kHz if that is more than a stream may have; it stays.
         overflows: blocks or samples that were lost because nobody took them in time.
         losses: times that the device went away.
     """
@@ -85,7 +84,7 @@ class Microphone:
             SourceError: if there is no such device, with help.
         """
         found = find(device)
-        self.name, self.rate = str(found["name"]), round(found["default_samplerate"])
+        self.name, self.rate = str(found["name"]), min(max(round(found["default_samplerate"]), RATES[0]), RATES[1])
         self.overflows = self.losses = 0
         self._device, self._on_loss = device, on_loss
         self._blocks: deque[bytes] = deque(maxlen=KEPT)
@@ -99,15 +98,14 @@ class Microphone:
             SourceError: if the device cannot be opened the first time.
         """
         self._loop = asyncio.get_running_loop()
-        stream, resampler = self._open()
+        stream = self._open()
         try:
             while True:
                 async for block in self._until_silent():
-                    samples = np.frombuffer(block, np.int16).reshape(-1, stream.channels)
-                    yield resampler.feed(samples.astype(np.float32) / np.float32(FULL_SCALE))
+                    yield block if stream.channels == 1 else mixed(block, stream.channels)
                 self.losses += 1
                 self._on_loss(f"{self.name} is gone; waiting for it")
-                stream, resampler = await self._reopen(stream)
+                stream = await self._reopen(stream)
                 self._on_loss(f"{self.name} is back")
         finally:
             stream.close(ignore_errors=True)
@@ -123,15 +121,15 @@ class Microphone:
             except TimeoutError:
                 return
 
-    def _open(self) -> tuple[Any, Resampler]:
-        """Open at the device's own rate, with one channel if it can."""
+    def _open(self) -> Any:  # noqa: ANN401 (sounddevice has no types)
+        """Open with one channel if the device can."""
         sounddevice, found = portaudio(), find(self._device)
-        self.name, self.rate = str(found["name"]), round(found["default_samplerate"])
+        self.name = str(found["name"])
         for channels in (1, found["max_input_channels"]):
             try:
                 stream = sounddevice.RawInputStream(
                     samplerate=self.rate,
-                    blocksize=self.rate * BLOCK_MS // 1_000,
+                    blocksize=block_samples(self.rate),
                     device=self._device,
                     channels=channels,
                     dtype="int16",
@@ -141,12 +139,12 @@ class Microphone:
             except sounddevice.PortAudioError as error:
                 reason = str(error)
             else:
-                return stream, Resampler(self.rate)
+                return stream
         raise SourceError(
             f"{self.name} cannot be opened: {reason}. Does another program hold it, or a permission lack?"
         )
 
-    async def _reopen(self, stream: Any) -> tuple[Any, Resampler]:  # noqa: ANN401 (sounddevice has no types)
+    async def _reopen(self, stream: Any) -> Any:  # noqa: ANN401 (sounddevice has no types)
         """Look for the device until it is there again; PortAudio lists devices only when it starts."""
         sounddevice = portaudio()
         while True:
@@ -165,3 +163,9 @@ class Microphone:
         self._blocks.append(bytes(data))
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._arrived.set)
+
+
+def mixed(block: bytes, channels: int) -> bytes:
+    """Interleaved s16le samples of several channels -> their mean."""
+    samples = samples_of(block)
+    return le_bytes(array("h", (sum(frame) // channels for frame in zip(*[iter(samples)] * channels, strict=True))))

@@ -1,120 +1,144 @@
-"""Where audio comes from: files, and pipes. Each source is an async iterable of 16 kHz s16le mono blocks.
+"""Where audio comes from: files, and pipes. A source is an async iterable of s16le mono blocks, and says their `rate`.
 
-Microphones are in client/microphone.py, since they need PortAudio. Knows no server.
+The server resamples, so a source keeps the rate that it has. Microphones are in client/microphone.py, since they need
+PortAudio. Knows no server, and needs no numpy: a client's installation is small.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import operator
+import sys
+from array import array
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
-import numpy as np
-import soundfile
-import soxr
-from numpy.typing import NDArray
+import miniaudio
 
 from client.errors import SourceError
 
+RATES: Final = (8_000, 48_000)
+"""Lowest and highest rate that `configure.sample_rate` may have, Hz."""
 SAMPLE_RATE: Final = 16_000
 BLOCK_MS: Final = 30
-BLOCK_BYTES: Final = SAMPLE_RATE * BLOCK_MS // 1_000 * 2
 FULL_SCALE: Final = 32_768.0
 
-Array = NDArray[np.float32]
+FORMATS: Final = (
+    miniaudio.wav_get_file_info,
+    miniaudio.flac_get_file_info,
+    miniaudio.vorbis_get_file_info,
+    miniaudio.mp3_get_file_info,
+)
 
 
-class Resampler:
-    """Floats of full scale 1 at some rate, any number of channels, in any split -> s16le bytes at 16 kHz, mono."""
+class Source(Protocol):
+    """What can be streamed: `connect(url, sample_rate=source.rate)`, then `play(source)`."""
 
-    def __init__(self, rate: int) -> None:
-        """Take audio of `rate` Hz."""
-        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "LQ")
+    rate: int
 
-    def feed(self, block: Array, *, last: bool = False) -> bytes:
-        """(samples, channels) -> bytes that are ready; all the rest if `last`."""
-        mono = block.mean(axis=1, dtype=np.float32)
-        if self._stream is not None:
-            mono = self._stream.resample_chunk(mono, last=last)
-        scaled = np.clip(mono * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1)
-        return bytes(np.rint(scaled).astype("<i2").data)
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Blocks of s16le mono samples."""
 
 
-def read_audio(path: Path | str) -> Iterator[bytes]:
-    """A file (WAV, FLAC, OGG, MP3, ...) of any rate -> s16le blocks of about a second.
+class AudioFile:
+    """A recording (WAV, FLAC, MP3, OGG Vorbis) in blocks of 30 ms, each when a microphone would have it.
 
-    Raises:
-        SourceError: if there is no such file, or it is no audio.
+    Attributes:
+        rate: of the blocks, Hz: the file's own, or the nearest that the protocol allows.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            resampler = Resampler(file.samplerate)
-            while len(block := file.read(file.samplerate, dtype="float32", always_2d=True)):
-                yield resampler.feed(block)
-            yield resampler.feed(np.zeros((0, 1), np.float32), last=True)
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string if Path(path).exists() else "there is no such file"
-        raise SourceError(f"{path}: {reason}") from None
+
+    def __init__(self, path: Path | str, speed: float = 1.0) -> None:
+        """Look at the file's head.
+
+        Args:
+            path: the file.
+            speed: times real time; 0 for as fast as it is taken.
+
+        Raises:
+            SourceError: if there is no such file, or it is no audio.
+        """
+        self._path, self._speed = str(path), speed
+        self.rate = min(max(_rate_of(Path(path)), RATES[0]), RATES[1])
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All blocks at once; the last one may be shorter."""
+        size = block_samples(self.rate)
+        for block in miniaudio.stream_file(self._path, nchannels=1, sample_rate=self.rate, frames_to_read=size):
+            yield le_bytes(block)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Blocks at the pace that was asked for."""
+        clock = asyncio.get_running_loop().time
+        start, sent = clock(), 0
+        for block in self:
+            if self._speed:
+                sent += len(block)
+                await asyncio.sleep(start + sent / (2 * self.rate * self._speed) - clock())
+            yield block
 
 
-async def file_blocks(path: Path | str, speed: float = 1.0) -> AsyncIterator[bytes]:
-    """A file in blocks of 30 ms, each when a microphone would have it.
+class Pipe:
+    """Raw s16le mono samples from a pipe, as they come."""
 
-    Args:
-        path: the file.
-        speed: times real time; 0 for as fast as it is taken.
+    def __init__(self, pipe: BinaryIO, rate: int = SAMPLE_RATE) -> None:
+        """Take a pipe, such as `sys.stdin.buffer`, and the rate of its samples, Hz."""
+        self._pipe, self.rate = pipe, rate
 
-    Raises:
-        SourceError: if there is no such file, or it is no audio.
-    """
-    clock = asyncio.get_running_loop().time
-    start, sent = clock(), 0
-    async for block in split_blocks(read_audio(path)):
-        if speed:
-            sent += len(block)
-            await asyncio.sleep(start + sent / (2 * SAMPLE_RATE * speed) - clock())
-        yield block
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Whole samples, until the pipe ends; half a one at its end is forgotten.
 
-
-async def split_blocks(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Bytes in any split -> blocks of 30 ms, and a shorter last one."""
-    rest = b""
-    for piece in pieces:
-        rest += piece
-        whole = len(rest) // BLOCK_BYTES * BLOCK_BYTES
-        for start in range(0, whole, BLOCK_BYTES):
-            yield rest[start : start + BLOCK_BYTES]
-        rest = rest[whole:]
-    if rest:
-        yield rest
+        Raises:
+            SourceError: for a WAV file, whose header is no sound.
+        """
+        rest, first = b"", True
+        while data := await asyncio.to_thread(self._pipe.read1, 2 * self.rate):  # type: ignore[attr-defined]  # buffered readers have it
+            if first and data.startswith(b"RIFF"):
+                raise SourceError(
+                    "this is a WAV file; pipe raw samples, such as: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -"
+                )
+            data, first = rest + data, False
+            whole = len(data) // 2 * 2
+            rest = data[whole:]
+            yield data[:whole]
 
 
-async def pipe_blocks(pipe: BinaryIO, rate: int = SAMPLE_RATE) -> AsyncIterator[bytes]:
-    """Raw s16le mono samples from a pipe, as they come.
-
-    Args:
-        pipe: such as `sys.stdin.buffer`.
-        rate: of the samples, Hz.
-
-    Raises:
-        SourceError: for a WAV file, whose header is no sound.
-    """
-    resampler, rest, first = Resampler(rate), b"", True
-    while data := await asyncio.to_thread(pipe.read1, 2 * rate):  # type: ignore[attr-defined]  # buffered readers have it
-        if first and data.startswith(b"RIFF"):
-            raise SourceError(
-                "this is a WAV file; pipe raw samples, such as: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -"
-            )
-        data, first = rest + data, False
-        rest = data[len(data) // 2 * 2 :]
-        samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
-        yield resampler.feed(samples[:, None].astype(np.float32) / np.float32(FULL_SCALE))
-    yield resampler.feed(np.zeros((0, 1), np.float32), last=True)
+def block_samples(rate: int) -> int:
+    """Samples of a block of 30 ms at a rate, Hz."""
+    return rate * BLOCK_MS // 1_000
 
 
 def level_db(block: bytes) -> float:
     """Root mean square of s16le samples, dB below full scale; -100 for silence."""
-    samples = np.frombuffer(block, "<i2").astype(np.float32)
-    power = float(np.mean(samples**2)) if len(samples) else 0.0
-    return max(10 * float(np.log10(power / FULL_SCALE**2 + 1e-10)), -100.0)
+    samples = samples_of(block)
+    power = sum(map(operator.mul, samples, samples)) / max(len(samples), 1)
+    return max(10 * math.log10(power / FULL_SCALE**2 + 1e-10), -100.0)
+
+
+def samples_of(block: bytes) -> array[int]:
+    """Bytes of s16le -> samples."""
+    samples = array("h", block)
+    if sys.byteorder == "big":
+        samples.byteswap()
+    return samples
+
+
+def le_bytes(samples: array[int]) -> bytes:
+    """Inverse of `samples_of`."""
+    if sys.byteorder == "big":
+        samples = samples[:]
+        samples.byteswap()
+    return samples.tobytes()
+
+
+def _rate_of(path: Path) -> int:
+    """A recording's rate, Hz; its format is told by its first bytes and not by its name."""
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file")
+    for look in FORMATS:
+        try:
+            return look(str(path)).sample_rate
+        except miniaudio.DecodeError:
+            continue
+    raise SourceError(f"{path} is no WAV, FLAC, MP3 or OGG Vorbis file")

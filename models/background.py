@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from models.checkpoint import Checkpoint
 from models.config import SILENCE, ModelConfig
 from models.data import CLIP_FRAMES, FRONTEND, SPEECH_FOLDER, Corpus, DataError
+from models.engines import AnyNetwork
 from models.features import Array, compress, expand, network_input
 from models.network import Network
 from models.streams import spoken_frames
@@ -177,7 +178,7 @@ def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = 
     return np.concatenate(parts)
 
 
-def embed_tokens(network: Network, point: str, frames: Array) -> Array:
+def embed_tokens(network: AnyNetwork, point: str, frames: Array) -> Array:
     """Streams of equal length (B, N, stride, bands), each from an empty past -> embeddings (B, N, C)."""
     count, tokens = frames.shape[:2]
     cache = network.new_cache(count)

@@ -24,7 +24,6 @@ from models.background import SETTLE, Background, at_moments, embed_tokens
 from models.config import ModelConfig
 from models.engines import AnyNetwork
 from models.features import Array, frames
-from models.network import Network
 from models.offline import tokens_of
 from models.streams import SAMPLE_RATE, rms, spoken_span
 
@@ -97,7 +96,7 @@ class EnrolledKeyword:
 
 
 def enrol(
-    network: Network,
+    network: AnyNetwork,
     background: Background,
     name: str,
     recordings: Sequence[tuple[str, Array]],
@@ -187,7 +186,7 @@ def check_agreement(titles: Sequence[str], projected: Array, background: Backgro
         raise EnrolError(f"{which} does not sound like the same word as the rest: listen to it, or record it again")
 
 
-def embed_recording(network: Network, samples: Array, point: str) -> Array:
+def embed_recording(network: AnyNetwork, samples: Array, point: str) -> Array:
     """A recording (S,) of one word -> its embedding (C): the mean of those shortly after the word."""
     token = network.config.token_samples
     _, end = spoken_span(samples)

@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, QueryParams
 from starlette.routing import Route, WebSocketRoute
 
-from service import clips, live, wyoming
+from service import clips, enrolling, live, wyoming
 from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
@@ -45,6 +45,9 @@ AUDIO_BODY: Final = {
     "requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
 """How OpenAPI says that the body is a file."""
+FORM_BODY: Final = {
+    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": enrolling.form_schema()}}}
+}
 
 rest = APIRouter()
 
@@ -178,6 +181,16 @@ async def detect(
     return result
 
 
+@rest.post("/v1/enroll", responses=ANSWERS, openapi_extra=FORM_BODY)
+async def enroll(request: Request, server: TheServer, _caller: Detector) -> enrolling.Keyword:
+    """Make a keyword of one's own from a few recordings of it; the answer is its file, and nothing is kept here."""
+    server.admit()
+    try:
+        return await enrolling.make_keyword(server, request.headers, await _arrived(server, request))
+    finally:
+        server.engine.cancel()
+
+
 @rest.get("/v1/models", responses=REFUSED)
 async def models(server: TheServer, _caller: Detector) -> list[ModelInfo]:
     """The models that streams and clips may ask for; the first one is the default."""
@@ -230,24 +243,25 @@ async def _asyncapi(_request: Request) -> Response:
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
     """Read the body as far as it is allowed to go, and judge it; the reserved place is used or given back."""
     try:
-        async with asyncio.timeout(server.settings.idle_s):
-            data = await _body(request, server.settings.clip_bytes)
-    except TimeoutError:
-        server.engine.cancel()
-        raise Idle(f"the clip did not come within {server.settings.idle_s:g} s") from None
+        data = await _arrived(server, request)
     except BaseException:
         server.engine.cancel()
         raise
     return await clips.judge(server, data, raw, configure)
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLong(f"a clip may have {limit} bytes")
-        parts.append(part)
+async def _arrived(server: Server, request: Request) -> bytes:
+    """The body, as far and as long as it is allowed to come."""
+    parts, size, limit = [], 0, server.settings.clip_bytes
+    try:
+        async with asyncio.timeout(server.settings.idle_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise TooLong(f"a clip may have {limit} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise Idle(f"the clip did not come within {server.settings.idle_s:g} s") from None
     return b"".join(parts)
 
 

@@ -1,29 +1,54 @@
-"""Keywords that a client brings with it: from `configure.enrolled` to what judges them. Knows no socket."""
+"""Keywords that a client brings with it, or names: from `configure` to what judges them. Knows no socket."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from models.background import Background, NoBackground
-from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_name
+from models.enroll import NAME, EnrolError, EnrolledKeyword, Spotting, check_name
 from service.errors import BadMessage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from models.engines import AnyNetwork
     from service.protocol import Configure
     from service.spec import Spec
 
+FILE_BYTES: Final = 1 << 16
+"""Longest file of a keyword; its name and a prototype of 1,024 numbers need less."""
 
-def spotting(network: AnyNetwork, configure: Configure) -> Spotting | None:
-    """What judges the client's own keywords; None if it has none.
+log = logging.getLogger(__name__)
+
+
+def stored(folder: Path | None, name: str) -> EnrolledKeyword:
+    """A keyword that the server keeps: a file of `deltaspot enroll` in `folder`. Its name is letters, so it is no path.
 
     Raises:
-        BadMessage: for a name that is taken, or a keyword made with another model.
+        BadMessage: there is none of this name, or its file is none.
     """
-    if not configure.enrolled:
+    path = folder / f"{name}.json" if folder is not None and NAME.fullmatch(name) else None
+    if path is None or not path.is_file() or path.stat().st_size > FILE_BYTES:
+        raise BadMessage(f"this server keeps no keyword {name!r}", "stored")
+    try:
+        return EnrolledKeyword.load(path)
+    except EnrolError:
+        log.exception("a keyword cannot be read", extra={"path": str(path)})
+        raise BadMessage(f"the keyword {name!r} of this server is broken", "stored") from None
+
+
+def spotting(network: AnyNetwork, configure: Configure, folder: Path | None = None) -> Spotting | None:
+    """What judges the client's own keywords, and those that it names of the server's; None if there are none.
+
+    Raises:
+        BadMessage: for a name that is taken or unknown, or a keyword made with another model.
+    """
+    if not configure.enrolled and not configure.stored:
         return None
     keywords = [EnrolledKeyword(**word.model_dump()) for word in configure.enrolled]
+    keywords += [stored(folder, name) for name in configure.stored]
     if len({word.name for word in keywords}) < len(keywords):
         raise BadMessage("two keywords have the same name", "enrolled")
     try:

@@ -151,7 +151,7 @@ class Checkpoint(Strict):
 
 
 class Configure(Strict):
-    """First message of a client; sent again, it may change all but audio format, model, `enrolled` and `resume`."""
+    """First message of a client; sent again, it may change all but audio format, model, own keywords and `resume`."""
 
     type: Literal["configure"] = "configure"
     protocol: int = Field(PROTOCOL, ge=PROTOCOL, le=PROTOCOL)
@@ -166,6 +166,9 @@ class Configure(Strict):
     )
     enrolled: tuple[Enrolled, ...] = Field(
         (), max_length=8, description="the client's own; detected beside `keywords`, which may change their settings"
+    )
+    stored: tuple[Annotated[str, Field(max_length=32)], ...] = Field(
+        (), max_length=8, description="names of keywords that the server keeps; detected as those of `enrolled` are"
     )
     scores: bool = Field(False, description="send every token's posteriors")
     heartbeat_ms: int = Field(1_000, ge=100, le=60_000, description="stream time between heartbeats, ms")

@@ -125,7 +125,7 @@ class Session:
         Raises:
             BadMessage: for a change of the audio's format, the model, the enrolled keywords or the resume token.
         """
-        for name in ("sample_rate", "encoding", "channels", "model", "enrolled"):
+        for name in ("sample_rate", "encoding", "channels", "model", "enrolled", "stored"):
             if getattr(wish, name) != getattr(self.asked, name):
                 raise BadMessage(f"{name} cannot change within a stream", name)
         if wish.resume is not None:

@@ -48,9 +48,12 @@ class Settings(BaseSettings):
     speed: float = Field(100.0, ge=1, description="Audio may arrive this many times faster than real time.")
     burst_s: float = Field(120.0, ge=1, description="Audio that may arrive at once, whatever the speed, s.")
     outbox: int = Field(1_000, ge=10, description="Messages waiting for a client that does not read, at most.")
-    clip_bytes: int = Field(32 << 20, ge=1_024, description="Longest body of `/v1/detect`, bytes.")
+    clip_bytes: int = Field(32 << 20, ge=1_024, description="Longest body of `/v1/detect` and `/v1/enroll`, bytes.")
     clip_s: float = Field(600.0, gt=0, description="Longest clip of `/v1/detect`, s.")
     clips: int = Field(4, ge=1, description="Clips decoded at the same time; later ones wait.")
+    keywords: Path | None = Field(
+        None, description="Directory of `deltaspot enroll`'s files, NAME.json, that clients may name in `stored`."
+    )
     drain_s: float = Field(20.0, ge=0, description="Time that streams get to end after SIGTERM, s.")
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
     origins: list[str] = Field([], description="Pages that may open streams, as JSON; the server's own if empty.")

@@ -66,7 +66,7 @@ class Stream:
             Capacity: no row is left for this model.
         """
         hosted = engine.find(configure.model)
-        own = spotting(hosted.network, configure)
+        own = spotting(hosted.network, configure, settings.keywords)
         self.session = Session(name, extended(hosted.spec, own), configure, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
         self.hosted: Hosted = hosted

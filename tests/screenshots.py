@@ -13,7 +13,7 @@ from rich.console import Console
 
 from client.connection import connect
 from client.display import LivePanel
-from client.sources import file_blocks
+from client.sources import AudioFile
 from service.commands.demo import SAMPLE, free_port, server
 from service.commands.listen import follow
 from tests.browser import browser
@@ -23,8 +23,8 @@ RECORDING = SAMPLE / "commands.flac"
 JUDGED = "/words?\\.$/.test(document.getElementById('status').textContent)"
 
 VIEWS = {
-    "page-dark": {"width": 1180, "height": 1000, "scheme": "dark"},
-    "page-light": {"width": 1180, "height": 1000, "scheme": "light"},
+    "page-dark": {"width": 1180, "height": 1050, "scheme": "dark"},
+    "page-light": {"width": 1180, "height": 1050, "scheme": "light"},
     "page-phone": {"width": 390, "height": 844, "scheme": "light", "scale": 2},
 }
 
@@ -45,7 +45,7 @@ def terminal(port: int) -> None:
     spotter = connect(f"127.0.0.1:{port}", scores=True)
     panel = LivePanel(Console(file=io.StringIO()), f"commands.flac → {spotter.url}")
     panel._console = console
-    asyncio.run(follow(spotter, file_blocks(RECORDING), panel, []))
+    asyncio.run(follow(spotter, AudioFile(RECORDING), panel, []))
     console.print()
     console.print(panel.panel())
     console.save_svg(str(PICTURES / "terminal.svg"), title="deltaspot listen commands.flac")

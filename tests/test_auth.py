@@ -67,6 +67,8 @@ async def opens(url: str, **more: Any) -> bool:
         ("admin", "POST", "/v1/tickets", 403),
         ("ears", "POST", "/v1/tickets", 200),
         ("ears", "POST", "/v1/detect", 403),
+        ("ears", "POST", "/v1/enroll", 403),
+        (None, "POST", "/v1/enroll", 401),
         ("ears", "POST", "/v1/reload", 403),
         (None, "GET", "/healthz", 200),
     ],

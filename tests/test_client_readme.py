@@ -1,36 +1,50 @@
-"""The Python in client/README.md is run as it stands there, against a server on a real socket."""
+"""The code in README.md and client/README.md is run as it stands there, against a server on a real socket."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
-from tests.test_connection import Peer, detection, greet, heartbeat, server
+from service.commands.demo import SAMPLE
+from service.protocol import parse_client
+from tests.conftest import Running
+from tests.test_javascript import node
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "client" / "README.md").read_text(), re.DOTALL)
+DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "client/README.md")}
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["asyncio", "blocking"])
-async def test_example_prints_what_was_heard(code):
-    async def act(peer: Peer) -> None:
-        await greet(peer)
-        await peer.say(detection(0, 10))
-        for second in range(1, 16):
-            await peer.until(32_000 * second)
-            await peer.say(heartbeat(16_000 * second))
-        await peer.close()
+def blocks(language: str) -> list[pytest.param]:
+    """Code blocks of the documents in a language."""
+    found = [(name, re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)) for name, text in DOCUMENTS.items()]
+    return [pytest.param(code, id=f"{name} {number}") for name, codes in found for number, code in enumerate(codes)]
 
-    async with server(act) as (url, peers):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code.replace("127.0.0.1:8770", url), cwd=ROOT, stdout=subprocess.PIPE
-        )
-        printed, _ = await process.communicate()
-    assert process.returncode == 0
-    assert b"yes" in printed
-    assert len(peers[0].audio) / 32_000 == pytest.approx(15.8, abs=0.1), "the whole sample was sent"
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_example_prints_what_was_heard(code: str, running: Running) -> None:
+    code = code.replace("127.0.0.1:8770", f"127.0.0.1:{running.port}")
+    code = code.replace('commands.flac")', 'commands.flac", speed=0)')  # nobody listens along
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "yes" in done.stdout
+
+
+@pytest.mark.parametrize("code", blocks("js"))
+def test_example_in_javascript_says_what_was_heard(code: str, running: Running) -> None:
+    samples, _ = soundfile.read(SAMPLE / "commands.flac", dtype="int16")
+    code = code.replace("127.0.0.1:8770", f"127.0.0.1:{running.port}")
+    code = code.replace("int16Samples", "Int16Array.from(int16Samples)").replace("console.log(", "heard.push(")
+    head = "const heard = [];\n"
+    heard = node(head + code + "console.log(JSON.stringify(heard));", int16Samples=samples[:32_000].tolist())
+    assert heard[0] == "yes"
+
+
+@pytest.mark.parametrize("code", blocks("json"))
+def test_messages_are_those_of_the_protocol(code: str) -> None:
+    for line in code.splitlines():
+        parse_client(line)

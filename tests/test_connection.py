@@ -16,7 +16,8 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from client import blocking, connection
 from client.connection import Interrupted, connect, stream_url
-from client.errors import CannotConnect, StreamFailed
+from client.errors import CannotConnect, SourceError, StreamFailed
+from client.handshake import dial
 from client.outbox import Outbox
 from service.protocol import (
     Checkpoint,
@@ -360,6 +361,37 @@ async def test_played_source_raises_where_events_are_awaited():
             async for _event in spotter:
                 pass
     assert peers
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(b"", ConnectionError), (b"HTTP/1.", ConnectionError), (b"SSH-2.0\r\n", CannotConnect)]
+)
+async def test_server_that_stops_in_the_handshake_is_no_stranger(answer, error):
+    async def vanish(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(vanish, "127.0.0.1", 0) as listening:
+        with pytest.raises(error):
+            await dial(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1/stream", {})
+
+
+async def test_source_of_another_rate_is_refused_before_it_is_misheard():
+    class Microphone:
+        rate = 48_000
+
+        async def __aiter__(self):
+            yield PCM
+
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.socket.wait_closed()
+
+    async with server(act) as (url, peers), connect(url) as spotter:
+        with pytest.raises(SourceError, match="48000 Hz and the stream 16000"):
+            spotter.play(Microphone())
+    assert not peers[0].audio
 
 
 async def test_later_messages_are_ignored_and_nonsense_is_not():

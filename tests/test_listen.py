@@ -5,27 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
 import sys
 import threading
 import wave
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from rich.console import Console
 
 from client.connection import connect
 from client.display import PlainLines
 from client.errors import CannotConnect, SourceError
-from client.sources import file_blocks
+from client.sources import AudioFile
 from service.commands.demo import SAMPLE, script
-from service.commands.detect import here, post, read
-from service.commands.listen import Runner, Saver, follow
+from service.commands.detect import here, remotely
+from service.commands.listen import Runner, Saver, follow, opened
 from service.protocol import Detection
 from tests.test_connection import Peer, detection, greet, server
 
@@ -72,21 +70,46 @@ async def test_every_detection_is_shown_and_acted_upon(tmp_path):
     program = f"from pathlib import Path; Path({str(flag)!r}).write_text('{{keyword}}')"
     runner = Runner(f'{sys.executable} -c "{program}"')
     async with server(act) as (url, _peers):
-        await follow(connect(url), file_blocks(tmp_path / "a.wav", 0), PlainLines(console), [runner])
+        await follow(connect(url), AudioFile(tmp_path / "a.wav", 0), PlainLines(console), [runner])
         for task in list(runner._running):
             await task
     assert "yes" in console.file.getvalue()
     assert flag.read_text() == "yes"
 
 
-async def test_missing_file_ends_the_stream_with_its_name(tmp_path):
+def test_words_run_a_command_and_leave_their_sound(running, tmp_path):
+    note = tmp_path / "heard"
+    program = f"open({str(note)!r}, 'a').write('{{keyword}} ')"
+    options = ["--speed", "0", "--url", running.http, "--keywords", "yes,stop", "--save-clips", str(tmp_path / "clips")]
+    command = [sys.executable, "-m", "service.cli", "listen", str(SAMPLE / "commands.flac"), *options]
+    done = subprocess.run(
+        [*command, "--on-detect", f'{sys.executable} -c "{program}"'], capture_output=True, check=True
+    )
+    words = [line.split()[2] for line in done.stdout.decode().splitlines() if " s  " in line]
+    assert set(words) <= {"yes", "stop"}
+    assert words
+    assert sorted(note.read_text().split()) == sorted(words)
+    clips = sorted((tmp_path / "clips").iterdir())
+    assert [path.stem.split("-")[1] for path in clips] == words
+    for clip in clips:
+        samples, rate = soundfile.read(clip)
+        assert rate == 16_000
+        assert 0.3 < len(samples) / rate < 3
+        assert np.abs(samples).max() > 0.01, "the word itself"
+
+
+async def test_source_that_turns_out_to_be_none_ends_the_stream(monkeypatch):
     async def act(peer: Peer) -> None:
         await greet(peer)
         await peer.socket.wait_closed()
 
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"RIFF....WAVE")))
+    display = PlainLines(Console())
     async with server(act) as (url, _peers):
-        with pytest.raises(SourceError, match=r"nothing\.wav: there is no such file"):
-            await follow(connect(url), file_blocks(tmp_path / "nothing.wav"), PlainLines(Console()), [])
+        with pytest.raises(SourceError, match="ffmpeg"):
+            await follow(connect(url), opened("-", 1.0, None, 16_000, display), display, [])
+    with pytest.raises(SourceError, match=r"nothing\.wav: there is no such file"):
+        opened("nothing.wav", 1.0, None, 16_000, display)
 
 
 async def test_recordings_are_judged_here_without_a_server():
@@ -125,38 +148,21 @@ def door():
     listening.server_close()
 
 
-def test_recordings_are_sent_to_a_server_and_refusals_are_told(door):
-    assert post(door, b"sound", "k", "dense") == {"detections": []}
+async def judged(url: str, path: Path, **more):
+    return [result async for _, result in remotely(url, [path], more.get("key"), more.get("point"))]
+
+
+async def test_recordings_are_sent_to_a_server_and_refusals_are_told(door, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"sound")
+    assert await judged(door, path, key="k", point="dense") == [{"detections": []}]
     with pytest.raises(CannotConnect, match="not an audio file"):
-        post(door, b"text", "k", None)
+        await judged(door, path)
 
 
-def test_troubles_of_detect_are_one_sentence(tmp_path):
+async def test_troubles_of_detect_are_one_sentence(tmp_path):
     with pytest.raises(SourceError, match="No such file"):
-        read(tmp_path / "nothing.wav")
+        await judged("127.0.0.1:9", tmp_path / "nothing.wav")
+    (tmp_path / "a.wav").write_bytes(b"sound")
     with pytest.raises(CannotConnect, match="no server answers"):
-        post("127.0.0.1:9", b"sound", None, None)
-
-
-def base_installation() -> dict[str, int]:
-    """Every distribution that `pip install deltaspot` brings, and its size in bytes."""
-    found: dict[str, int] = {}
-    waiting = ["deltaspot"]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        installed = distribution(name)
-        paths = [Path(file.locate()) for file in installed.files or []]
-        found[name] = sum(path.stat().st_size for path in paths if path.suffix != ".pyc" and path.is_file())
-        for text in installed.requires or []:
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(canonicalize_name(requirement.name))
-    return found
-
-
-def test_a_client_is_small():
-    installed = base_installation()
-    assert not installed.keys() & {"torch", "numba", "llvmlite", "fastapi", "scipy"}
-    assert sum(installed.values()) < 90e6, "numpy is three quarters of it"
+        await judged("127.0.0.1:9", tmp_path / "a.wav")

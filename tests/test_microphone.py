@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,10 @@ class Room:
     async def listening(self, port: int) -> AsyncIterator[AsyncIterator[dict]]:
         """`deltaspot listen mic` and the events that it prints."""
         command = ["listen", "mic", "--device", "pulse", "--json", "--url", f"127.0.0.1:{port}"]
-        process = await self.start(sys.executable, "-m", "service.cli", *command, stdout=asyncio.subprocess.PIPE)
+        plain = ("env", "--default-signal=INT")  # a test in the background of a script ignores it, and so would this
+        process = await self.start(
+            *plain, sys.executable, "-m", "service.cli", *command, stdout=asyncio.subprocess.PIPE
+        )
 
         async def events():
             async for line in process.stdout:
@@ -135,6 +139,42 @@ async def test_unplugged_microphone_is_found_again(room, port):
                 if len(notes) == 2 and at_s[-1] > at_s[1] + 2:
                     break
     assert notes == ["pulse is gone; waiting for it", "pulse is back"]
+
+
+@pytest.mark.system
+@needs_pulseaudio
+async def test_restart_of_the_server_is_survived(room, tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTASPOT_DRAIN_S", "0")
+    recording, port = as_microphone(SAMPLE / "commands.flac", tmp_path), free_port(0)
+    heard, types = [], []
+    first = ExitStack()
+    await asyncio.to_thread(first.enter_context, server(port))
+    async with room.listening(port) as events:
+        await room.play(recording)
+        with ExitStack() as second:
+            async for event in events:
+                types.append(event["type"])
+                if event["type"] == "detection":
+                    heard.append((event["start_s"], event["keyword"]))
+                    if len(heard) == 1:
+                        await asyncio.to_thread(first.close)
+                        await asyncio.to_thread(second.enter_context, server(port))
+                if len(heard) == ENOUGH:
+                    break
+    assert types.count("ready") == 2
+    assert "interrupted" in types
+    assert {word for _, word in heard} <= SAID
+    assert heard == sorted(set(heard)), "one stream, and nothing told twice"
+
+
+@pytest.mark.system
+@needs_pulseaudio
+async def test_devices_are_listed(room):
+    listing = await room.start(
+        sys.executable, "-m", "service.cli", "listen", "mic", "--devices", stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await listing.communicate()
+    assert re.search(r"^ *\d+  pulse  \(\d+ ch, 44100 Hz\)$", printed.decode(), re.MULTILINE)
 
 
 def test_no_microphone_is_explained(monkeypatch):

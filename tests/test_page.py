@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 
 import numpy as np
 import pytest
+import soundfile
 
+from client.keywords import read_keyword
 from models.features import FrameStream, log_mel
 from service.commands.demo import SAMPLE, free_port, script, server
+from service.protocol import Enrolled
 from tests.browser import CHROMIUM, Page, as_microphone, browser
+from tests.test_enroll import able, background, variants  # noqa: F401 (fixtures)
 
 pytestmark = [
     pytest.mark.system,
@@ -86,6 +91,82 @@ async def test_file_is_judged_and_sliders_and_boxes_act(port):
     assert len(heard[1]) < len(heard[0]), "a threshold of 0.99 is hardly ever reached"
     assert heard[2] == []
     assert crossed == 10
+    assert page.complaints == []
+
+
+@pytest.fixture(scope="module")
+def teacher(able):  # noqa: F811
+    """A server that can enrol."""
+    chosen = free_port(0)
+    with server(chosen, "--model", str(able)):
+        yield chosen
+
+
+def repeated(spoken, folder, gain):
+    """Somebody who says `seven` again and again, for Chromium's fake microphone."""
+    hiss = np.random.default_rng(1).normal(0, 10, 24_000)
+    pieces = [piece for word in variants(spoken, "seven", 9) for piece in (hiss, word)]
+    path = folder / "seven.wav"
+    soundfile.write(path, np.concatenate(pieces).clip(-32768, 32767).astype(np.int16), 16_000)
+    return as_microphone(path, folder, gain)
+
+
+OWN = "[...document.querySelectorAll('#own b')].map(b => b.textContent)"
+
+
+async def teach(page: Page, port: int) -> None:
+    await page.open(f"http://127.0.0.1:{port}/")
+    await page.run("document.getElementById('word').value = 'lucky'")
+    await page.run("document.getElementById('word').focus()")
+    await page.press("Enter", 13)
+
+
+async def test_word_that_is_said_three_times_is_heard(teacher, spoken, tmp_path):
+    async with browser(repeated(spoken, tmp_path, 1.0)) as page:
+        await teach(page, teacher)
+        await page.until("document.querySelectorAll('#takes .done').length === 2", PATIENCE_S)
+        await page.until(f"{OWN}.includes('lucky')", PATIENCE_S)
+        await page.until(f"{WORDS}.includes('lucky')", PATIENCE_S)
+        rows = await page.run("document.querySelectorAll('#sliders input').length")
+        kept = await page.run("JSON.parse(localStorage.getItem('keywords'))[0]")
+        await page.run("window.before = true; location.reload()")
+        await page.until(f"!window.before && {OWN}.includes('lucky')", PATIENCE_S)
+        await page.run("document.querySelector('#own [aria-label^=Forget]').click()")
+        await page.until(f"{OWN}.length === 0", PATIENCE_S)
+    assert rows == 22, "ten words and this one"
+    assert Enrolled.model_validate_json(json.dumps(kept)).recordings == 3
+    assert page.complaints == []
+
+
+async def test_word_is_not_made_of_silence(teacher, spoken, tmp_path):
+    async with browser(repeated(spoken, tmp_path, 0.0)) as page:
+        await teach(page, teacher)
+        await page.until("/Nothing was heard/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        assert await page.run(OWN) == []
+        assert await page.run("document.getElementById('say').textContent") == "Say it three times"
+    assert page.complaints == []
+
+
+async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
+    word = {"format": "deltaspot-keyword-1", "name": "hey", "fingerprint": "f", "recordings": 1, "prototype": [0.5]}
+    (tmp_path / "hey.json").write_text(json.dumps(word))
+    (tmp_path / "no.json").write_text("{}")
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{teacher}/")
+        await page.choose("#file", tmp_path / "no.json")
+        await page.until("/is no keyword/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        await page.choose("#file", tmp_path / "hey.json")
+        await page.until(f"{OWN}.includes('hey')", PATIENCE_S)
+        saved = tmp_path / "saved"
+        await page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        await page.run("document.querySelector('#own [aria-label^=Save]').click()")
+        async with asyncio.timeout(PATIENCE_S):
+            while not (saved / "hey.json").is_file():
+                await page.run("new Promise(requestAnimationFrame)")
+        assert read_keyword(saved / "hey.json") == read_keyword(tmp_path / "hey.json")
+        await page.choose("#file", RECORDING)
+        await page.until("/words?\\.$/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        assert len(await page.run(WORDS)) >= ENOUGH, "a word that fits another model is left at home"
     assert page.complaints == []
 
 
@@ -175,13 +256,3 @@ async def test_browser_resamples_without_aliases(port):
     assert low == pytest.approx(0.7071, abs=0.003)
     assert high == pytest.approx(0.7071, abs=0.02)
     assert beyond < 0.001
-
-
-def test_npm_package_has_all_that_it_names():
-    web = SAMPLE.parent / "web"
-    package = json.loads((web / "package.json").read_text())
-    targets = [entry if isinstance(entry, str) else entry["default"] for entry in package["exports"].values()]
-    assert all((web / name).is_file() for name in [*package["files"], package["types"], *targets])
-    lines = [line for name in package["files"] for line in (web / name).read_text().splitlines()]
-    imported = {line.split('"')[1].removeprefix("./") for line in lines if line.startswith("import {")}
-    assert imported <= set(package["files"])

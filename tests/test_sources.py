@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import SourceError
-from client.sources import BLOCK_BYTES, Resampler, file_blocks, level_db, pipe_blocks, read_audio
+from client.microphone import mixed
+from client.sources import RATES, AudioFile, Pipe, level_db
+from service.protocol import Configure
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0):
@@ -23,40 +25,53 @@ async def gather(source) -> bytes:
     return b"".join([block async for block in source])
 
 
-async def test_a_16_khz_file_is_sent_bit_for_bit(tmp_path):
+async def test_a_file_is_sent_bit_for_bit(tmp_path):
     samples = np.random.default_rng(1).integers(-32768, 32767, 20_011, np.int16)
     soundfile.write(tmp_path / "a.flac", samples, 16_000, subtype="PCM_16")
-    blocks = [block async for block in file_blocks(tmp_path / "a.flac", speed=0)]
+    blocks = [block async for block in AudioFile(tmp_path / "a.flac", speed=0)]
     assert b"".join(blocks) == samples.tobytes()
-    assert {len(block) for block in blocks[:-1]} == {BLOCK_BYTES}
+    assert {len(block) for block in blocks[:-1]} == {960}, "30 ms"
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
-def test_other_rates_and_channels_sound_the_same(tmp_path, rate):
+@pytest.mark.parametrize(
+    ("rate", "sent"), [(6_000, 8_000), (8_000, 8_000), (44_100, 44_100), (48_000, 48_000), (96_000, 48_000)]
+)
+def test_any_rate_and_channels_sound_the_same(tmp_path, rate, sent):
     stereo = np.stack((tone(rate), tone(rate)), axis=1)
     soundfile.write(tmp_path / "a.wav", stereo, rate, subtype="FLOAT")
-    heard = np.frombuffer(b"".join(read_audio(tmp_path / "a.wav")), "<i2") / 32768
-    wanted = tone(16_000)
-    assert len(heard) == pytest.approx(len(wanted), abs=2)
-    middle = slice(2_000, 6_000)
-    assert np.abs(heard[middle] - wanted[middle]).max() < 0.01
+    file = AudioFile(tmp_path / "a.wav")
+    assert file.rate == sent
+    Configure(sample_rate=file.rate)
+    heard = np.frombuffer(b"".join(file), "<i2") / 32768
+    assert len(heard) == pytest.approx(sent / 2, abs=20)
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+    assert spectrum.argmax() * sent / len(heard) == pytest.approx(440, abs=3)
+    assert np.abs(heard).max() == pytest.approx(0.5, abs=0.02)
 
 
-@given(st.lists(st.integers(0, 3_000), max_size=12), st.sampled_from([8_000, 22_050, 48_000]))
-def test_resampling_does_not_depend_on_the_split(cuts, rate):
-    whole = np.random.default_rng(2).uniform(-1, 1, (sum(cuts), 1)).astype(np.float32)
-    pieces, start = Resampler(rate), 0
-    split = b""
-    for cut in cuts:
-        split += pieces.feed(whole[start : start + cut])
-        start += cut
-    split += pieces.feed(whole[:0], last=True)
-    assert split == Resampler(rate).feed(whole, last=True)
+def test_rates_are_those_of_the_protocol():
+    limits = Configure.model_json_schema()["properties"]["sample_rate"]
+    assert (limits["minimum"], limits["maximum"]) == RATES
 
 
-async def test_loud_floats_are_clipped_not_wrapped(tmp_path):
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_formats_are_told_by_their_first_bytes(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a.{suffix}", tone(16_000), 16_000)
+    path = (tmp_path / f"a.{suffix}").rename(tmp_path / "recording")
+    heard = np.frombuffer(b"".join(AudioFile(path)), "<i2") / 32768
+    assert np.abs(heard).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_loud_floats_are_clipped_not_wrapped(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.array([2.0, -2.0]), 16_000, subtype="FLOAT")
-    assert np.frombuffer(await gather(file_blocks(tmp_path / "a.wav", 0)), "<i2").tolist() == [32767, -32768]
+    assert np.frombuffer(b"".join(AudioFile(tmp_path / "a.wav")), "<i2").tolist() == [32767, -32768]
+
+
+@given(st.lists(st.integers(-32768, 32767), max_size=99), st.integers(2, 8))
+def test_channels_are_averaged(values, channels):
+    frames = np.array(values[: len(values) // channels * channels], "<i2").reshape(-1, channels)
+    heard = np.frombuffer(mixed(frames.tobytes(), channels), "<i2")
+    np.testing.assert_array_equal(heard, np.floor(frames.mean(axis=1)))
 
 
 async def test_a_file_keeps_the_pace_of_a_microphone(tmp_path, monkeypatch):
@@ -69,18 +84,18 @@ async def test_a_file_keeps_the_pace_of_a_microphone(tmp_path, monkeypatch):
     clock = asyncio.get_running_loop().time
     monkeypatch.setattr(asyncio, "sleep", sleep)
     start = clock()
-    await gather(file_blocks(tmp_path / "a.wav", speed=4))
+    await gather(AudioFile(tmp_path / "a.wav", speed=4))
     assert len(slept) == 34
     assert 0.25 - (clock() - start) <= slept[-1] <= 0.25, "the last block is due after a second at four times the pace"
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"hello, world", "[Ff]ormat")])
-async def test_what_is_no_audio_is_said(tmp_path, content, reason):
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"hello, world", "is no WAV, FLAC")])
+def test_what_is_no_audio_is_said(tmp_path, content, reason):
     path = tmp_path / "a.wav"
     if content:
         path.write_bytes(content)
     with pytest.raises(SourceError, match=reason):
-        await gather(file_blocks(path))
+        AudioFile(path)
 
 
 class Dribble(io.BytesIO):
@@ -92,18 +107,14 @@ class Dribble(io.BytesIO):
 
 async def test_a_pipe_may_split_samples():
     samples = np.arange(-100, 100, dtype=np.int16)
-    assert await gather(pipe_blocks(Dribble(samples.tobytes()))) == samples.tobytes()
-
-
-async def test_a_pipe_of_another_rate_is_resampled():
-    samples = (tone(48_000) * 32767).astype("<i2")
-    heard = await gather(pipe_blocks(Dribble(samples.tobytes()), 48_000))
-    assert len(heard) / 2 == pytest.approx(8_000, abs=2)
+    blocks = [block async for block in Pipe(Dribble(samples.tobytes() + b"!"), 48_000)]
+    assert b"".join(blocks) == samples.tobytes()
+    assert not any(len(block) % 2 for block in blocks)
 
 
 async def test_a_header_is_not_taken_for_sound():
     with pytest.raises(SourceError, match="ffmpeg"):
-        await gather(pipe_blocks(io.BytesIO(b"RIFF....WAVE")))
+        await gather(Pipe(io.BytesIO(b"RIFF....WAVE")))
 
 
 def test_level_is_in_decibels_below_full_scale():

@@ -2,6 +2,7 @@
 
 import { connect } from "./deltaspot.js";
 import { LogMel } from "./logmel.js";
+import { OwnWords } from "./own.js";
 import { openFile, openMicrophone, RATE } from "./sources.js";
 import { Timeline } from "./timeline.js";
 
@@ -19,6 +20,24 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let session = null;
 /** What the person chose, kept from one stream to the next. */
 const chosen = { keywords: {}, point: undefined };
+/** Of the model that streams get, once it is known. */
+let fingerprint = null;
+const own = new OwnWords({
+  status: (text, bad) => status(text instanceof Error ? explained(text) : text, bad),
+  level: (samples) => level(decibels(samples)),
+  key: () => $("key").value,
+  before: () => end(),
+  after: (text) => begin(() => text, openMicrophone),
+  forgotten: (word) => {
+    delete chosen.keywords[word];
+    delete timeline.thresholds[word];
+    end().then(() => {
+      clear(LIVE_S);
+      rows(timeline.words.filter((name) => name !== word));
+      status(`${word} is forgotten.`);
+    });
+  },
+});
 
 /** Right edge of the picture when nothing goes on, s; when it was drawn, ms. */
 let still = 0;
@@ -27,6 +46,7 @@ let drawnAt = 0;
 // --- streams
 
 async function begin(title, open, seconds = LIVE_S) {
+  own.stop();
   await end();
   const mine = { spotter: null, source: null, mel: new LogMel(), samples: 0, heardAt: performance.now() };
   session = mine;
@@ -34,7 +54,7 @@ async function begin(title, open, seconds = LIVE_S) {
   clear(seconds);
   status("Connecting …");
   try {
-    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, ...wishes() });
+    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(fingerprint), ...wishes() });
     listenTo(mine.spotter);
     mine.source = await open((samples) => take(mine, samples));
     status(title(mine.source));
@@ -117,6 +137,7 @@ $("listen").onclick = () => {
 };
 
 async function analyse(file) {
+  if (file.name.endsWith(".json")) return adopt(file);
   const mine = await begin(({ seconds }) => `Judging ${file.name}, ${seconds.toFixed(1)} s.`, async (take) => {
     const source = await openFile(file, take);
     timeline.seconds = Math.min(Math.max(LIVE_S, source.seconds), LONGEST_VIEW_S);
@@ -131,6 +152,14 @@ async function analyse(file) {
     figures({ ...totals, at_s: totals.audio_s, lag_ms: 0 });
     status(`${file.name}: ${totals.audio_s.toFixed(1)} s, ${totals.detections} ${totals.detections === 1 ? "word" : "words"}.`);
     still = totals.audio_s;
+  }
+}
+
+async function adopt(file) {
+  try {
+    status(`${own.adopt(await file.text())} is one of your words now.`);
+  } catch {
+    status(`${file.name} is no keyword of deltaspot enroll.`, true);
   }
 }
 
@@ -173,34 +202,54 @@ function theme(name) {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme());
 theme(localStorage.getItem("theme"));
 
-function configured({ keywords, points, point }) {
-  if (!timeline.words.length) {
-    timeline.words = Object.keys(keywords);
-    for (const word of timeline.words) row(word, keywords[word]);
-    document.documentElement.style.setProperty("--words", timeline.words.length);
-  }
-  for (const [word, { threshold }] of Object.entries(keywords)) timeline.thresholds[word] = threshold;
+/** What streams get, or would get: from `ready`, or from `/v1/models` before the first one. */
+function configured(model) {
+  fingerprint = model.fingerprint;
+  const fresh = Object.keys(model.keywords).filter((word) => !(word in timeline.thresholds));
+  for (const [word, { threshold }] of Object.entries(model.keywords)) timeline.thresholds[word] = threshold;
+  if (fresh.length) rows([...timeline.words, ...fresh]);
+  const point = chosen.point ?? model.point;
   $("point").disabled = false;
-  $("point").replaceChildren(...points.map((name) => make("option", { value: name, textContent: name, selected: name === point })));
+  $("point").replaceChildren(...model.points.map((name) => make("option", { value: name, textContent: name, selected: name === point })));
+}
+
+/** Ask what streams would get; a server that wants a key does not tell. */
+async function introduce() {
+  const answer = await fetch("v1/models");
+  const model = answer.ok && (await answer.json()).find(({ streams }) => streams);
+  if (model && !session) configured(model);
+}
+
+function rows(words) {
+  timeline.words = words;
+  $("names").replaceChildren();
+  $("sliders").replaceChildren($("sliders").firstElementChild);
+  words.forEach(row);
+  document.documentElement.style.setProperty("--words", words.length);
+  redraw();
 }
 
 /** A keyword's name, and its slider: to the right is more sensitive. */
-function row(word, { threshold }) {
+function row(word) {
+  const { threshold, enabled } = { threshold: timeline.thresholds[word], enabled: true, ...chosen.keywords[word] };
   const name = $("names").appendChild(make("li", { textContent: word }));
-  const on = make("input", { type: "checkbox", checked: true, ariaLabel: `Detect ${word}` });
+  const on = make("input", { type: "checkbox", checked: enabled, ariaLabel: `Detect ${word}` });
   const slider = make("input", { type: "range", id: `sensitivity-${word}`, min: 1, max: 99, value: 100 - 100 * threshold });
-  const change = () => {
+  const show = () => {
     const setting = { threshold: (100 - slider.value) / 100, enabled: on.checked };
-    chosen.keywords = { ...Object.fromEntries(timeline.words.map((w) => [w, chosen.keywords[w] ?? {}])), [word]: setting };
-    timeline.thresholds[word] = on.checked ? setting.threshold : 1;
     name.classList.toggle("off", !on.checked);
     slider.disabled = !on.checked;
     slider.setAttribute("aria-valuetext", `threshold ${setting.threshold.toFixed(2)}`);
+    return setting;
+  };
+  slider.oninput = on.onchange = () => {
+    const setting = show();
+    chosen.keywords = { ...Object.fromEntries(timeline.words.map((w) => [w, chosen.keywords[w] ?? {}])), [word]: setting };
+    timeline.thresholds[word] = on.checked ? setting.threshold : 1;
     sayWishes();
     redraw();
   };
-  slider.oninput = on.onchange = change;
-  slider.setAttribute("aria-valuetext", `threshold ${threshold.toFixed(2)}`);
+  show();
   const label = make("label", { htmlFor: slider.id, textContent: word });
   $("sliders").append(make("div", {}, on, label, slider));
 }
@@ -327,3 +376,4 @@ function frame(now) {
 }
 requestAnimationFrame(frame);
 addEventListener("resize", redraw);
+introduce();

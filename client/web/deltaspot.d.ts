@@ -23,6 +23,8 @@ export interface Configuration {
   coarsest?: number;
   keywords?: Record<string, KeywordSettings>;
   enrolled?: Enrolled[];
+  /** Names of keywords that the server keeps. */
+  stored?: string[];
   scores?: boolean;
   heartbeat_ms?: number;
   preroll_ms?: number;

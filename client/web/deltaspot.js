@@ -161,14 +161,12 @@ export class Spotter extends EventTarget {
       this.opened = resolve;
       socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
     });
-    socket.onclose = ({ code, reason }) => this.closed(code, reason);
-    const idle = setInterval(() => this.keepalive(socket, idle), (this.ready.limits.idle_s * 1_000) / 3);
+    const idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
+    socket.onclose = ({ code, reason }) => {
+      clearInterval(idle);
+      this.closed(code, reason);
+    };
     this.pump();
-  }
-
-  keepalive(socket, timer) {
-    if (socket.readyState === WebSocket.OPEN) socket.send('{"type":"keepalive"}');
-    else clearInterval(timer);
   }
 
   receive(message) {

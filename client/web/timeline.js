@@ -68,7 +68,7 @@ export class Timeline {
   clear(seconds) {
     this.seconds = seconds;
     this.mel = new Ring(FRAME_S, BANDS);
-    this.work = null;
+    this.work = this.heat = null;
     this.rows = [];
     this.detections = [];
     this.frames = 0;
@@ -93,7 +93,8 @@ export class Timeline {
   /** @param {import("./deltaspot.js").Scores} scores and the order of its columns */
   addScores({ at_s, hop_s, posteriors, work }, labels) {
     const columns = this.words.map((word) => labels.indexOf(word));
-    const heat = Uint8Array.from(work, (share) => 255 * Math.min(1, Math.sqrt(share)));
+    if (work.some(Boolean)) this.heat = Uint8Array.from(work, (share) => 255 * Math.min(1, Math.sqrt(share)));
+    const heat = this.heat ?? []; // tokens whose work was counted with the ones before look like them
     posteriors.forEach((row, i) => {
       const time = at_s - (posteriors.length - 1 - i) * hop_s;
       if (this.rows.length && time <= this.rows.at(-1).time) return;
@@ -142,8 +143,7 @@ export class Timeline {
 
   drawDetections(context, from, width, height) {
     const scale = width / this.seconds;
-    let taken = -Infinity;
-    let low = false;
+    const taken = [-Infinity, -Infinity, -Infinity]; // right end of each row of labels
     for (const { keyword, start_s, end_s } of this.detections) {
       const x = (start_s - from) * scale;
       const wide = (end_s - start_s) * scale;
@@ -153,9 +153,10 @@ export class Timeline {
       context.strokeRect(x, 1, wide, height - 2);
       const half = context.measureText(keyword).width / 2 + 8;
       const middle = Math.max(half, x + wide / 2);
-      low = middle - half < taken && !low;
-      this.chip(context, keyword, middle, half, low ? 40 : 16);
-      taken = middle + half;
+      const row = taken.findIndex((end) => middle - half > end);
+      if (row < 0) continue;
+      this.chip(context, keyword, middle, half, 16 + 24 * row);
+      taken[row] = middle + half + 2;
     }
   }
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from client.connection import connect
 from client.display import LivePanel, PlainLines
-from client.sources import file_blocks
+from client.sources import AudioFile
 from models.config import KEYWORDS
 from service.commands.listen import follow
 from service.protocol import Detection, Totals
@@ -111,12 +111,12 @@ def stream(port: int, speed: float, console: Console) -> tuple[list[Detection], 
     Raises:
         DemoError: if the server ended the stream before all of it was judged.
     """
-    recording = SAMPLE / "commands.flac"
+    recording = AudioFile(SAMPLE / "commands.flac", speed)
     detections: list[Detection] = []
     live = console.is_terminal
-    spotter = connect(f"127.0.0.1:{port}", scores=live)
-    with LivePanel(console, recording.name) if live else nullcontext(PlainLines(console)) as display:
-        asyncio.run(follow(spotter, file_blocks(recording, speed), display, [detections.append]))
+    spotter = connect(f"127.0.0.1:{port}", sample_rate=recording.rate, scores=live)
+    with LivePanel(console, "commands.flac") if live else nullcontext(PlainLines(console)) as display:
+        asyncio.run(follow(spotter, recording, display, [detections.append]))
     if spotter.totals is None:
         raise DemoError("the server ended the stream early")
     return detections, spotter.totals

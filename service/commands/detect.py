@@ -7,14 +7,12 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import urlencode
 
 import typer
 
-from client.errors import CannotConnect, SourceError
-from client.keywords import read_keyword
+from client.keywords import read_bytes, read_keyword
+from client.rest import post
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
@@ -82,7 +80,7 @@ async def here(
     configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
     try:
         for file in files:
-            data = read(file)
+            data = read_bytes(file)
             server.admit()
             yield file, (await clips.judge(server, data, None, configure)).model_dump()
     finally:
@@ -98,41 +96,5 @@ async def remotely(
         CannotConnect: there is none, or it refuses one; the message says why.
     """
     for file in files:
-        yield file, await asyncio.to_thread(post, url, read(file), key, point)
-
-
-def post(url: str, data: bytes, key: str | None, point: str | None) -> Result:
-    """One recording to `/v1/detect`."""
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    query = f"?{urlencode({'point': point})}" if point else ""
-    headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = Request(f"{scheme}://{parts.netloc}/v1/detect{query}", data, headers)  # noqa: S310 (the user's own)
-    try:
-        with urlopen(request) as answer:  # noqa: S310
-            result: Result = json.load(answer)
-    except HTTPError as error:
-        raise CannotConnect(f"{url} refuses: {reason(error)} ({error.code})") from None
-    except URLError as error:
-        raise CannotConnect(f"no server answers at {url}: {error.reason}") from None
-    return result
-
-
-def reason(error: HTTPError) -> str:
-    """What a server says of a refusal."""
-    try:
-        return str(json.load(error)["message"])
-    except (ValueError, KeyError):
-        return error.reason
-
-
-def read(file: Path) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        SourceError: if it cannot be read.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SourceError(f"{file}: {error.strerror}") from None
+        path = f"/v1/detect?{urlencode({'point': point})}" if point else "/v1/detect"
+        yield file, await asyncio.to_thread(post, url, path, read_bytes(file), key=key)

@@ -1,19 +1,16 @@
-"""`deltaspot enroll`: a few recordings of a word -> a small file that makes it a keyword."""
+"""`deltaspot enroll`: a few recordings of a word -> a small file that makes it a keyword; here, or on a server."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from models.background import Background
-from models.checkpoint import load_checkpoint, shipped_path
-from models.data import read_audio
-from models.enroll import enrol
-from models.network import Network
-from service.commands.evaluate import Model, Point, usual_point
+from client.keywords import enroll as enroll_there
+from client.keywords import write_keyword
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True, highlight=False)
@@ -30,18 +27,44 @@ def enroll(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Score that counts as heard; higher for fewer false alarms.")
     ] = 0.5,
-    point: Point = None,
-    model: Model = None,
+    point: Annotated[str | None, typer.Option(help="Operating point that streams will be judged at.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint, without --url; the shipped one if left out.")] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
 ) -> None:
     """Make a keyword of your own, for `listen --enrolled` and `detect --enrolled`; nothing is trained.
 
     Say the word as you will say it later, and let several people say it if several will. The file works with the
     model that it was made with, and with no other.
+
+    Raises:
+        BadParameter: if a server shall use a checkpoint of this machine.
     """
+    path = out or Path(f"{name}.json")
+    if url and model:
+        raise typer.BadParameter("--model works here, not with --url")
+    if url:
+        wishes = {"threshold": threshold} | ({"point": point} if point else {})
+        write_keyword(asyncio.run(enroll_there(url, name, recordings, key=key, **wishes)), path)
+    else:
+        here(name, recordings, threshold, point, model, path)
+    console.print(f"{path}: {name!r} from {len(recordings)} recordings; try: deltaspot listen mic --enrolled '{path}'")
+
+
+def here(
+    name: str, recordings: list[Path], threshold: float, point: str | None, model: Path | None, path: Path
+) -> None:
+    """Make it with a model of this machine, and write it to `path`."""
+    from models.background import Background
+    from models.checkpoint import load_checkpoint, shipped_path
+    from models.data import read_audio
+    from models.enroll import enrol
+    from models.network import Network
+    from service.commands.evaluate import usual_point
+
     network = Network(load_checkpoint(model or shipped_path()))
     background = Background.of(network.checkpoint)
-    named = [(str(path), read_audio(path)) for path in recordings]
-    keyword = enrol(network, background, name, named, usual_point(network, point), threshold)
-    path = out or Path(f"{name}.json")
-    keyword.save(path)
-    console.print(f"{path}: {name!r} from {len(named)} recordings; try: deltaspot listen mic --enrolled '{path}'")
+    named = [(str(file), read_audio(file)) for file in recordings]
+    enrol(network, background, name, named, usual_point(network, point), threshold).save(path)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
-from client.sources import SAMPLE_RATE, file_blocks, level_db, pipe_blocks
+from client.handshake import stream_url
+from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
 from service.protocol import Detection
 
 app = typer.Typer(add_completion=False)
@@ -46,7 +47,7 @@ def listen(
         str | None, typer.Option(help="Microphone, by number or part of its name; see `mic --devices`.")
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List microphones and stop.")] = False,
-    rate: Annotated[int, typer.Option(min=4_000, max=192_000, help="Rate of standard input, Hz.")] = SAMPLE_RATE,
+    rate: Annotated[int, typer.Option(min=RATES[0], max=RATES[1], help="Rate of standard input, Hz.")] = SAMPLE_RATE,
     on_detect: Annotated[
         str | None,
         typer.Option(
@@ -63,20 +64,21 @@ def listen(
 
         print("\n".join(listed()) or "no microphone is to be seen")
         return
-    words = [word.strip() for word in keywords.split(",")] if keywords else None
     console = Console(highlight=False)
     live = console.is_terminal and not as_json
+    panel = LivePanel(console, f"{source} → {stream_url(url)}") if live else nullcontext()
+    display: Display = panel if isinstance(panel, LivePanel) else (JsonLines if as_json else PlainLines)(console)
+    sound = opened(source, speed, device, rate, display)
     spotter = connect(
         url,
-        keywords=words,
+        sample_rate=sound.rate,
+        keywords=[word.strip() for word in keywords.split(",")] if keywords else None,
         enrolled=enrolled or (),
         key=key,
         point=point,
         scores=live or as_json,
         preroll_ms=PREROLL_MS if save_clips else 0,
     )
-    panel = LivePanel(console, f"{source} → {spotter.url}") if live else nullcontext()
-    display: Display = panel if isinstance(panel, LivePanel) else (JsonLines if as_json else PlainLines)(console)
     actions: list[Callable[[Detection], None]] = []
     if on_detect:
         actions.append(Runner(on_detect))
@@ -84,20 +86,20 @@ def listen(
         actions.append(Saver(save_clips))
     with panel:
         try:
-            asyncio.run(follow(spotter, blocks(source, speed, device, rate, display), display, actions))
+            asyncio.run(follow(spotter, sound, display, actions))
         except KeyboardInterrupt:
             display.note("stopped")
 
 
-def blocks(source: str, speed: float, device: str | None, rate: int, display: Display) -> AsyncIterable[bytes]:
+def opened(source: str, speed: float, device: str | None, rate: int, display: Display) -> Source:
     """The audio that `listen` is about."""
     if source == "-":
-        return pipe_blocks(sys.stdin.buffer, rate)
+        return Pipe(sys.stdin.buffer, rate)
     if source == "mic":
         from client.microphone import Microphone
 
         return Microphone(int(device) if device and device.isdigit() else device, display.note)
-    return file_blocks(source, speed)
+    return AudioFile(source, speed)
 
 
 async def follow(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from client.connection import connect
-from client.sources import file_blocks
+from client.sources import AudioFile
 from service.protocol import Detection
 from tests.programs import need
 
@@ -127,7 +127,7 @@ def ready(url, server):
 
 async def listen(url):
     async with connect(url) as spotter:
-        spotter.play(file_blocks(SAMPLE, speed=0))
+        spotter.play(AudioFile(SAMPLE, speed=0))
         return [event.keyword async for event in spotter if isinstance(event, Detection)]
 
 

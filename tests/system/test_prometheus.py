@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from client.connection import connect
-from client.sources import file_blocks
+from client.sources import AudioFile
 from models.checkpoint import load_checkpoint, save, shipped_path
 from service.protocol import Closed, Heartbeat
 from tests.programs import need
@@ -142,14 +142,14 @@ class Site:
 async def endless():
     """The sample again and again, as fast as it is taken."""
     while True:
-        async for block in file_blocks(SAMPLE, speed=0):
+        async for block in AudioFile(SAMPLE, speed=0):
             yield block
 
 
 async def listen(url, **settings):
     """Stream the sample; return the last heartbeat and the totals."""
     async with connect(url, heartbeat_ms=100, **settings) as spotter:
-        spotter.play(file_blocks(SAMPLE, speed=0))
+        spotter.play(AudioFile(SAMPLE, speed=0))
         events = [event async for event in spotter]
     return [e for e in events if isinstance(e, Heartbeat)][-1], events[-1]
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.connection import connect
-from client.sources import file_blocks
+from client.sources import AudioFile
 from service.commands.scan import app as scan
 from service.protocol import Detection
 
@@ -74,7 +74,7 @@ async def listen(url, heard):
     so that a word may come a token earlier or later; without them the replay is all that reaches a posterior.
     """
     async with connect(url, point="dense", coarsest=1.0) as spotter:
-        spotter.play(file_blocks(SAMPLE, speed=4))
+        spotter.play(AudioFile(SAMPLE, speed=4))
         words = []
         async for event in spotter:
             if isinstance(event, Detection):

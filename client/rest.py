@@ -1,0 +1,38 @@
+"""One POST to a server's REST half, without a library for it. Knows no stream."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from client.errors import CannotConnect
+
+
+def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream", key: str | None = None) -> Any:  # noqa: ANN401 (whatever JSON holds)
+    """Post to `path` of the server at `url`, which may be named as for a stream; return the JSON that comes back.
+
+    Raises:
+        CannotConnect: there is no server, or it refuses; the message says why.
+    """
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = Request(f"{scheme}://{parts.netloc}{path}", body, headers)  # noqa: S310 (the user's own)
+    try:
+        with urlopen(request) as answer:  # noqa: S310
+            return json.load(answer)
+    except HTTPError as error:
+        raise CannotConnect(f"{url} refuses: {_reason(error)} ({error.code})") from None
+    except URLError as error:
+        raise CannotConnect(f"no server answers at {url}: {error.reason}") from None
+
+
+def _reason(error: HTTPError) -> str:
+    """What a server says of a refusal."""
+    try:
+        return str(json.load(error)["message"])
+    except (ValueError, KeyError):
+        return error.reason

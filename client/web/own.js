@@ -1,0 +1,160 @@
+/** Words of one's own on the page: say one three times, keep it in this browser, take it along in the next stream. */
+
+import { enroll, Takes } from "./enroll.js";
+import { openMicrophone } from "./sources.js";
+
+const TIMES = 3;
+const MOST = 8;
+const PATIENCE_MS = 8_000;
+const FORMAT = "deltaspot-keyword-1";
+const KEPT = "keywords";
+
+const $ = (id) => document.getElementById(id);
+
+export class OwnWords {
+  /** @param {{status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
+  constructor(page) {
+    this.page = page;
+    this.words = kept();
+    this.cancel = null;
+    $("teach").onsubmit = (event) => {
+      event.preventDefault();
+      if (!this.stop()) this.teach($("word").value.trim());
+    };
+    this.show();
+  }
+
+  /** Give up what is being recorded; return whether anything was. */
+  stop() {
+    this.cancel?.(new Error("Stopped; nothing was kept."));
+    return Boolean(this.cancel);
+  }
+
+  /** Record a word, have the server make a keyword of it, and listen for it. */
+  async teach(name) {
+    const { before, after, key } = this.page;
+    await before();
+    try {
+      const clips = await this.record(name);
+      this.tell(`Making a keyword of “${name}” …`);
+      $("say").disabled = true;
+      this.add(await enroll(location.origin, name, clips, { key: key() }));
+      $("word").value = "";
+      this.tell("");
+      after(`Say “${name}”.`);
+    } catch (error) {
+      this.tell(error, true);
+    } finally {
+      this.progress(null);
+    }
+  }
+
+  /** The word, said three times into the microphone. */
+  async record(name) {
+    const { level } = this.page;
+    const clips = [];
+    const takes = new Takes();
+    let source = null;
+    let timer = 0;
+    try {
+      await new Promise((resolve, reject) => {
+        this.cancel = reject;
+        const next = () => {
+          this.progress(clips.length);
+          if (clips.length === TIMES) return resolve();
+          this.tell(`Say “${name}”: ${clips.length + 1} of ${TIMES}.`);
+          clearTimeout(timer);
+          timer = setTimeout(() => reject(new Error("Nothing was heard. Come closer to the microphone, and try again.")), PATIENCE_MS);
+        };
+        const take = (samples) => {
+          level(samples);
+          const word = clips.length < TIMES ? takes.feed(samples) : null;
+          if (word) next(clips.push(word));
+        };
+        openMicrophone(take).then((opened) => {
+          source = opened;
+          if (this.cancel === reject) next();
+          else source.stop(); // given up while the browser asked
+        }, reject);
+      });
+    } finally {
+      clearTimeout(timer);
+      source?.stop();
+      level(new Int16Array(1));
+      this.cancel = null;
+    }
+    return clips;
+  }
+
+  /** Those that fit the model; all if it is not known. */
+  fitting(fingerprint) {
+    return this.words.filter((word) => !fingerprint || word.fingerprint === fingerprint);
+  }
+
+  /** Keep a word, in the place of one of the same name. */
+  add(word) {
+    this.words = [...this.words.filter(({ name }) => name !== word.name), word].slice(-MOST);
+    this.keep();
+  }
+
+  /** The text of a file of `deltaspot enroll`, or of the page's own. */
+  adopt(text) {
+    const { format, ...word } = JSON.parse(text);
+    if (format !== FORMAT) throw new Error("That file is no keyword.");
+    this.add(word);
+    return word.name;
+  }
+
+  forget(gone) {
+    this.words = this.words.filter((word) => word !== gone);
+    this.keep();
+    this.page.forgotten(gone.name);
+  }
+
+  keep() {
+    localStorage.setItem(KEPT, JSON.stringify(this.words));
+    this.show();
+  }
+
+  save(word) {
+    const url = URL.createObjectURL(new Blob([`${JSON.stringify({ format: FORMAT, ...word })}\n`], { type: "application/json" }));
+    Object.assign(document.createElement("a"), { href: url, download: `${word.name}.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  }
+
+  /** Where the page tells everything, and beside the button, which may be far from there. */
+  tell(text, bad = false) {
+    this.page.status(text, bad);
+    $("prompt").textContent = $("status").textContent;
+  }
+
+  /** How many of three are recorded; null when nothing goes on. */
+  progress(count) {
+    $("say").disabled = false;
+    $("say").textContent = count === null ? "Say it three times" : "Stop";
+    $("takes").hidden = count === null;
+    [...$("takes").children].forEach((dot, i) => dot.classList.toggle("done", i < count));
+  }
+
+  show() {
+    const button = (text, label, act) =>
+      Object.assign(document.createElement("button"), { type: "button", textContent: text, ariaLabel: label, onclick: act });
+    $("own").replaceChildren(
+      ...this.words.map((word) => {
+        const item = document.createElement("li");
+        const name = Object.assign(document.createElement("b"), { textContent: word.name });
+        item.append(name, button("Save", `Save ${word.name} as a file`, () => this.save(word)), button("✕", `Forget ${word.name}`, () => this.forget(word)));
+        return item;
+      }),
+    );
+  }
+}
+
+/** What an earlier visit left here, if it can be read. */
+function kept() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT)) ?? [];
+  } catch {
+    return [];
+  }
+}

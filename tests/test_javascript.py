@@ -1,0 +1,110 @@
+"""The JavaScript module: a package that npm would take, typed as the wire is, run by Node against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import soundfile
+
+from service import protocol
+from service.commands.demo import SAMPLE, script
+from tests.conftest import Running
+from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
+
+WEB = SAMPLE.parent / "web"
+PACKAGE = json.loads((WEB / "package.json").read_text())
+TYPES = (WEB / "deltaspot.d.ts").read_text()
+MESSAGES = {
+    "Configuration": protocol.Configure,
+    "Detection": protocol.Detection,
+    "Enrolled": protocol.Enrolled,
+    "Heartbeat": protocol.Heartbeat,
+    "KeywordSettings": protocol.KeywordSettings,
+    "Ready": protocol.Ready,
+    "Scores": protocol.Scores,
+    "Totals": protocol.Totals,
+}
+OWN = {"type", "protocol", "encoding", "channels", "resume", "checkpoint"}
+"""Fields that the module fills in, or reads itself."""
+
+
+def node(code: str, **variables: Any) -> Any:
+    """Run a module beside the package's files; what it writes is JSON."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("needs Node")
+    head = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in variables.items())
+    command = [program, "--experimental-websocket", "--no-warnings", "--input-type=module", "-"]
+    done = subprocess.run(command, cwd=WEB, input=head + code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_package_has_all_that_it_names() -> None:
+    entries = [entry if isinstance(entry, dict) else {"default": entry} for entry in PACKAGE["exports"].values()]
+    named = {target.removeprefix("./") for entry in entries for target in entry.values()}
+    assert named == set(PACKAGE["files"]), "what is published may be imported"
+    assert all((WEB / name).is_file() for name in named)
+    lines = [line for name in named for line in (WEB / name).read_text().splitlines()]
+    imported = {line.split('"')[1].removeprefix("./") for line in lines if line.startswith("import ")}
+    assert imported <= named
+
+
+def test_npm_packs_these_files() -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    done = subprocess.run(["npm", "pack", "--dry-run", "--json"], cwd=WEB, capture_output=True, text=True, check=True)
+    packed = json.loads(done.stdout)
+    (packed,) = packed if isinstance(packed, list) else packed.values()
+    assert {file["path"] for file in packed["files"]} == {*PACKAGE["files"], "package.json"}
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGE["files"] if name.endswith(".d.ts")])
+def test_every_export_is_typed(name: str) -> None:
+    code = (WEB / name.replace(".d.ts", ".js")).read_text()
+    exported = set(re.findall(r"^export (?:async )?(?:class|function|const) (\w+)", code, re.MULTILINE))
+    typed = set(re.findall(r"^export (?:class|function|const) (\w+)", (WEB / name).read_text(), re.MULTILINE))
+    assert exported - {"Outbox"} == typed, "Outbox is the module's own"
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_types_are_those_of_the_wire(name: str) -> None:
+    body = re.search(rf"export interface {name} {{\n(.*?)^}}", TYPES, re.DOTALL | re.MULTILINE)[1]
+    assert set(re.findall(r"^  (\w+)\??:", body, re.MULTILINE)) == set(MESSAGES[name].model_fields) - OWN
+
+
+def test_sample_is_streamed_and_heard(running: Running) -> None:
+    samples, _ = soundfile.read(SAMPLE / "commands.flac", dtype="int16")
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url, { keywords: { yes: {}, stop: {}, go: {} } });
+    const words = [];
+    spotter.addEventListener("detection", ({ detail }) => words.push(detail.keyword));
+    for (let at = 0; at < samples.length; at += 480) spotter.send(Int16Array.from(samples.slice(at, at + 480)));
+    const totals = await spotter.finish();
+    console.log(JSON.stringify({ words, totals }));
+    """
+    heard = node(code, url=running.http, samples=samples[: 16_000 * 15].tolist())
+    assert set(heard["words"]) <= {"yes", "stop", "go"} & {word.text for word in script()}
+    assert heard["words"]
+    assert heard["totals"]["samples"] == 16_000 * 15
+
+
+def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811
+    clips = [samples.astype("int16").tolist() for samples in variants(spoken, "seven", 3)]
+    code = """
+    import { enroll } from "./enroll.js";
+    const made = await enroll(url, "seven", clips.map((clip) => Int16Array.from(clip)), { threshold: 0.6 });
+    const refused = await enroll(url, "seven", [new Int16Array(16000)]).catch(({ message }) => message);
+    console.log(JSON.stringify({ made, refused }));
+    """
+    with serving(model=able) as one:
+        answer = node(code, url=one.stream, clips=clips)
+    keyword = protocol.Enrolled.model_validate_json(json.dumps(answer["made"]))
+    assert (keyword.name, keyword.recordings, keyword.threshold) == ("seven", 3, 0.6)
+    assert "recording 1 is silent" in answer["refused"]
