@@ -78,7 +78,8 @@ class HybridAttention(Attention):
         products = scout + integer_q @ fraction_k.transpose(-1, -2) + fraction_q @ integer_k.transpose(-1, -2)
         channels = q.shape[-1]
         self.count("scores", channels * (self.visible.expand_as(scout).sum() / 4 + (self.keep & self.head).sum() / 2))
-        return (products / (SCALE**2 * channels**0.5)).masked_fill(~self.keep, -torch.inf if self.signed else 0.0)
+        scores = (products / (SCALE**2 * channels**0.5)).masked_fill(~self.keep, -torch.inf if self.signed else 0.0)
+        return scores + self.bias
 
     def weights(self, scores: Tensor) -> Tensor:
         """Softmax over the keys; a query of a causal network that keeps none of its keys says nothing."""

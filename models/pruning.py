@@ -105,10 +105,10 @@ class PrunedAttention(Attention):
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled scores, -inf where dropped. Those that would stop early are below the threshold anyway."""
         theta = self.threshold(q)
-        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~self.visible, -torch.inf)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.bias
         read = torch.full_like(scores, q.shape[-1])
         if self.early:
-            _, read = channels_read(q, k, theta * q.shape[-1] ** 0.5)
+            _, read = channels_read(q, k, (theta - self.bias) * q.shape[-1] ** 0.5)
             read[(scores < theta).all(dim=-1)] = q.shape[-1]
             self.count("scores", float(q.numel() + k.numel()))
         self.count("scores", (read * self.visible).sum())

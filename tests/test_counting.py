@@ -12,8 +12,9 @@ from torch import Tensor
 from models.cache import Cache
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
-from models.counting import GROUPS, Count, causal_macs, count, nothing, window_macs
+from models.counting import GROUPS, REASONS, Count, causal_macs, count, nothing, window_macs
 from models.network import Network
+from models.operating import prune_names
 from models.transformer import Gates, Past, StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, pool_span=32)
@@ -175,6 +176,23 @@ def test_rebuilding_the_sums_is_work(network: Network) -> None:
         work.append((count(cache, 0) - before).total)
         before = count(cache, 0)
     assert work[0] > 5 * work[1]
+
+
+def test_reasons_share_what_the_window_baseline_would_do(model: StreamingKWT) -> None:
+    """Pruning is told apart from the gate, with which it runs."""
+    names = [name for pair in prune_names(CONFIG) for name in pair]
+    pruning = {name: 0.3 if "head" in name else 0.0 for name in names}
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    both = Network(Checkpoint(CONFIG, weights, {"both": {**POINTS["mild"], **pruning}}))
+    counted = nothing(CONFIG)
+    for seed in range(3):
+        counted += run(both, "both", noise(seed=seed))[1]
+    assert set(counted.skipped) == set(REASONS)
+    assert sum(counted.skipped.values()) == pytest.approx(counted.skipped_vs_window)
+    assert min(counted.skipped.values()) > 0
+    for reason, macs in counted.pruned.items():
+        assert sum(macs.values()) == pytest.approx(counted.skipped[reason] * sum(counted.window.values()))
+    assert sum(counted.left) + counted.done["values"] <= counted.causal["values"] * (1 + 1 / W)
 
 
 def test_counts_add_up_and_begin_anew(network: Network) -> None:
