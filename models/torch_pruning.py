@@ -42,7 +42,7 @@ class PrunedWindow(WindowedAttention):
         super().__init__(heads, span)
         self.layer = layer
 
-    def forward(self, scores: Tensor, values: Tensor, name: str, gates: PruningGates) -> Tensor:  # type: ignore[override]
+    def forward(self, scores: Tensor, values: Tensor, name: str, gates: PruningGates) -> Tensor:
         """Scores (B, H, N, P + N), values (B, H, P + N, D) -> (B, H, N, D)."""
         new, total = scores.shape[-2:]
         age, visible = window_mask(total - new, new, self.span, scores.device)
