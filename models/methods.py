@@ -4,7 +4,8 @@ Thresholds are learned on training clips (`learn_stock`, `learn_streaming`) and 
 measured on the split asked for. Shares of multiply-accumulates cut are against the same network dense, in three
 scopes: the three attention products, those with the output projection, and the whole model. `cpu_ms_per_audio_s` of
 kwt1, and of skwt under score pruning and hybrid pruning, is the torch reference's, which computes everything and
-counts what could be left out; only skwt's compiled step leaves work out on the clock.
+counts what could be left out; rows of skwt whose setting ends in "compiled" are the compiled step's, which leaves
+work out on the clock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from models.kwt import KWT, Attention
 from models.kwt_combined import PrunedDelta
 from models.kwt_weights import PRODUCTS
 from models.methods_streaming import StreamingJudge
+from models.network import Network
 from models.offline import judge
+from models.operating import method_of
+from models.pruning_points import BOTH, PRUNED, with_pruning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +40,6 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.data import Item
     from models.kwt import Judge
-    from models.network import Network
 
 Found = dict[str, Any]
 FOUND = Path(__file__).parent / "weights" / "methods.json"
@@ -47,6 +50,10 @@ COMBINED = (0.8, 0.87, 0.94)
 """Those of `CUTS` at which the delta gate is tried together with score pruning."""
 PRICES = (0.02, 0.06, 0.2)
 """Nats per share of surviving scores, for which thresholds of score pruning are learned."""
+LEOPARD = {"dense": "dense", "delta": "delta", "pruned": "leopard", "delta+pruned": "delta + leopard"}
+"""Rows of operating points by what `models.operating` calls their methods."""
+TAUS = (0.2, 0.5, 1.0)
+"""Mean |score| under which a head of the compiled step is silent."""
 BATCH = 32
 
 
@@ -169,19 +176,33 @@ def _tuned_rows(stock: Bench, tuned: pruning_tuned.Tuned, learned: Mapping[str, 
 
 
 def streaming_rows(network: Network, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
-    """The streaming network's part: every operating point in the compiled step, the other methods in torch."""
+    """The streaming network's part: operating points and pruning in the compiled step, then all methods in torch."""
     network.warm_up()
-    bytes_per_session = network.new_cache(1).bytes_per_row
-    for point in network.points:
-        yield _compiled_row(network, clips, point, bytes_per_session)
-    bench = streaming_bench(network.checkpoint, clips, bytes_per_session)
     learned = found.get("skwt", {})
-    fits = learned.get("fingerprint") == network.checkpoint.fingerprint
-    for method, setting, attention in attentions(learned if fits else {}):
+    learned = learned if learned.get("fingerprint") == network.checkpoint.fingerprint else {}
+    for point in network.points:
+        yield _compiled_row(network, clips, point, LEOPARD[method_of(network.thresholds[point])], point)
+    yield from _pruning_rows(network.checkpoint, clips, learned)
+    bench = streaming_bench(network.checkpoint, clips, network.new_cache(1).bytes_per_row)
+    for method, setting, attention in attentions(learned):
         yield bench.row(method, setting, attention)
 
 
-def _compiled_row(network: Network, clips: LabelledClips, point: str, bytes_per_session: int) -> Row:
+def _pruning_rows(checkpoint: Checkpoint, clips: LabelledClips, learned: Mapping[str, Any]) -> Iterator[Row]:
+    """Learned thresholds of scores, and gates of heads, alone and behind the delta gate, in the compiled step."""
+    for found in learned.get("leopard", ()):
+        setting = f"{found['pruned']:.0%} pruned on training clips"
+        network = Network(with_pruning(checkpoint, scores=found["thresholds"], centres=found["centres"]))
+        for point in (PRUNED, BOTH)[: 1 + (BOTH in network.points)]:
+            yield _compiled_row(network, clips, point, LEOPARD[method_of(network.thresholds[point])], setting)
+    for tau in TAUS:
+        network = Network(with_pruning(checkpoint, tau=tau))
+        for point in (PRUNED, BOTH)[: 1 + (BOTH in network.points)]:
+            method = "hybrid" if point == PRUNED else "delta + hybrid"
+            yield _compiled_row(network, clips, point, method, f"head gate, tau {tau}")
+
+
+def _compiled_row(network: Network, clips: LabelledClips, point: str, method: str, setting: str) -> Row:
     began = time.process_time()
     judged = [
         result
@@ -194,13 +215,13 @@ def _compiled_row(network: Network, clips: LabelledClips, point: str, bytes_per_
     seconds = sum(map(len, clips.samples)) / network.config.frontend.sample_rate
     return Row(
         network="skwt",
-        method="dense" if point == "dense" else "delta",
-        setting=point,
+        method=method,
+        setting=f"{setting}, compiled",
         accuracy=float((verdicts == clips.targets).mean()),
         **cuts(total.done, total.causal),
         cpu_ms_per_audio_s=1000 * spent / seconds,
         parameters=network.checkpoint.parameters,
-        bytes_per_session=bytes_per_session,
+        bytes_per_session=network.new_cache(1).bytes_per_row,
     )
 
 

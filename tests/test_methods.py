@@ -122,7 +122,7 @@ def test_pruning_of_the_streaming_network_is_for_its_own_weights_only(clips: Lab
     checkpoint = Checkpoint(config, weights)
     found = {"skwt": learn_streaming(checkpoint, clips, steps=2)}
     methods = [row.method for row in streaming_rows(Network(checkpoint), clips, found)]
-    assert methods.count("leopard") == len(found["skwt"]["leopard"])
+    assert methods.count("leopard") == 2 * len(found["skwt"]["leopard"])  # in the compiled step, and in torch
     found["skwt"]["fingerprint"] = "of other weights"
     assert "leopard" not in {row.method for row in streaming_rows(Network(checkpoint), clips, found)}
 
