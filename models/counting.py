@@ -63,6 +63,16 @@ class Count:
         return int(self.layers.sum())
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes of weights, keys and values that the products read: what moves, and so a stand-in for power.
+
+        A multiply-accumulate reads one number beside the one that moved: a weight in half precision, or a key or
+        value in single precision.
+        """
+        cached = int(self.layers[1:-1, 1:3].sum() + self.layers[-1, 1])
+        return 2 * (self.total - cached) + 4 * cached
+
+    @property
     def skipped_vs_causal(self) -> float:
         """Share of the causal baseline's MACs that were not done."""
         return _skipped(self.total, sum(self.causal.values()))
@@ -114,18 +124,27 @@ def nothing(config: ModelConfig) -> Count:
     return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), window_macs(config, 0))
 
 
+def fold_factors(config: ModelConfig) -> tuple[int, ...]:
+    """Sub-tokens into which each layer folds a token (`models.folding`); 1 for a plain one."""
+    return tuple(getattr(config, "folds", ())) or (1,) * config.layers
+
+
 def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
-    """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached."""
-    c, layers = config.channels, config.layers
+    """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached.
+
+    A layer folded by F has F sub-tokens with 1 / F^2 of the weights, and F^2 times the pairs of 1 / F of the channels.
+    """
+    c, factors = config.channels, fold_factors(config)
     seen, pooled = _keys_seen(tokens, config.span), _keys_seen(tokens, config.pool_span)
+    thin, pairs = sum(c // factor for factor in factors), sum(factors)
     return {
         "stem": tokens * config.stem_inputs * c,
-        "qkv": layers * tokens * 3 * c * c,
-        "scores": layers * seen * c,
-        "values": layers * seen * c,
-        "out": layers * tokens * c * c,
-        "up": layers * tokens * c * config.hidden,
-        "down": layers * tokens * c * config.hidden,
+        "qkv": tokens * 3 * c * thin,
+        "scores": seen * c * pairs,
+        "values": seen * c * pairs,
+        "out": tokens * c * thin,
+        "up": tokens * config.hidden * thin,
+        "down": tokens * config.hidden * thin,
         "readout": tokens * c * (config.heads + len(config.labels)) + pooled * c,
     }
 

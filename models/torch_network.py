@@ -11,6 +11,7 @@ the gates let through, as in the compiled step without its rebuilds of sums, of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from models.checkpoint import DENSE, Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.counting import fold_factors
 from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
+from models.folding import network_of
 from models.gates import hold
 from models.operating import HEAD, OFF, SCORE, prune_table
 from models.torch_pruning import PrunedWindow
@@ -67,12 +70,12 @@ class TorchCache:
         """The past of streams (B,) of which each has `seen` tokens in its longest window, less than `longest_span`."""
         if seen == 0:
             return Past()
-        past = Past(frames=self.tensors["frames"][rows])
-        for name, tensor in self.tensors.items():
+        parts = {name: tensor[rows, *_newest(name, seen, self.config)] for name, tensor in self.tensors.items()}
+        past = Past(frames=parts["frames"])
+        for name, part in parts.items():
             kind, _, of = name.partition(".")
-            part = tensor[rows, :, -seen:] if _windowed(name) else tensor[rows]
             if kind == "keys":
-                past.memory[of] = (part, self.tensors[f"values.{of}"][rows, :, -seen:])
+                past.memory[of] = (part, parts[f"values.{of}"])
             elif kind == "held":
                 past.held[of] = part
         return past
@@ -80,14 +83,23 @@ class TorchCache:
     def write(self, rows: Tensor, future: Past) -> None:
         """Keep what streams (B,) remember of their newest tokens."""
         for name, tensor in _named(future, self.config):
-            if _windowed(name):
+            if name.endswith(".weights"):
+                self.tensors[name][rows, ..., -tensor.shape[-1] :] = tensor
+            elif name.startswith(("keys.", "values.")):
                 self.tensors[name][rows, :, -tensor.shape[2] :] = tensor
             else:
                 self.tensors[name][rows] = tensor
 
 
-def _windowed(name: str) -> bool:
-    return name.startswith(("keys.", "values.")) or name.endswith(".weights")
+def _newest(name: str, tokens: int, config: ModelConfig) -> tuple[Any, ...]:
+    """Where, behind the streams' axis of a tensor, the newest tokens of its window lie; everything, if it has none."""
+    if name.endswith(".weights"):
+        return ..., slice(-tokens, None)
+    if not name.startswith(("keys.", "values.")):
+        return ()
+    block = name.partition(".block")[2]
+    factor = fold_factors(config)[int(block)] if block else 1
+    return slice(None), slice(-tokens * factor, None)
 
 
 def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -98,7 +110,7 @@ def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if tensor is not None:
             past_tokens = (config.pool_span if "readout" in name else config.span) - 1
-            yield name, tensor[:, :, -past_tokens:] if _windowed(name) else tensor
+            yield name, tensor[:, *_newest(name, past_tokens, config)]
 
 
 def _full_past(model: StreamingKWT) -> Past:
@@ -145,7 +157,7 @@ class CountingGates(Gates):
         if window is not None:
             moved &= window
         self._moved = moved
-        self.moved[name] = moved.sum(-1).view(len(x), -1, x.shape[-2]).sum(1)
+        self.moved[name] = moved.sum(-1).reshape(len(x), -1, x.shape[-2]).sum(1)
         self.future.held[name] = held[..., -1, :]
         return held
 
@@ -185,9 +197,11 @@ class TorchNetwork:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, torch.device(device)
-        self.model = StreamingKWT(self.config)
-        for layer, block in enumerate(self.model.blocks):
-            block.attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
+        self.model = network_of(self.config)
+        for layer, factor in enumerate(fold_factors(self.config)):
+            if factor == 1:
+                plain = self.model.blocks[layer].attention
+                plain.attend = PrunedWindow(layer, plain.heads, self.config.span)
         self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
         self.model.to(self.device).eval()
         gather(self.model)
@@ -260,17 +274,18 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
     names = list(moved)
     channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
     total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
-    old_keys = np.minimum(before, config.span - 1)
-    leaves, pool_leaves = heads * (before >= config.span), heads * (before >= config.pool_span)
-    outputs = {"qkv": 3 * c, "query": old_keys, "weights": c // heads, "out": c, "up": config.hidden, "down": c}
-    outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
     total[:, 0, 0] = channels["stem"].sum(1) * c
-    for layer in range(config.layers):
+    for layer, factor in enumerate(fold_factors(config)):
+        thin, part = c // factor, max(1, heads // factor)
+        old_keys, leaves = factor * np.minimum(before, config.span - 1), factor**2 * part * (before >= config.span)
+        outputs = {"query": old_keys, "weights": thin // part, "up": config.hidden // factor, "qkv": 3 * thin}
         for column, kind in enumerate(BLOCK_GATES):
             passed = channels[f"block{layer}.{kind}"] + (leaves if kind == "weights" else 0)
-            total[:, layer + 1, column] = (passed * outputs[kind]).sum(1)
-            if kind == "query":  # the new key meets the whole query
-                total[:, layer + 1, column] += c * before.shape[1]
+            total[:, layer + 1, column] = (passed * outputs.get(kind, thin)).sum(1)
+            if kind == "query":  # the new keys meet the whole queries
+                total[:, layer + 1, column] += factor * c * before.shape[1]
+    pool_leaves = heads * (before >= config.pool_span)
+    outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
     for column, kind in enumerate(READOUT_GATES):
         passed = channels[f"readout.{kind}"] + (pool_leaves if kind == "weights" else 0)
         total[:, -1, column] = (passed * outputs_at_end[kind]).sum(1)
