@@ -16,6 +16,9 @@ the published summary; >= (not >) lets rho = -1 keep every block.
 Counting: a partial product (integer or fraction side each) is a quarter of a multiply-accumulate, so the scout
 costs N^2 D / 4 and a kept score D / 2 more. A pruned weight is the same for a whole row, so even in the literal
 form its values need one running sum, not a product.
+
+Of all this the compiled step of the streaming network has the head gate, with the scores themselves for a scout, since
+it keeps them from token to token anyway (`models.operating`).
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Thresholds are learned on training clips (`learn_stock`, `learn_streaming`) and 
 measured on the split asked for. Shares of multiply-accumulates cut are against the same network dense, in three
 scopes: the three attention products, those with the output projection, and the whole model. `cpu_ms_per_audio_s` of
 kwt1, and of skwt under score pruning and hybrid pruning, is the torch reference's, which computes everything and
-counts what could be left out; rows of skwt whose setting ends in "compiled" are the compiled step's, which leaves
-work out on the clock.
+counts what could be left out; what skwt's engines leave out on the clock is in `models.methods_engines`.
 """
 
 from __future__ import annotations
@@ -29,10 +28,6 @@ from models.kwt import KWT, Attention
 from models.kwt_combined import PrunedDelta
 from models.kwt_weights import PRODUCTS
 from models.methods_streaming import StreamingJudge
-from models.network import Network
-from models.offline import judge
-from models.operating import method_of
-from models.pruning_points import BOTH, PRUNED, with_pruning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,16 +45,15 @@ COMBINED = (0.8, 0.87, 0.94)
 """Those of `CUTS` at which the delta gate is tried together with score pruning."""
 PRICES = (0.02, 0.06, 0.2)
 """Nats per share of surviving scores, for which thresholds of score pruning are learned."""
-LEOPARD = {"dense": "dense", "delta": "delta", "pruned": "leopard", "delta+pruned": "delta + leopard"}
-"""Rows of operating points by what `models.operating` calls their methods."""
-TAUS = (0.2, 0.5, 1.0)
-"""Mean |score| under which a head of the compiled step is silent."""
 BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method at one setting. Shares are 0..1; a stream of kwt1 keeps its last second of audio."""
+    """One method at one setting. Shares are 0..1; a stream of kwt1 keeps its last second of audio.
+
+    bytes_read_per_token: weights, keys and values that a token's products read, where an engine counts them.
+    """
 
     network: str
     method: str
@@ -71,6 +65,7 @@ class Row:
     cpu_ms_per_audio_s: float
     parameters: int
     bytes_per_session: int
+    bytes_read_per_token: int | None = None
 
 
 def cuts(done: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
@@ -173,56 +168,6 @@ def _tuned_rows(stock: Bench, tuned: pruning_tuned.Tuned, learned: Mapping[str, 
             yield bench.row(
                 "delta + leopard", f"weights tuned, gates of {point['cut']:.0%}", PrunedDelta(gates, *tables)
             )
-
-
-def streaming_rows(network: Network, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
-    """The streaming network's part: operating points and pruning in the compiled step, then all methods in torch."""
-    network.warm_up()
-    learned = found.get("skwt", {})
-    learned = learned if learned.get("fingerprint") == network.checkpoint.fingerprint else {}
-    for point in network.points:
-        yield _compiled_row(network, clips, point, LEOPARD[method_of(network.thresholds[point])], point)
-    yield from _pruning_rows(network.checkpoint, clips, learned)
-    bench = streaming_bench(network.checkpoint, clips, network.new_cache(1).bytes_per_row)
-    for method, setting, attention in attentions(learned):
-        yield bench.row(method, setting, attention)
-
-
-def _pruning_rows(checkpoint: Checkpoint, clips: LabelledClips, learned: Mapping[str, Any]) -> Iterator[Row]:
-    """Learned thresholds of scores, and gates of heads, alone and behind the delta gate, in the compiled step."""
-    for found in learned.get("leopard", ()):
-        setting = f"{found['pruned']:.0%} pruned on training clips"
-        network = Network(with_pruning(checkpoint, scores=found["thresholds"], centres=found["centres"]))
-        for point in (PRUNED, BOTH)[: 1 + (BOTH in network.points)]:
-            yield _compiled_row(network, clips, point, LEOPARD[method_of(network.thresholds[point])], setting)
-    for tau in TAUS:
-        network = Network(with_pruning(checkpoint, tau=tau))
-        for point in (PRUNED, BOTH)[: 1 + (BOTH in network.points)]:
-            method = "hybrid" if point == PRUNED else "delta + hybrid"
-            yield _compiled_row(network, clips, point, method, f"head gate, tau {tau}")
-
-
-def _compiled_row(network: Network, clips: LabelledClips, point: str, method: str, setting: str) -> Row:
-    began = time.process_time()
-    judged = [
-        result
-        for start in range(0, len(clips.samples), BATCH)
-        for result in judge(network, clips.samples[start : start + BATCH], point=point)
-    ]
-    spent = time.process_time() - began
-    verdicts = np.array([posteriors[-1].argmax() for posteriors, _ in judged])
-    total = sum((count for _, count in judged[1:]), judged[0][1])
-    seconds = sum(map(len, clips.samples)) / network.config.frontend.sample_rate
-    return Row(
-        network="skwt",
-        method=method,
-        setting=f"{setting}, compiled",
-        accuracy=float((verdicts == clips.targets).mean()),
-        **cuts(total.done, total.causal),
-        cpu_ms_per_audio_s=1000 * spent / seconds,
-        parameters=network.checkpoint.parameters,
-        bytes_per_session=network.new_cache(1).bytes_per_row,
-    )
 
 
 def training_clips(
