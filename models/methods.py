@@ -65,7 +65,7 @@ class Row:
     cpu_ms_per_audio_s: float
     parameters: int
     bytes_per_session: int
-    bytes_read_per_token: int | None = None
+    bytes_read_per_token: int | None
 
 
 def cuts(done: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
@@ -107,6 +107,7 @@ class Bench:
             cpu_ms_per_audio_s=1000 * spent / len(self.clips),
             parameters=sum(p.numel() for p in self.model.parameters()),
             bytes_per_session=self.bytes_per_session,
+            bytes_read_per_token=None,
         )
 
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
-from models.checkpoint import CheckpointError
+from models.checkpoint import DENSE, Checkpoint, CheckpointError
 from models.config import BLOCK_GATES, READOUT_GATES, gate_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from models.config import ModelConfig
     from models.features import Array
@@ -55,6 +55,18 @@ def method_of(point: Mapping[str, float]) -> Method:
     if prunes:
         return "delta+pruned" if gates else "pruned"
     return "delta" if gates else "dense"
+
+
+def offered(checkpoint: Checkpoint, methods: Collection[Method] = METHODS) -> dict[str, Method]:
+    """A checkpoint's operating points of these methods, and the method of each.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    each = {name: method_of(point) for name, point in {DENSE: {}, **checkpoint.points}.items()}
+    if found := {name: method for name, method in each.items() if method in methods}:
+        return found
+    raise CheckpointError(f"the model has no operating point of the methods {', '.join(methods)}, but {each}")
 
 
 def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:

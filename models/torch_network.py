@@ -200,8 +200,7 @@ class TorchNetwork:
         self.model = network_of(self.config)
         for layer, factor in enumerate(fold_factors(self.config)):
             if factor == 1:
-                plain = self.model.blocks[layer].attention
-                plain.attend = PrunedWindow(layer, plain.heads, self.config.span)
+                self.model.blocks[layer].attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
         self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
         self.model.to(self.device).eval()
         gather(self.model)

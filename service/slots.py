@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from models.checkpoint import CheckpointError
 from models.counting import count
-from models.operating import METHODS, method_of
+from models.operating import METHODS, offered
 from models.self_check import SelfCheck
 from service.spec import Spec
 
@@ -71,12 +70,9 @@ class Hosted:
             CheckpointError: none of its operating points is of the `methods` that may be chosen.
         """
         checkpoint = network.checkpoint
-        each = {point: method_of(checkpoint.points.get(point, {})) for point in network.points}
-        offered = {point: method for point, method in each.items() if method in methods}
-        if not offered:
-            raise CheckpointError(f"model {name!r} has no operating point of the methods {', '.join(methods)}")
+        points = offered(checkpoint, methods)
         fingerprint, calibration = checkpoint.fingerprint, checkpoint.calibration
-        spec = Spec(name, fingerprint, network.config, tuple(offered), calibration, offered)
+        spec = Spec(name, fingerprint, network.config, tuple(points), calibration, points)
         check = SelfCheck(network, share=check_share)
         return cls(name, network, network.new_cache(slots), list(range(slots)), spec, check)
 
