@@ -62,13 +62,19 @@ def with_pruning(
 
 
 def learn(
-    checkpoint: Checkpoint, clips: LabelledClips, *, steps: int = STEPS, tell: Callable[[str], None] = print
+    checkpoint: Checkpoint,
+    clips: LabelledClips,
+    *,
+    tau: float = 0.0,
+    steps: int = STEPS,
+    tell: Callable[[str], None] = print,
 ) -> Checkpoint:
     """The checkpoint with the points of the highest price that loses no more than `shipped` may.
 
     Args:
         checkpoint: the network; its weights stay, but for the keys' bias.
         clips: training clips.
+        tau: the mean |score| under which a head is silent; not learned, but judged along.
         steps: optimiser steps for each price.
         tell: hears how each price does.
 
@@ -81,7 +87,7 @@ def learn(
     dense = judge_clips(Network(checkpoint), clips, DENSE).accuracy
     for price in PRICES:
         *_, found = pruning.learn(model, frames, steps=steps, price=price, rates=(0.03, 0.0))
-        tried = with_pruning(checkpoint, found.thresholds.numpy(), found.centres.numpy())
+        tried = with_pruning(checkpoint, found.thresholds.numpy(), found.centres.numpy(), tau)
         report = judge_clips(Network(tried), clips, PRUNED)
         tell(f"price {price}: {found.survived:.1%} of scores survive, {report.accuracy:.4f} after {dense:.4f}")
         if report.accuracy < dense - ALLOWED[SHIPPED]:

@@ -159,9 +159,10 @@ def test_stronger_gates_skip_more(network: Network) -> None:
 
 def test_silence_costs_next_to_nothing(network: Network) -> None:
     """The same frame for ever: nothing moves, and the new key and the ring's turning are all that is left."""
-    cache, _ = run(network, "mild", np.full((200, CONFIG.stride, CONFIG.frontend.bands), -1.0, np.float32))
+    frames = CONFIG.stride, CONFIG.frontend.bands
+    cache, _ = run(network, "mild", np.full((200, *frames), -1.0, np.float32))
     before = count(cache, 0)
-    network.step(cache, np.zeros(1, np.int64), np.full((20, CONFIG.stride, 40), -1.0, np.float32), np.array([20]))
+    network.step(cache, np.zeros(1, np.int64), np.full((20, *frames), -1.0, np.float32), np.array([20]))
     assert (count(cache, 0) - before).skipped_vs_causal > 0.9
 
 

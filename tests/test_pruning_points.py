@@ -68,7 +68,8 @@ def test_learning_stops_where_accuracy_goes(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(pruning_points, "ALLOWED", {"shipped": 1.0})
-    learned = learn(checkpoint, clips, steps=4, tell=told.append)
+    learned = learn(checkpoint, clips, tau=0.1, steps=4, tell=told.append)
+    assert learned.points[BOTH]["block0.head.1"] == 0.1
     assert len(told) == len(PRICES)
     judged = judge(Network(learned), clips.samples, point=PRUNED)
     assert sum(count.left[0] for _, count in judged) > 0

@@ -91,6 +91,7 @@ def points_command(
 def prune(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
     data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers teach.")],
+    tau: Annotated[float, typer.Option(min=0, help="Mean |score| under which a head is silent; 0: never.")] = 0.0,
     model: Model = None,
 ) -> None:
     """Add the points `pruned` and `shipped-pruned`: thresholds under which scores are dropped, learned on clips.
@@ -103,7 +104,7 @@ def prune(
     checkpoint = load_checkpoint(model or shipped_path())
     with console.status("reading recordings"):
         clips = training_clips(walk(data), checkpoint.config.labels)
-    save(learn(checkpoint, clips, tell=console.print), output)
+    save(learn(checkpoint, clips, tau=tau, tell=console.print), output)
 
 
 @app.command("calibrate")
