@@ -93,7 +93,8 @@ def connect(
         enrolled: keywords of one's own, detected as well: files of `deltaspot enroll`, or what is in them.
         key: sent as a bearer token.
         retry_s: how long to try again without any progress before giving up, s.
-        settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
+        settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`,
+            `method`, ...
 
     Raises:
         pydantic.ValidationError: for settings that the protocol does not know.

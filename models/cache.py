@@ -101,6 +101,7 @@ class Cache:
     state: (capacity, layout.size) float32.
     tokens: (capacity,) int64, tokens judged since the last reset.
     macs: (capacity, layers + 2, 6) int64, multiply-accumulates done; see `models.counting`.
+    pruned: (capacity, 2) int64, multiply-accumulates that pruned scores and silent heads left out.
     point, scale: per stream, which thresholds gate it, and a factor on them.
     """
 
@@ -109,13 +110,14 @@ class Cache:
         self.state = _aligned_zeros(capacity, self.layout.size)
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
+        self.pruned = np.zeros((capacity, 2), np.int64)
         self.point = np.zeros(capacity, np.int64)
         self.scale = np.ones(capacity, np.float32)
 
     @property
     def bytes_per_row(self) -> int:
         """Memory of one stream, counters included."""
-        arrays = (self.state, self.tokens, self.macs, self.point, self.scale)
+        arrays = (self.state, self.tokens, self.macs, self.pruned, self.point, self.scale)
         return sum(array[:1].nbytes for array in arrays)
 
     def reset(self, row: int) -> None:
@@ -125,6 +127,7 @@ class Cache:
         """
         self.tokens[row] = 0
         self.macs[row] = 0
+        self.pruned[row] = 0
 
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""

@@ -4,11 +4,14 @@
 own merit. `window` recomputes the last `pool_span` tokens (about 1 s) from nothing at every token, as a service
 without a cache does. Softmax, norms, activations and the front end are not counted; they are reported as time.
 Rebuilding the sums now and then is work done, and is counted.
+
+What was not done has one of four `REASONS`: past tokens are in the cache (window), a score was dropped or a head silent
+(score, head: rows of values not read, see `models.operating`), or a gate held a change back (delta: all the rest).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
 """Groups of matrix products, as metrics and reports name them."""
 _BLOCK_GROUPS = GROUPS[1:7]
+PRUNED = ("score", "head")
+REASONS = ("window", "delta", *PRUNED)
+"""Why work was left out; pruning leaves out products of the group `values`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +38,14 @@ class Count:
 
     layers: (layers + 2, 6) done, as the kernels count: stem, blocks, read-out.
     causal, window: MACs by group of the two baselines.
+    left: (2,) left out by pruning, as the kernels count: scores, heads.
     """
 
     tokens: int
     layers: NDArray[np.int64]
     causal: dict[str, int]
     window: dict[str, int]
+    left: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, np.int64))
 
     @property
     def done(self) -> dict[str, int]:
@@ -55,6 +63,16 @@ class Count:
         return int(self.layers.sum())
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes of weights, keys and values that the products read: what moves, and so a stand-in for power.
+
+        A multiply-accumulate reads one number beside the one that moved: a weight in half precision, or a key or
+        value in single precision.
+        """
+        cached = int(self.layers[1:-1, 1:3].sum() + self.layers[-1, 1])
+        return 2 * (self.total - cached) + 4 * cached
+
+    @property
     def skipped_vs_causal(self) -> float:
         """Share of the causal baseline's MACs that were not done."""
         return _skipped(self.total, sum(self.causal.values()))
@@ -64,23 +82,41 @@ class Count:
         """Share of the window baseline's MACs that were not done."""
         return _skipped(self.total, sum(self.window.values()))
 
+    @property
+    def pruned(self) -> dict[str, dict[str, int]]:
+        """MACs left out by pruning, by reason and group."""
+        return {reason: {"values": macs} for reason, macs in zip(PRUNED, self.left.tolist(), strict=True)}
+
+    @property
+    def skipped(self) -> dict[str, float]:
+        """Share of the window baseline's MACs that were not done, by reason; together `skipped_vs_window`.
+
+        Delta may be a little below 0 where nothing is gated: sums are rebuilt now and then.
+        """
+        window, causal = sum(self.window.values()), sum(self.causal.values())
+        left = dict(zip(PRUNED, self.left.tolist(), strict=True))
+        macs = {"window": window - causal, "delta": causal - self.total - sum(left.values()), **left}
+        return {reason: macs[reason] / window if window else 0.0 for reason in REASONS}
+
     def __add__(self, other: Count) -> Count:
         """Of both streams together."""
         causal = {group: self.causal[group] + other.causal[group] for group in GROUPS}
         window = {group: self.window[group] + other.window[group] for group in GROUPS}
-        return Count(self.tokens + other.tokens, self.layers + other.layers, causal, window)
+        return Count(self.tokens + other.tokens, self.layers + other.layers, causal, window, self.left + other.left)
 
     def __sub__(self, earlier: Count) -> Count:
         """Since an earlier count of the same stream."""
         causal = {group: self.causal[group] - earlier.causal[group] for group in GROUPS}
         window = {group: self.window[group] - earlier.window[group] for group in GROUPS}
-        return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, window)
+        left = self.left - earlier.left
+        return Count(self.tokens - earlier.tokens, self.layers - earlier.layers, causal, window, left)
 
 
 def count(cache: AnyCache, row: int) -> Count:
     """MACs of one stream since it began."""
     tokens = int(cache.tokens[row])
-    return Count(tokens, cache.macs[row].copy(), causal_macs(cache.config, tokens), window_macs(cache.config, tokens))
+    causal, window = causal_macs(cache.config, tokens), window_macs(cache.config, tokens)
+    return Count(tokens, cache.macs[row].copy(), causal, window, cache.pruned[row].copy())
 
 
 def nothing(config: ModelConfig) -> Count:
@@ -88,18 +124,27 @@ def nothing(config: ModelConfig) -> Count:
     return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), window_macs(config, 0))
 
 
+def fold_factors(config: ModelConfig) -> tuple[int, ...]:
+    """Sub-tokens into which each layer folds a token (`models.folding`); 1 for a plain one."""
+    return tuple(getattr(config, "folds", ())) or (1,) * config.layers
+
+
 def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
-    """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached."""
-    c, layers = config.channels, config.layers
+    """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached.
+
+    A layer folded by F has F sub-tokens with 1 / F^2 of the weights, and F^2 times the pairs of 1 / F of the channels.
+    """
+    c, factors = config.channels, fold_factors(config)
     seen, pooled = _keys_seen(tokens, config.span), _keys_seen(tokens, config.pool_span)
+    thin, pairs = sum(c // factor for factor in factors), sum(factors)
     return {
         "stem": tokens * config.stem_inputs * c,
-        "qkv": layers * tokens * 3 * c * c,
-        "scores": layers * seen * c,
-        "values": layers * seen * c,
-        "out": layers * tokens * c * c,
-        "up": layers * tokens * c * config.hidden,
-        "down": layers * tokens * c * config.hidden,
+        "qkv": tokens * 3 * c * thin,
+        "scores": seen * c * pairs,
+        "values": seen * c * pairs,
+        "out": tokens * c * thin,
+        "up": tokens * config.hidden * thin,
+        "down": tokens * config.hidden * thin,
         "readout": tokens * c * (config.heads + len(config.labels)) + pooled * c,
     }
 

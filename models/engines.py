@@ -30,6 +30,7 @@ class AnyCache(Protocol):
     config: ModelConfig
     tokens: NDArray[np.int64]
     macs: NDArray[np.int64]
+    pruned: NDArray[np.int64]
     point: NDArray[np.int64]
     scale: Array
 

@@ -18,7 +18,7 @@ from numba import njit
 from torch import Tensor, nn
 
 from models.config import ModelConfig, gate_names
-from models.counting import causal_macs
+from models.counting import causal_macs, fold_factors
 from models.gates import Thresholds
 
 SOFTNESS = 0.5
@@ -137,8 +137,12 @@ def _mac_shares(config: ModelConfig) -> list[float]:
     """Share of the causal baseline's MACs behind each gate, in the order of `gate_names`; they add up to 1."""
     tokens = 100 * config.pool_span
     macs = causal_macs(config, tokens)
-    whole = sum(macs.values())
-    per_layer = {group: macs[group] / whole / config.layers for group in macs}
-    block = [per_layer[group] for group in ("qkv", "scores", "values", "out", "up", "down")]
+    whole, factors = sum(macs.values()), fold_factors(config)
+    thin, pairs = sum(1 / factor for factor in factors), sum(factors)
+    blocks = [
+        macs[group] / whole * (factor / pairs if group in ("scores", "values") else 1 / factor / thin)
+        for factor in factors
+        for group in ("qkv", "scores", "values", "out", "up", "down")
+    ]
     readout = [part * config.channels for part in (config.heads, config.pool_span, len(config.labels))]
-    return [macs["stem"] / whole, *(block * config.layers), *(p * tokens / whole for p in readout)]
+    return [macs["stem"] / whole, *blocks, *(p * tokens / whole for p in readout)]

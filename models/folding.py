@@ -5,10 +5,16 @@ F N sub-tokens with matrices F^2 smaller, and puts the token together again. Aga
 
     parameters  / F^2        projections and feed-forward MACs  / F        score and value MACs  x F
 
-which pays where few new tokens meet a cache. A sub-token sees all sub-tokens of its own token and of the
-`span - 1` tokens before it, so the layer stays causal by token, with a learned bias per head and sub-token
-distance. The paper folds a trained architecture's layers before training; so do we. Which layers fold is given
-as one factor per layer, 1 for a plain one.
+which pays where few new tokens meet a cache. With s_f(x) the f-th part of token x, and Y a plain layer of C / F
+channels that reads a query and its keys::
+
+    y_t = concat over f of Y(s_f(x_t); s_g(x_u) for t - span < u <= t and all g)
+
+so a sub-token sees all sub-tokens of its own token and of the `span - 1` tokens before it, and the layer stays causal
+by token; a bias per head and sub-token distance is learned. The paper folds a trained architecture's layers before
+training; so do we. Which layers fold is given as one factor per layer, 1 for a plain one (`folds` of the
+configuration). Runs in the torch engine, gates and cache included (`models.torch_network`); the compiled step has
+plain layers only, and points that prune leave folded layers alone.
 
 Letters: N tokens, P past tokens, F sub-tokens in a token, C channels of a token.
 """
@@ -23,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import ConfigError
+from models.counting import fold_factors
 from models.transformer import Block, Gating, Past, StreamingKWT, WindowedAttention
 
 if TYPE_CHECKING:
@@ -107,6 +114,12 @@ def folded_config(config: ModelConfig, factor: int) -> ModelConfig:
     channels = config.channels // factor
     heads = max(1, config.heads // factor)
     return replace(config, channels=channels, hidden=config.hidden // factor, heads=heads)
+
+
+def network_of(config: ModelConfig) -> StreamingKWT:
+    """The network that a configuration describes, its layers folded where it says so."""
+    factors = fold_factors(config)
+    return FoldedKWT(config, factors) if max(factors) > 1 else StreamingKWT(config)
 
 
 class FoldedKWT(StreamingKWT):

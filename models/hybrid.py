@@ -16,6 +16,9 @@ the published summary; >= (not >) lets rho = -1 keep every block.
 Counting: a partial product (integer or fraction side each) is a quarter of a multiply-accumulate, so the scout
 costs N^2 D / 4 and a kept score D / 2 more. A pruned weight is the same for a whole row, so even in the literal
 form its values need one running sum, not a product.
+
+Of all this the compiled step of the streaming network has the head gate, with the scores themselves for a scout, since
+it keeps them from token to token anyway (`models.operating`).
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ class HybridAttention(Attention):
         products = scout + integer_q @ fraction_k.transpose(-1, -2) + fraction_q @ integer_k.transpose(-1, -2)
         channels = q.shape[-1]
         self.count("scores", channels * (self.visible.expand_as(scout).sum() / 4 + (self.keep & self.head).sum() / 2))
-        return (products / (SCALE**2 * channels**0.5)).masked_fill(~self.keep, -torch.inf if self.signed else 0.0)
+        scores = (products / (SCALE**2 * channels**0.5)).masked_fill(~self.keep, -torch.inf if self.signed else 0.0)
+        return scores + self.bias
 
     def weights(self, scores: Tensor) -> Tensor:
         """Softmax over the keys; a query of a causal network that keeps none of its keys says nothing."""

@@ -29,6 +29,7 @@ from models.lanes import (
     exp,
     fma,
     keep_below,
+    keep_from,
     largest,
     load,
     maximum,
@@ -36,6 +37,7 @@ from models.lanes import (
     splat,
     store,
     total,
+    zeros,
 )
 from models.stale import forget_stale
 
@@ -73,6 +75,7 @@ class Scratch(NamedTuple):
     change: F32
     origin: F32
     zero: F32
+    mixed: F32
 
 
 @compiled
@@ -164,23 +167,50 @@ def normalise(x, x_at, size, norm, norm_at, y):
 
 
 @compiled
-def softmax(scores, scores_at, scale, bias, bias_at, filled, size, weights, weights_at):
-    """Weights (size) of scale * scores + bias; places from `filled` on weigh nothing."""
+def softmax(scores, scores_at, scale, bias, bias_at, filled, size, lowest, weights, weights_at):
+    """Weights (size) of scale * scores + bias; places from `filled` on weigh nothing.
+
+    Nor do those below `lowest`, the row's largest always excepted.
+    """
     peak = splat(EMPTY)
     for lane in range(0, size, WIDTH):
         score = fma(splat(scale), load(scores, scores_at + lane), load(bias, bias_at + lane))
         score = keep_below(score, lane, filled, EMPTY)
         store(weights, weights_at + lane, score)
         peak = maximum(peak, score)
-    highest = splat(largest(peak))
+    top = largest(peak)
+    highest, limit = splat(top), min(lowest, top)
     mass = splat(np.float32(0.0))
     for lane in range(0, size, WIDTH):
-        weight = exp(load(weights, weights_at + lane) - highest)
+        score = load(weights, weights_at + lane)
+        weight = keep_from(exp(score - highest), score, limit)
         store(weights, weights_at + lane, weight)
         mass = mass + weight
     share = splat(np.float32(1.0) / total(mass))
     for lane in range(0, size, WIDTH):
         store(weights, weights_at + lane, load(weights, weights_at + lane) * share)
+
+
+@compiled
+def mean_size(scores, scores_at, scale, filled, size):
+    """Mean |scale * score| of the `filled` places; the others (up to `size`) hold 0."""
+    sizes = splat(np.float32(0.0))
+    for lane in range(0, size, WIDTH):
+        score = load(scores, scores_at + lane)
+        sizes = sizes + maximum(score, splat(np.float32(0.0)) - score)
+    return scale * total(sizes) / np.float32(filled)
+
+
+@compiled
+def spared(weights, filled, size, index, count):
+    """How many of the `filled` places without weight are not among the `count` listed in `index`."""
+    places = filled - size
+    for lane in range(0, size, WIDTH):
+        places += zeros(load(weights, lane))
+    for k in range(count):
+        if weights[index[k]] == np.float32(0.0):
+            places -= 1
+    return places
 
 
 @compiled

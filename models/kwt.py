@@ -28,10 +28,12 @@ class Attention:
     """Dense attention, step by step; `done` collects the multiply-accumulates of each group over all clips.
 
     `enter` begins a layer and is told its number. Queries, keys and values are (B, H, N, D), scores and weights
-    (B, H, N, N). A causal network says which keys its queries may see in `visible` (N, N).
+    (B, H, N, N). A causal network says which keys its queries may see in `visible` (N, N), and what is added to its
+    scores in `bias`, -inf where they may not.
     """
 
     visible = torch.ones((), dtype=torch.bool)
+    bias = torch.zeros(())
 
     def __init__(self) -> None:
         self.clips = 0
@@ -50,7 +52,7 @@ class Attention:
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled scores."""
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.bias
         self.count("scores", q.shape[-1] * self.visible.expand_as(scores).sum())
         return scores
 

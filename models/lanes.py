@@ -177,6 +177,29 @@ def keep_below(typingctx, value, first, limit, otherwise):
 
 
 @intrinsic
+def keep_from(typingctx, value, scores, limit):
+    """Lane i of `value` where `scores` is at least `limit` there, else 0."""
+
+    def code(context, builder, signature, args):
+        value, scores, limit = args
+        return builder.select(builder.fcmp_ordered(">=", scores, _splat(builder, limit)), value, _constant(0.0))
+
+    return lanes(lanes, lanes, types.float32), code
+
+
+@intrinsic
+def zeros(typingctx, value):
+    """How many lanes are 0."""
+
+    def code(context, builder, signature, args):
+        bits = builder.bitcast(builder.fcmp_ordered("==", args[0], _constant(0.0)), ir.IntType(WIDTH))
+        ones = _call(builder, f"llvm.ctpop.i{WIDTH}", ir.IntType(WIDTH), bits)
+        return builder.zext(ones, context.get_value_type(types.intp))
+
+    return types.intp(lanes), code
+
+
+@intrinsic
 def move(typingctx, values, value_offset, held, held_offset, theta, index, change, count, first):
     """The delta gate on sixteen channels.
 

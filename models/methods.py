@@ -4,7 +4,7 @@ Thresholds are learned on training clips (`learn_stock`, `learn_streaming`) and 
 measured on the split asked for. Shares of multiply-accumulates cut are against the same network dense, in three
 scopes: the three attention products, those with the output projection, and the whole model. `cpu_ms_per_audio_s` of
 kwt1, and of skwt under score pruning and hybrid pruning, is the torch reference's, which computes everything and
-counts what could be left out; only skwt's compiled step leaves work out on the clock.
+counts what could be left out; what skwt's engines leave out on the clock is in `models.methods_engines`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from models.kwt import KWT, Attention
 from models.kwt_combined import PrunedDelta
 from models.kwt_weights import PRODUCTS
 from models.methods_streaming import StreamingJudge
-from models.offline import judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.data import Item
     from models.kwt import Judge
-    from models.network import Network
 
 Found = dict[str, Any]
 FOUND = Path(__file__).parent / "weights" / "methods.json"
@@ -52,7 +50,10 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method at one setting. Shares are 0..1; a stream of kwt1 keeps its last second of audio."""
+    """One method at one setting. Shares are 0..1; a stream of kwt1 keeps its last second of audio.
+
+    bytes_read_per_token: weights, keys and values that a token's products read, where an engine counts them.
+    """
 
     network: str
     method: str
@@ -64,6 +65,7 @@ class Row:
     cpu_ms_per_audio_s: float
     parameters: int
     bytes_per_session: int
+    bytes_read_per_token: int | None
 
 
 def cuts(done: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
@@ -105,6 +107,7 @@ class Bench:
             cpu_ms_per_audio_s=1000 * spent / len(self.clips),
             parameters=sum(p.numel() for p in self.model.parameters()),
             bytes_per_session=self.bytes_per_session,
+            bytes_read_per_token=None,
         )
 
 
@@ -166,42 +169,6 @@ def _tuned_rows(stock: Bench, tuned: pruning_tuned.Tuned, learned: Mapping[str, 
             yield bench.row(
                 "delta + leopard", f"weights tuned, gates of {point['cut']:.0%}", PrunedDelta(gates, *tables)
             )
-
-
-def streaming_rows(network: Network, clips: LabelledClips, found: Mapping[str, Any]) -> Iterator[Row]:
-    """The streaming network's part: every operating point in the compiled step, the other methods in torch."""
-    network.warm_up()
-    bytes_per_session = network.new_cache(1).bytes_per_row
-    for point in network.points:
-        yield _compiled_row(network, clips, point, bytes_per_session)
-    bench = streaming_bench(network.checkpoint, clips, bytes_per_session)
-    learned = found.get("skwt", {})
-    fits = learned.get("fingerprint") == network.checkpoint.fingerprint
-    for method, setting, attention in attentions(learned if fits else {}):
-        yield bench.row(method, setting, attention)
-
-
-def _compiled_row(network: Network, clips: LabelledClips, point: str, bytes_per_session: int) -> Row:
-    began = time.process_time()
-    judged = [
-        result
-        for start in range(0, len(clips.samples), BATCH)
-        for result in judge(network, clips.samples[start : start + BATCH], point=point)
-    ]
-    spent = time.process_time() - began
-    verdicts = np.array([posteriors[-1].argmax() for posteriors, _ in judged])
-    total = sum((count for _, count in judged[1:]), judged[0][1])
-    seconds = sum(map(len, clips.samples)) / network.config.frontend.sample_rate
-    return Row(
-        network="skwt",
-        method="dense" if point == "dense" else "delta",
-        setting=point,
-        accuracy=float((verdicts == clips.targets).mean()),
-        **cuts(total.done, total.causal),
-        cpu_ms_per_audio_s=1000 * spent / seconds,
-        parameters=network.checkpoint.parameters,
-        bytes_per_session=bytes_per_session,
-    )
 
 
 def training_clips(

@@ -29,12 +29,13 @@ STREAM = (
 def table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, shares in per cent."""
     head = ["network", "method", "setting", "accuracy", "products cut", "attention cut", "model cut"]
-    head += ["CPU ms / audio s", "parameters", "bytes / session"]
+    head += ["CPU ms / audio s", "parameters", "bytes / session", "bytes read / token"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
+        read = f"{row.bytes_read_per_token:,}" if row.bytes_read_per_token else "-"
         shares = (row.accuracy, row.macs_cut_products, row.macs_cut_attention, row.macs_cut_model)
         cells: list[Any] = [row.network, row.method, row.setting or "-", *(f"{100 * share:.2f} %" for share in shares)]
-        cells += [f"{row.cpu_ms_per_audio_s:.2f}", f"{row.parameters:,}", f"{row.bytes_per_session:,}"]
+        cells += [f"{row.cpu_ms_per_audio_s:.2f}", f"{row.parameters:,}", f"{row.bytes_per_session:,}", read]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

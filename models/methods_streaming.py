@@ -2,7 +2,8 @@
 
 Judges whole clips in the torch reference, each from an empty past, so that score pruning and hybrid pruning can be
 measured on the network that ships; its compiled step runs the delta gate. A key that a query may not see is
-neither scouted nor counted. Thresholds apply to scores before the relative-position bias.
+neither scouted nor counted. Thresholds of score pruning apply to what the softmax sees, relative-position bias
+included; hybrid pruning looks at scores without it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class SteppedAttention(SelfAttention):
         age, attention.visible = window_mask(0, tokens, self.attend.span, x.device)
         qkv = self.qkv(attention.enter(self.layer, x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        bias = self.attend.bias[:, age.clamp(0, self.attend.span - 1)].masked_fill(~attention.visible, -torch.inf)
-        weights = attention.weights(attention.scores(q, k) + bias)
+        bias = self.attend.bias[:, age.clamp(0, self.attend.span - 1)]
+        attention.bias = bias.masked_fill(~attention.visible, -torch.inf)
+        weights = attention.weights(attention.scores(q, k))
         return self.out(attention.mix(weights, v).transpose(1, 2).flatten(2))
 
 

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cache import Cache, padded
-from models.checkpoint import DENSE, Checkpoint, CheckpointError
-from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.checkpoint import DENSE, Checkpoint
+from models.config import gate_names
 from models.engines import check_batch, second_of_silence
 from models.features import Array
 from models.kernels import Scratch
 from models.lanes import WIDTH
+from models.operating import gate_table, prune_table
 from models.packed import pack
 from models.step import step
 
@@ -30,7 +31,8 @@ class Network:
         dense = dict.fromkeys(gate_names(self.config), 0.0)
         self.thresholds = {DENSE: dense, **checkpoint.points}
         self.points = tuple(self.thresholds)
-        self._table = np.stack([_threshold_table(self.config, point) for point in self.thresholds.values()])
+        self._gates = np.stack([gate_table(self.config, point) for point in self.thresholds.values()])
+        self._prunes = np.stack([prune_table(self.config, point) for point in self.thresholds.values()])
         self._local = threading.local()
 
     def new_cache(self, capacity: int) -> Cache:
@@ -65,9 +67,10 @@ class Network:
         total, sizes = len(frames), self.net.sizes
         x = np.empty(total * sizes.channels, np.float32)
         logits = np.empty(total * sizes.labels, np.float32)
-        thetas = self._table[cache.point[rows]] * cache.scale[rows, None, None]
+        points = cache.point[rows]
+        thetas = self._gates[points] * cache.scale[rows, None, None]
         step(
-            *(cache.state, cache.tokens, cache.macs, thetas, rows, counts),
+            *(cache.state, cache.tokens, cache.macs, cache.pruned, thetas, self._prunes[points], rows, counts),
             *(np.ascontiguousarray(frames).reshape(-1), x, logits, self.net, self._scratch()),
         )
         return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)], x.reshape(total, sizes.channels)
@@ -90,18 +93,6 @@ class Network:
                 change=np.zeros(wide + WIDTH, np.float32),
                 origin=np.zeros(WIDTH, np.float32),
                 zero=np.zeros(max(config.longest_span, config.head_channels), np.float32),
+                mixed=np.zeros(config.channels, np.float32),
             )
         return self._local.scratch
-
-
-def _threshold_table(config: ModelConfig, point: dict[str, float]) -> Array:
-    """Thresholds by name -> (layers + 2, 6), in the kernels' order: stem, blocks, read-out."""
-    if missing := set(gate_names(config)) - set(point):
-        raise CheckpointError(f"an operating point lacks thresholds for {sorted(missing)}")
-    table = np.zeros((config.layers + 2, len(BLOCK_GATES)), np.float32)
-    table[0, 0] = point["stem"]
-    for layer in range(config.layers):
-        table[layer + 1] = [point[f"block{layer}.{kind}"] for kind in BLOCK_GATES]
-    table[1:-1, BLOCK_GATES.index("query")] *= config.head_channels**0.5  # the kernels gate queries before scaling
-    table[-1, : len(READOUT_GATES)] = [point[f"readout.{kind}"] for kind in READOUT_GATES]
-    return table

@@ -9,7 +9,8 @@ import numpy as np
 
 from models.cache import Layout, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
-from models.config import ModelConfig
+from models.config import ConfigError, ModelConfig
+from models.counting import fold_factors
 from models.kernels import F16, F32
 from models.lanes import WIDTH
 
@@ -72,8 +73,10 @@ def pack(checkpoint: Checkpoint) -> Net:
 
     Raises:
         CheckpointError: where a weight is missing or has another shape than the configuration says.
-        ConfigError: for sizes that are no whole number of vectors.
+        ConfigError: for sizes that are no whole number of vectors, and for folded layers.
     """
+    if max(fold_factors(checkpoint.config)) > 1:
+        raise ConfigError("folded layers are not compiled; run them in the torch engine")
     return Net(_weights(checkpoint), _sizes(checkpoint.config), layout(checkpoint.config))
 
 

@@ -1,4 +1,4 @@
-"""Learned run-time pruning of attention scores (LeOPArd: Li et al. 2022), on the stock Keyword Transformer.
+"""Learned run-time pruning of attention scores (LeOPArd: Li et al. 2022), on any attention.
 
 A threshold Th per layer and head on the scaled scores. In training, with s = 10, c = 1000, k = 100::
 
@@ -12,7 +12,8 @@ for a pruning that disturbs about a quarter as much (ours; a centre of 0 is the 
 At run time a score below Th is dropped before the softmax and its value row is not read; a row's maximum
 always survives. Softmax does not feel a shift of its scores but soft(x) does: near a negative Th it would lift
 scores instead of damping them, so scores and threshold are shifted together until Th is at least 1 (ours, not
-the paper's). The task is to agree with the dense network.
+the paper's). The task is to agree with the dense network. Scores are what the softmax sees: in the streaming network
+their bias by age is part of them, and its compiled step prunes by the same thresholds (`models.operating`).
 
 Early termination: a dot product is read in blocks of channels, and stops once what has been read plus the
 largest that the rest can add, |q_rest| |k_rest|, stays below Th. The paper bounds bit-serial partial products;
@@ -105,10 +106,10 @@ class PrunedAttention(Attention):
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scaled scores, -inf where dropped. Those that would stop early are below the threshold anyway."""
         theta = self.threshold(q)
-        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~self.visible, -torch.inf)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.bias
         read = torch.full_like(scores, q.shape[-1])
         if self.early:
-            _, read = channels_read(q, k, theta * q.shape[-1] ** 0.5)
+            _, read = channels_read(q, k, (theta - self.bias) * q.shape[-1] ** 0.5)
             read[(scores < theta).all(dim=-1)] = q.shape[-1]
             self.count("scores", float(q.numel() + k.numel()))
         self.count("scores", (read * self.visible).sum())

@@ -16,13 +16,31 @@ import numpy as np
 from numba import njit
 
 from models.features import SILENT
-from models.kernels import Matrix, accumulate, add, compiled, copy, dot, normalise, product, rectify, softmax
+from models.kernels import (
+    Matrix,
+    accumulate,
+    add,
+    compiled,
+    copy,
+    dot,
+    mean_size,
+    normalise,
+    product,
+    rectify,
+    softmax,
+    spared,
+)
 from models.lanes import FAST, WIDTH
+from models.operating import HEAD, OFF, SCORE
 
 REBASE_TOKENS = 256
 """Tokens between two rebuilds of a stream's sums: 7.7 s at 30 ms; 0.4 % of the dense work."""
 REBASE_STRIDE = 37
 """Offset of neighbouring rows' rebuilds, so that a batch never rebuilds together."""
+
+NEVER = np.float32(OFF[SCORE])
+ALWAYS = np.float32(np.inf)
+"""A score that is never pruned is below no other; a gate at this threshold lets nothing through."""
 
 QKV, SCORES, VALUES, OUT, UP, DOWN = range(6)
 """Columns of a block's thresholds and of its counts."""
@@ -67,15 +85,16 @@ def score(state, at, turn, theta, net, scratch):
 
 
 @compiled
-def mix(state, scores_at, scale, bias, bias_at, held_at, values_at, sum_at, turn, theta, net, scratch):
-    """Softmax of the scores, and the gated sum of the ring's values; the number of value rows read.
+def mix(state, scores_at, scale, bias, bias_at, held_at, values_at, sum_at, turn, theta, prune, net, scratch, pruned):
+    """Softmax of the scores, and the gated sum of the ring's values, into `scratch.mixed`; the value rows read.
 
-    The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first.
+    The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first. `prune`
+    (heads, 2) holds what `models.operating` says of scores and heads, `pruned` (2,) gets the MACs they leave out.
     """
     span, channels = turn.span, net.sizes.channels
     width = channels // net.sizes.heads
     row = values_at + turn.slot * channels
-    count = 0
+    rows = 0
     for head in range(net.sizes.heads):
         place, held, weights = head * width, held_at + head * span, scratch.weights
         if turn.token >= span:
@@ -83,18 +102,29 @@ def mix(state, scores_at, scale, bias, bias_at, held_at, values_at, sum_at, turn
             oldest = Matrix(state, row + place, width, 0, scratch.zero, 0)
             accumulate(state, sum_at + place, oldest, scratch.index, scratch.change, 1)
             state[held + turn.slot] = np.float32(0.0)
-            count += 1
+            rows += 1
         copy(scratch.wide, place, state, row + place, width)
-        ages = bias_at + head * 2 * span + span - turn.slot
-        softmax(state, scores_at + head * span, scale, bias, ages, turn.filled, span, weights, 0)
+        ages, lowest, tau = bias_at + head * 2 * span + span - turn.slot, prune[head, SCORE], prune[head, HEAD]
+        at = scores_at + head * span
+        silent = tau > np.float32(0.0) and mean_size(state, at, scale, turn.filled, span) < tau
+        gate = ALWAYS
+        if not silent:
+            gate = theta
+            softmax(state, at, scale, bias, ages, turn.filled, span, lowest, weights, 0)
         ring = Matrix(state, values_at + place, width, channels, scratch.zero, 0)
-        count += product(weights, 0, span, state, held, sum_at + place, ring, theta, turn.rebase, scratch)
-    return count
+        count = product(weights, 0, span, state, held, sum_at + place, ring, gate, turn.rebase, scratch)
+        if silent:
+            pruned[HEAD] += max(0, turn.filled - count) * width
+        elif lowest > NEVER:
+            pruned[SCORE] += max(0, spared(weights, turn.filled, span, scratch.index, count)) * width
+        copy(scratch.zero if silent else state, 0 if silent else sum_at + place, scratch.mixed, place, width)
+        rows += count
+    return rows
 
 
 @compiled
-def attend(state, at, layer, turn, theta, net, scratch, macs):
-    """Attention of one token from its sums of query, key and value, into `sum_values`."""
+def attend(state, at, layer, turn, theta, prune, net, scratch, macs, pruned):
+    """Attention of one token from its sums of query, key and value, into `scratch.mixed`."""
     block, sizes, bias = net.layout.block, net.sizes, net.weights.age_bias
     channels = sizes.channels
     count = score(state, at, turn, theta[SCORES], net, scratch)
@@ -103,12 +133,15 @@ def attend(state, at, layer, turn, theta, net, scratch, macs):
     bias_at = layer * sizes.heads * 2 * sizes.span
     scores, held, values = at + block.scores, at + block.held_weights, at + block.values
     sums = at + block.sum_values
-    count = mix(state, scores, sizes.scale, bias, bias_at, held, values, sums, turn, theta[VALUES], net, scratch)
+    count = mix(
+        *(state, scores, sizes.scale, bias, bias_at, held, values, sums, turn),
+        *(theta[VALUES], prune, net, scratch, pruned),
+    )
     macs[VALUES] += count * (channels // sizes.heads)
 
 
 @compiled
-def block_step(x, x_at, state, at, layer, turn, theta, net, scratch, macs):
+def block_step(x, x_at, state, at, layer, turn, theta, prune, net, scratch, macs, pruned):
     """One token through one block; x (C) is changed in place. `theta` holds the block's six thresholds."""
     block, weights, c, hidden = net.layout.block, net.weights, net.sizes.channels, net.sizes.hidden
     qkv = Matrix(weights.qkv, layer * c * 3 * c, 3 * c, 3 * c, weights.qkv_bias, layer * 3 * c)
@@ -119,9 +152,9 @@ def block_step(x, x_at, state, at, layer, turn, theta, net, scratch, macs):
     normalise(x, x_at, c, weights.norm1, layer * 2 * c, scratch.x)
     held, sums = at + block.held_in, at + block.sum_qkv
     macs[QKV] += 3 * c * product(scratch.x, 0, c, state, held, sums, qkv, theta[QKV], turn.rebase, scratch)
-    attend(state, at, layer, turn, theta, net, scratch, macs)
-    mixed, held, sums = at + block.sum_values, at + block.held_mixed, at + block.sum_out
-    macs[OUT] += c * product(state, mixed, c, state, held, sums, out, theta[OUT], turn.rebase, scratch)
+    attend(state, at, layer, turn, theta, prune, net, scratch, macs, pruned)
+    held, sums = at + block.held_mixed, at + block.sum_out
+    macs[OUT] += c * product(scratch.mixed, 0, c, state, held, sums, out, theta[OUT], turn.rebase, scratch)
     add(x, x_at, state, sums, c)
 
     normalise(x, x_at, c, weights.norm2, layer * 2 * c, scratch.x)
@@ -157,7 +190,7 @@ def stem_step(frames, first, x, x_at, state, turn, theta, net, scratch, macs):
 
 
 @compiled
-def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits_at):
+def readout_step(x, x_at, state, turn, theta, prune, net, scratch, macs, pruned, logits, logits_at):
     """Pool the last `pool_span` tokens of x (C) and judge: logits (labels, padded); x becomes what was pooled."""
     pool, sizes, weights, at = net.layout.pool, net.sizes, net.weights, net.layout.readout
     c = sizes.channels
@@ -172,13 +205,14 @@ def readout_step(x, x_at, state, turn, theta, net, scratch, macs, logits, logits
     copy(scratch.x, 0, scratch.wide, 0, c)
     held, values, sums = at + pool.held_weights, at + pool.values, at + pool.sum_values
     count = mix(
-        state, scores, np.float32(1.0), weights.pool_age_bias, 0, held, values, sums, turn, theta[1], net, scratch
+        *(state, scores, np.float32(1.0), weights.pool_age_bias, 0, held, values, sums, turn),
+        *(theta[1], prune, net, scratch, pruned),
     )
     macs[1] += count * (c // sizes.heads)
-    held, pooled, sums = at + pool.held_head, sums, at + pool.sum_head
-    count = product(state, pooled, c, state, held, sums, head, theta[2], turn.rebase, scratch)
+    held, sums = at + pool.held_head, at + pool.sum_head
+    count = product(scratch.mixed, 0, c, state, held, sums, head, theta[2], turn.rebase, scratch)
     macs[2] += count * sizes.label_count
-    copy(state, pooled, x, x_at, c)
+    copy(scratch.mixed, 0, x, x_at, c)
     copy(state, sums, logits, logits_at, sizes.labels)
 
 
@@ -192,14 +226,15 @@ def begin(state, net):
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True, _nrt=False)
-def step(state, tokens, macs, thetas, rows, counts, frames, x, logits, net, scratch):
+def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, logits, net, scratch):
     """Advance a batch of streams by `counts` tokens each; `models.network.Network.step` is the public face.
 
-    All arrays are the caller's: state (capacity, layout.size), tokens (capacity,) and macs (capacity,
-    layers + 2, 6) are the cache; thetas (B, layers + 2, 6) are the streams' thresholds for stem, blocks and
-    read-out; rows and counts (B,) name the streams, all different, and their tokens in this batch; frames hold
-    (sum of counts) * stride * bands of network input; x (sum of counts) * C and logits (sum of counts) * labels are
-    the result: what the read-out pooled at each token, and what the head says of it.
+    All arrays are the caller's: state (capacity, layout.size), tokens (capacity,), macs (capacity, layers + 2, 6) and
+    pruned (capacity, 2) are the cache; thetas (B, layers + 2, 6) are the streams' thresholds for stem, blocks and
+    read-out, prunes (B, layers + 1, heads, 2) what they prune in blocks and read-out; rows and counts (B,) name the
+    streams, all different, and their tokens in this batch; frames hold (sum of counts) * stride * bands of network
+    input; x (sum of counts) * C and logits (sum of counts) * labels are the result: what the read-out pooled at each
+    token, and what the head says of it.
     """
     sizes, layout = net.sizes, net.layout
     c, new, last = sizes.channels, sizes.stride * sizes.bands, sizes.layers + 1
@@ -216,17 +251,18 @@ def step(state, tokens, macs, thetas, rows, counts, frames, x, logits, net, scra
         place, at = layout.blocks + layer * layout.block.size, 0
         for b in range(len(rows)):
             row = rows[b]
-            theta, done = thetas[b, layer + 1], macs[row, layer + 1]
+            theta, prune, done, left = thetas[b, layer + 1], prunes[b, layer], macs[row, layer + 1], pruned[row]
             for n in range(counts[b]):
                 turn = turn_of(tokens[row] + n, row, sizes.span)
-                block_step(x, at * c, state[row], place, layer, turn, theta, net, scratch, done)
+                block_step(x, at * c, state[row], place, layer, turn, theta, prune, net, scratch, done, left)
                 at += 1
     at = 0
     for b in range(len(rows)):
         row = rows[b]
-        theta, done = thetas[b, last], macs[row, last]
+        theta, prune, done, left = thetas[b, last], prunes[b, sizes.layers], macs[row, last], pruned[row]
         for n in range(counts[b]):
             turn = turn_of(tokens[row] + n, row, sizes.pool_span)
-            readout_step(x, at * c, state[row], turn, theta, net, scratch, done, logits, at * sizes.labels)
+            place = at * sizes.labels
+            readout_step(x, at * c, state[row], turn, theta, prune, net, scratch, done, left, logits, place)
             at += 1
         tokens[row] += counts[b]

@@ -11,6 +11,7 @@ the gates let through, as in the compiled step without its rebuilds of sums, of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 
 from models.checkpoint import DENSE, Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.counting import fold_factors
 from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
+from models.folding import network_of
 from models.gates import hold
+from models.operating import HEAD, OFF, SCORE, prune_table
+from models.torch_pruning import PrunedWindow
 from models.transformer import Gates, Past, StreamingKWT
 
 
@@ -30,7 +35,7 @@ class TorchCache:
 
     tensors: every tensor of a full `Past`, a row for each stream. Along a window (keys, values, held attention rows)
         the newest token is last; of a stream younger than the window, the places in front are unused.
-    tokens, macs, point, scale: as in `models.cache.Cache`.
+    tokens, macs, pruned, point, scale: as in `models.cache.Cache`.
     """
 
     def __init__(self, model: StreamingKWT, capacity: int) -> None:
@@ -41,19 +46,21 @@ class TorchCache:
         }
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, self.config.layers + 2, len(BLOCK_GATES)), np.int64)
+        self.pruned = np.zeros((capacity, 2), np.int64)
         self.point = np.zeros(capacity, np.int64)
         self.scale = np.ones(capacity, np.float32)
 
     @property
     def bytes_per_row(self) -> int:
         """Memory of one stream, counters included."""
-        counters = (self.tokens, self.macs, self.point, self.scale)
+        counters = (self.tokens, self.macs, self.pruned, self.point, self.scale)
         return sum(t[:1].nbytes for t in self.tensors.values()) + sum(array[:1].nbytes for array in counters)
 
     def reset(self, row: int) -> None:
         """Back to the start of a stream; its operating point stays."""
         self.tokens[row] = 0
         self.macs[row] = 0
+        self.pruned[row] = 0
 
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
@@ -63,12 +70,12 @@ class TorchCache:
         """The past of streams (B,) of which each has `seen` tokens in its longest window, less than `longest_span`."""
         if seen == 0:
             return Past()
-        past = Past(frames=self.tensors["frames"][rows])
-        for name, tensor in self.tensors.items():
+        parts = {name: tensor[rows, *_newest(name, seen, self.config)] for name, tensor in self.tensors.items()}
+        past = Past(frames=parts["frames"])
+        for name, part in parts.items():
             kind, _, of = name.partition(".")
-            part = tensor[rows, :, -seen:] if _windowed(name) else tensor[rows]
             if kind == "keys":
-                past.memory[of] = (part, self.tensors[f"values.{of}"][rows, :, -seen:])
+                past.memory[of] = (part, parts[f"values.{of}"])
             elif kind == "held":
                 past.held[of] = part
         return past
@@ -76,14 +83,23 @@ class TorchCache:
     def write(self, rows: Tensor, future: Past) -> None:
         """Keep what streams (B,) remember of their newest tokens."""
         for name, tensor in _named(future, self.config):
-            if _windowed(name):
+            if name.endswith(".weights"):
+                self.tensors[name][rows, ..., -tensor.shape[-1] :] = tensor
+            elif name.startswith(("keys.", "values.")):
                 self.tensors[name][rows, :, -tensor.shape[2] :] = tensor
             else:
                 self.tensors[name][rows] = tensor
 
 
-def _windowed(name: str) -> bool:
-    return name.startswith(("keys.", "values.")) or name.endswith(".weights")
+def _newest(name: str, tokens: int, config: ModelConfig) -> tuple[Any, ...]:
+    """Where, behind the streams' axis of a tensor, the newest tokens of its window lie; everything, if it has none."""
+    if name.endswith(".weights"):
+        return ..., slice(-tokens, None)
+    if not name.startswith(("keys.", "values.")):
+        return ()
+    block = name.partition(".block")[2]
+    factor = fold_factors(config)[int(block)] if block else 1
+    return slice(None), slice(-tokens * factor, None)
 
 
 def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -94,7 +110,7 @@ def _named(past: Past, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
         if tensor is not None:
             past_tokens = (config.pool_span if "readout" in name else config.span) - 1
-            yield name, tensor[:, :, -past_tokens:] if _windowed(name) else tensor
+            yield name, tensor[:, *_newest(name, past_tokens, config)]
 
 
 def _full_past(model: StreamingKWT) -> Past:
@@ -103,20 +119,27 @@ def _full_past(model: StreamingKWT) -> Past:
     device = next(model.parameters()).device
     silence = torch.full((1, (config.longest_span - 1) * config.stride, config.frontend.bands), SILENT, device=device)
     with torch.inference_mode():
-        return model(silence, None, dict.fromkeys(gate_names(config), 0.0))[1]
+        thresholds = dict.fromkeys(gate_names(config), torch.zeros(1, device=device))
+        past, off = Past(), torch.tensor(OFF, device=device).expand(1, config.layers, config.heads, 2)
+        model.run(silence, Past(), past, CountingGates(thresholds, off, Past(), past))
+        return past
 
 
 class CountingGates(Gates):
     """Delta gates that count what passes, with thresholds (B,) of their own for every stream.
 
-    moved: per gate, channels let through (B, N). pooled: what the read-out pooled (B, N, C).
+    prunes: Th and tau (B, layers, heads, 2). moved: per gate, channels let through (B, N). spared: value rows that
+    pruned scores and silent heads left out (B, 2). pooled: what the read-out pooled (B, N, C).
     """
 
-    def __init__(self, thresholds: Mapping[str, Tensor], past: Past, future: Past) -> None:
+    def __init__(self, thresholds: Mapping[str, Tensor], prunes: Tensor, past: Past, future: Past) -> None:
         super().__init__(thresholds, past, future)
-        self.exact = not any(bool(theta.any()) for theta in thresholds.values())
+        self.prunes, self.spared = prunes, prunes.new_zeros(len(prunes), 2, dtype=torch.int64)
+        gated = any(bool(theta.any()) for theta in thresholds.values())
+        self.exact = not gated and not prunes[..., HEAD].any()
         self.moved: dict[str, Tensor] = {}
         self.pooled: Tensor
+        self._moved: Tensor
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         """As `models.transformer.Gates`; where all thresholds are zero nothing is held, and time is no loop."""
@@ -133,9 +156,15 @@ class CountingGates(Gates):
         moved = held != torch.cat((first, held[..., :-1, :]), dim=-2)
         if window is not None:
             moved &= window
-        self.moved[name] = moved.sum(-1).view(len(x), -1, x.shape[-2]).sum(1)
+        self._moved = moved
+        self.moved[name] = moved.sum(-1).reshape(len(x), -1, x.shape[-2]).sum(1)
         self.future.held[name] = held[..., -1, :]
         return held
+
+    def spare(self, dropped: Tensor, silent: Tensor) -> None:
+        """Count value rows that pruning left out; see `models.torch_pruning`."""
+        for kind, rows in ((SCORE, dropped & ~self._moved), (HEAD, silent)):
+            self.spared[:, kind] += rows.flatten(1).sum(1)
 
 
 class Gathered(nn.Module):
@@ -168,7 +197,10 @@ class TorchNetwork:
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, torch.device(device)
-        self.model = StreamingKWT(self.config)
+        self.model = network_of(self.config)
+        for layer, factor in enumerate(fold_factors(self.config)):
+            if factor == 1:
+                self.model.blocks[layer].attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
         self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
         self.model.to(self.device).eval()
         gather(self.model)
@@ -176,6 +208,7 @@ class TorchNetwork:
         thresholds = {DENSE: dict.fromkeys(names, 0.0), **checkpoint.points}
         self.points = tuple(thresholds)
         self._table = np.array([[point[name] for name in names] for point in thresholds.values()], np.float32)
+        self._prunes = np.stack([prune_table(self.config, point)[:-1] for point in thresholds.values()])
 
     def new_cache(self, capacity: int) -> TorchCache:
         """Room for `capacity` streams, each at its beginning."""
@@ -219,11 +252,14 @@ class TorchNetwork:
         thetas = torch.from_numpy(self._table[cache.point[rows]] * cache.scale[rows, None]).to(self.device)
         places = torch.from_numpy(rows).to(self.device)
         past, future = cache.read(places, seen), Past()
-        gates = CountingGates(dict(zip(gate_names(self.config), thetas.unbind(1), strict=True)), past, future)
+        prunes = torch.from_numpy(self._prunes[cache.point[rows]]).to(self.device)
+        by_gate = dict(zip(gate_names(self.config), thetas.unbind(1), strict=True))
+        gates = CountingGates(by_gate, prunes, past, future)
         logits = self.model.run(torch.from_numpy(frames).to(self.device).flatten(1, 2), past, future, gates)
         cache.write(places, future)
         before = cache.tokens[rows, None] + np.arange(frames.shape[1])
         cache.macs[rows] += macs(self.config, gates.moved, before)
+        cache.pruned[rows] += gates.spared.cpu().numpy() * self.config.head_channels
         cache.tokens[rows] += frames.shape[1]
         return logits.cpu().numpy(), gates.pooled.cpu().numpy()
 
@@ -237,17 +273,18 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
     names = list(moved)
     channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
     total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
-    old_keys = np.minimum(before, config.span - 1)
-    leaves, pool_leaves = heads * (before >= config.span), heads * (before >= config.pool_span)
-    outputs = {"qkv": 3 * c, "query": old_keys, "weights": c // heads, "out": c, "up": config.hidden, "down": c}
-    outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
     total[:, 0, 0] = channels["stem"].sum(1) * c
-    for layer in range(config.layers):
+    for layer, factor in enumerate(fold_factors(config)):
+        thin, part = c // factor, max(1, heads // factor)
+        old_keys, leaves = factor * np.minimum(before, config.span - 1), factor**2 * part * (before >= config.span)
+        outputs = {"query": old_keys, "weights": thin // part, "up": config.hidden // factor, "qkv": 3 * thin}
         for column, kind in enumerate(BLOCK_GATES):
             passed = channels[f"block{layer}.{kind}"] + (leaves if kind == "weights" else 0)
-            total[:, layer + 1, column] = (passed * outputs[kind]).sum(1)
-            if kind == "query":  # the new key meets the whole query
-                total[:, layer + 1, column] += c * before.shape[1]
+            total[:, layer + 1, column] = (passed * outputs.get(kind, thin)).sum(1)
+            if kind == "query":  # the new keys meet the whole queries
+                total[:, layer + 1, column] += factor * c * before.shape[1]
+    pool_leaves = heads * (before >= config.pool_span)
+    outputs_at_end = {"query": heads, "weights": c // heads, "head": len(config.labels)}
     for column, kind in enumerate(READOUT_GATES):
         passed = channels[f"readout.{kind}"] + (pool_leaves if kind == "weights" else 0)
         total[:, -1, column] = (passed * outputs_at_end[kind]).sum(1)

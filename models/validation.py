@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.config import SILENCE, UNKNOWN, ModelConfig
-from models.counting import causal_macs
+from models.counting import causal_macs, fold_factors
 from models.data import CLIP_FRAMES, CLIP_SAMPLES, Corpus
+from models.engines import AnyNetwork, make_network
 from models.features import Array, network_input
-from models.network import Network
 from models.offline import softmax
 
 BATCH = 256
@@ -43,7 +43,8 @@ class Validation:
 
         `done` is the share of the causal baseline's MACs.
         """
-        network = Network(checkpoint)
+        folded = max(fold_factors(self.config)) > 1
+        network = make_network(checkpoint, "torch" if folded else "kernels")
         unknown, silence = self.config.labels.index(UNKNOWN), self.config.labels.index(SILENCE)
         figures = {}
         for point in network.points:
@@ -60,13 +61,13 @@ class Validation:
         return figures
 
 
-def verdicts_on(network: Network, point: str, clips: NDArray[np.uint8]) -> tuple[NDArray[np.int64], float]:
+def verdicts_on(network: AnyNetwork, point: str, clips: NDArray[np.uint8]) -> tuple[NDArray[np.int64], float]:
     """Label of each clip (R, 98, M), and the MACs done as a share of the causal baseline's."""
     posteriors, done = posteriors_on(network, point, clips)
     return posteriors.argmax(axis=1), done
 
 
-def posteriors_on(network: Network, point: str, clips: NDArray[np.uint8]) -> tuple[Array, float]:
+def posteriors_on(network: AnyNetwork, point: str, clips: NDArray[np.uint8]) -> tuple[Array, float]:
     """Last posteriors of each clip, (R, 98, M) -> (R, K), and the MACs done as a share of the causal baseline's."""
     posteriors, macs = [np.zeros((0, len(network.config.labels)), np.float32)], 0
     for start in range(0, len(clips), BATCH):

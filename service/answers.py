@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, Field
 
 from service.audio import SAMPLE_RATE
-from service.protocol import KeywordSettings
+from service.protocol import KeywordSettings, Method
 from service.windows import DENSE, HOP, RULE
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class ModelInfo(BaseModel):
     labels: tuple[str, ...]
     keywords: dict[str, KeywordSettings]
     points: tuple[str, ...]
+    methods: dict[str, Method] = Field(description="method of each point")
     point: str = Field(description="the operating point that streams get")
     sample_rate: int
     hop_samples: int = Field(description="samples between two posteriors")
@@ -41,6 +42,7 @@ class ModelInfo(BaseModel):
             labels=spec.config.labels,
             keywords={word: spec.settings(spec.rule(word, KeywordSettings())) for word in spec.config.keywords},
             points=spec.points,
+            methods=dict(spec.methods),
             point=spec.default_point,
             sample_rate=spec.config.frontend.sample_rate,
             hop_samples=spec.config.token_samples,
@@ -58,6 +60,7 @@ class ModelInfo(BaseModel):
             labels=model.labels,
             keywords=dict.fromkeys(model.rules, settings),
             points=(DENSE,),
+            methods={DENSE: "dense"},
             point=DENSE,
             sample_rate=SAMPLE_RATE,
             hop_samples=HOP,

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from models.features import Array, log_mel
 from models.offline import softmax
+from models.operating import METHODS
 from service.audio import SAMPLE_RATE
 from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Usage
@@ -34,6 +35,7 @@ from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
     from models.engines import AnyNetwork
+    from models.operating import Method
 
 TURN_TOKENS = 8
 """Tokens of one slot in one batch when many wait."""
@@ -95,9 +97,9 @@ class Engine:
 
     # --- life
 
-    def host(self, name: str, network: AnyNetwork) -> Hosted:
-        """Serve a network under a name from now on; streams of an earlier one keep theirs."""
-        self.hosted[name] = hosted = Hosted.of(name, network, self.slots, self.check_share)
+    def host(self, name: str, network: AnyNetwork, methods: Collection[Method] = METHODS) -> Hosted:
+        """Serve a network, by these methods, under a name from now on; streams of an earlier one keep theirs."""
+        self.hosted[name] = hosted = Hosted.of(name, network, self.slots, self.check_share, methods)
         return hosted
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -7,6 +7,7 @@ Knows no sessions, sockets or models, only what it is told.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ PREFIX = "deltaspot"
 OTHER = "other"
 GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
 """Groups of matrix products, as `models.counting` names them."""
+PRUNED = ("score", "head")
+"""Kinds of pruning, as `models.counting` names them."""
 
 OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 """Why a stream ended: a close code of the protocol, or a peer that went without a word."""
@@ -128,6 +131,8 @@ class Metrics:
             self._done[group].inc(work.done.get(group, 0))
             self._causal[group].inc(work.causal.get(group, 0))
             self._window[group].inc(work.window.get(group, 0))
+            for reason in PRUNED:
+                self._pruned[group, reason].inc(work.pruned[reason].get(group, 0))
         self._tokens.inc(work.tokens)
 
     def waited(self, seconds: float) -> None:
@@ -221,6 +226,10 @@ class Metrics:
         done = self._counter("macs_done", "Multiply-accumulates done, by group of products.", group=GROUPS)
         causal = self._counter("macs_causal", "What dense arithmetic on new tokens would have done.", group=GROUPS)
         window = self._counter("macs_window", "What recomputing the window at every hop would have done.", group=GROUPS)
+        pruned = self._counter(
+            "macs_pruned", "What dropped scores and silent heads left out.", group=GROUPS, reason=PRUNED
+        )
+        self._pruned = {both: pruned.labels(*both) for both in itertools.product(GROUPS, PRUNED)}
         self._done = {group: done.labels(group) for group in GROUPS}
         self._causal = {group: causal.labels(group) for group in GROUPS}
         self._window = {group: window.labels(group) for group in GROUPS}
@@ -254,8 +263,8 @@ class Metrics:
 
     def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
         counter = Counter(f"{PREFIX}_{name}", text, tuple(labels), registry=self.registry)
-        for value in next(iter(labels.values()), ()):
-            counter.labels(value)
+        for values in itertools.product(*labels.values()) if labels else ():
+            counter.labels(*values)
         return counter
 
     def _gauge(self, name: str, text: str, multiprocess: str = "livesum") -> Gauge:

@@ -23,6 +23,8 @@ MAX_TEXT_BYTES: Final = 16_384
 Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
 Samples = Annotated[int, Field(ge=0, description="samples per channel at the client's rate")]
 Share = Annotated[float, Field(ge=0, le=1, description="share, 0 to 1")]
+Method = Literal["dense", "delta", "pruned", "delta+pruned"]
+"""What an operating point leaves out: nothing, what moves little, weak scores and heads, or both."""
 Signed = Annotated[float, Field(le=1, description="share, at most 1; below 0 if more was done than the baseline")]
 
 
@@ -160,6 +162,7 @@ class Configure(Strict):
     channels: int = Field(1, ge=1, le=8, description="interleaved; they are averaged")
     model: str | None = Field(None, max_length=64, description="one of `/v1/models`; the default if left out")
     point: str | None = Field(None, max_length=32, description="operating point of the model, such as `dense`")
+    method: Method | None = Field(None, description="a point of this method, unless `point` names one of it")
     coarsest: float = Field(4.0, ge=1, le=16, description="largest factor on delta thresholds if the server is busy")
     keywords: dict[str, KeywordSettings] | None = Field(
         None, max_length=64, description="exactly these are detected; all of the model's if left out"
@@ -236,6 +239,7 @@ class Ready(Strict):
     keywords: dict[str, KeywordSettings] = Field(description="those that are detected, with every setting in force")
     point: str = Field(description="operating point in force")
     points: tuple[str, ...] = Field(description="those that may be chosen")
+    methods: dict[str, Method] = Field({}, description="method of each of `points`")
     hop_samples: int = Field(gt=0, description="16 kHz samples between two posteriors")
     replay_samples: Samples = Field(description="how far before a checkpoint a resuming client begins")
     sample: Samples = Field(0, description="position that the next audio has in the stream")
@@ -277,6 +281,10 @@ class Heartbeat(Strict):
     macs_done: int = Field(ge=0, description="multiply-accumulates since the stream began")
     macs_skipped_vs_window: Signed = Field(description="against recomputing a whole window at every token")
     macs_skipped_vs_causal: Signed = Field(description="against dense arithmetic on new tokens only")
+    skipped: dict[str, Signed] = Field(
+        {},
+        description="share of the window baseline not done, by reason: window, delta, score (dropped), head",
+    )
     delta_scale: float = Field(ge=0, description="factor on delta thresholds in force; above 1 when the server is busy")
     cache_bytes: int = Field(ge=0, description="memory of this stream inside the model, bytes")
     checkpoint: Checkpoint

@@ -126,7 +126,7 @@ class Server:
         }
         self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
-            hosted = self.engine.host(name, network)
+            hosted = self.engine.host(name, network, self.settings.methods)
             log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
         first = self.engine.find(None).spec
         self.metrics.model(first.name, first.fingerprint, first.default_point)

@@ -195,6 +195,7 @@ class Session:
             keywords={word: self.spec.settings(rule) for word, rule in self._rules.items()},
             point=self.point,
             points=self.spec.points,
+            methods=dict(self.spec.methods),
             hop_samples=config.token_samples,
             replay_samples=self._time.replay_samples,
             sample=self._time.start + self._decoder.samples,
@@ -204,7 +205,7 @@ class Session:
     @property
     def point(self) -> str:
         """Name of the operating point asked for."""
-        return self.asked.point or self.spec.default_point
+        return self.spec.point(self.asked)
 
     @property
     def audio_s(self) -> float:
@@ -270,6 +271,7 @@ class Session:
             macs_done=macs.total,
             macs_skipped_vs_window=macs.skipped_vs_window,
             macs_skipped_vs_causal=macs.skipped_vs_causal,
+            skipped=macs.skipped,
             delta_scale=vitals.scale,
             cache_bytes=vitals.cache_bytes,
             checkpoint=self.checkpoint(),

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.engines import Engine
+from models.operating import METHODS, Method
 
 MINUTE, DAY = 60.0, 86_400.0
 
@@ -27,6 +28,7 @@ class Settings(BaseSettings):
     engine: Engine = Field("kernels", description="What runs the networks: our kernels, or torch.")
     device: str = Field("cpu", description="Where torch runs them: cpu, cuda, or cuda:N.")
     models: dict[str, Path] = Field({}, description='More checkpoints by name, as JSON: {"name": "path"}.')
+    methods: tuple[Method, ...] = Field(METHODS, description="Methods that streams may choose among, as JSON.")
     sessions: int = Field(1_000, ge=1, le=100_000, description="Streams admitted at most; later ones get 503.")
     batch_ms: float = Field(
         20.0, ge=0, le=200, description="Longest wait for a batch to fill, ms; scaled by the share of `sessions` open."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from models.counting import count
+from models.operating import METHODS, offered
 from models.self_check import SelfCheck
 from service.spec import Spec
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from models.engines import AnyCache, AnyNetwork
     from models.enroll import Spotting
     from models.features import Array
+    from models.operating import Method
     from service.engine import Engine
 
 
@@ -59,10 +61,18 @@ class Hosted:
     check: SelfCheck
 
     @classmethod
-    def of(cls, name: str, network: AnyNetwork, slots: int, check_share: float) -> Hosted:
-        """Give a network room for `slots` streams, of whose tokens a share is checked."""
+    def of(
+        cls, name: str, network: AnyNetwork, slots: int, check_share: float, methods: Collection[Method] = METHODS
+    ) -> Hosted:
+        """Give a network room for `slots` streams, of whose tokens a share is checked.
+
+        Raises:
+            CheckpointError: none of its operating points is of the `methods` that may be chosen.
+        """
         checkpoint = network.checkpoint
-        spec = Spec(name, checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+        points = offered(checkpoint, methods)
+        fingerprint, calibration = checkpoint.fingerprint, checkpoint.calibration
+        spec = Spec(name, fingerprint, network.config, tuple(points), calibration, points)
         check = SelfCheck(network, share=check_share)
         return cls(name, network, network.new_cache(slots), list(range(slots)), spec, check)
 
@@ -109,7 +119,7 @@ class Slot:
 
         def configure() -> None:
             self.coarsest = coarsest
-            self.hosted.cache.configure(self.row, self.hosted.spec.points.index(point), self.scale)
+            self.hosted.cache.configure(self.row, self.hosted.network.points.index(point), self.scale)
 
         self.engine.enqueue(self, configure)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from service.audio import SAMPLE_RATE
 from service.detector import Rule
 from service.errors import BadMessage, UnknownModel
-from service.protocol import Configure, KeywordSettings
+from service.protocol import Configure, KeywordSettings, Method
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -23,8 +23,9 @@ class Spec:
         name: as in `/v1/models`.
         fingerprint: of its weights.
         config: shapes and labels.
-        points: names of the operating points.
+        points: names of the operating points that may be chosen.
         calibration: as in `models.checkpoint.Checkpoint`.
+        methods: method of each of `points`, as `models.operating` calls them.
         enrolled: thresholds of keywords of the client's own; their columns stand behind the model's labels.
     """
 
@@ -33,6 +34,7 @@ class Spec:
     config: ModelConfig
     points: tuple[str, ...]
     calibration: Mapping[str, Any]
+    methods: Mapping[str, Method] = field(default_factory=dict)
     enrolled: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -44,6 +46,21 @@ class Spec:
     def default_point(self) -> str:
         """The point that streams get: `shipped` where there is one."""
         return "shipped" if "shipped" in self.points else self.points[0]
+
+    def point(self, wish: Configure) -> str:
+        """The operating point that a client asks for, by name, by method, or not at all.
+
+        Raises:
+            UnknownModel: there is none such, or it may not be chosen here.
+        """
+        if wish.point is not None and wish.point not in self.points:
+            raise UnknownModel(f"this model has the points {', '.join(self.points)}", "point")
+        named = self.points if wish.point is None else (wish.point,)
+        fit = [point for point in named if wish.method in (None, self.methods.get(point))]
+        if not fit:
+            what = "this model" if wish.point is None else f"the point {wish.point}"
+            raise UnknownModel(f"{what} has {', '.join(sorted({self.methods[point] for point in named}))}", "method")
+        return self.default_point if self.default_point in fit else fit[0]
 
     def rule(self, word: str, wish: KeywordSettings) -> Rule:
         """A keyword's calibrated rule, changed as the client wishes."""
@@ -63,8 +80,7 @@ class Spec:
         Raises:
             BadMessage: for a keyword or an operating point that this model does not have.
         """
-        if wish.point is not None and wish.point not in self.points:
-            raise UnknownModel(f"this model has the points {', '.join(self.points)}", "point")
+        self.point(wish)
         own = (*self.config.keywords, *self.enrolled)
         usual = self.config.keywords if wish.keywords is None else ()
         wishes = dict.fromkeys((*usual, *self.enrolled), KeywordSettings()) | (wish.keywords or {})
@@ -92,6 +108,10 @@ class Macs(Protocol):
     @property
     def skipped_vs_causal(self) -> float:
         """Share saved against dense arithmetic on new tokens."""
+
+    @property
+    def skipped(self) -> dict[str, float]:
+        """Share saved against recomputing whole windows, by reason."""
 
 
 class Vitals(Protocol):

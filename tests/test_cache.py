@@ -74,16 +74,17 @@ def test_rows_begin_on_cache_lines_and_are_empty(capacity: int) -> None:
 
 def test_memory_of_a_row_is_what_it_holds() -> None:
     cache = Cache(CONFIG, 4)
-    counters = 8 + 8 * (CONFIG.layers + 2) * 6 + 8 + 4
+    counters = 8 + 8 * (CONFIG.layers + 2) * 6 + 2 * 8 + 8 + 4
     assert cache.bytes_per_row == 4 * cache.layout.size + counters
 
 
 def test_reset_forgets_one_stream_and_keeps_its_operating_point() -> None:
     cache = Cache(CONFIG, 3)
-    cache.tokens[:], cache.macs[:] = 7, 5
+    cache.tokens[:], cache.macs[:], cache.pruned[:] = 7, 5, 3
     cache.configure(1, 2, 0.5)
     cache.reset(1)
     assert cache.tokens.tolist() == [7, 0, 7]
     assert not cache.macs[1].any()
     assert (cache.macs[[0, 2]] == 5).all()
+    assert cache.pruned.tolist() == [[3, 3], [0, 0], [3, 3]]
     assert (cache.point.tolist(), cache.scale.tolist()) == ([0, 2, 0], [1.0, 0.5, 1.0])

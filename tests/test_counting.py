@@ -12,8 +12,9 @@ from torch import Tensor
 from models.cache import Cache
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
-from models.counting import GROUPS, Count, causal_macs, count, nothing, window_macs
+from models.counting import GROUPS, REASONS, Count, causal_macs, count, nothing, window_macs
 from models.network import Network
+from models.operating import prune_names
 from models.transformer import Gates, Past, StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, pool_span=32)
@@ -158,9 +159,10 @@ def test_stronger_gates_skip_more(network: Network) -> None:
 
 def test_silence_costs_next_to_nothing(network: Network) -> None:
     """The same frame for ever: nothing moves, and the new key and the ring's turning are all that is left."""
-    cache, _ = run(network, "mild", np.full((200, CONFIG.stride, CONFIG.frontend.bands), -1.0, np.float32))
+    frames = CONFIG.stride, CONFIG.frontend.bands
+    cache, _ = run(network, "mild", np.full((200, *frames), -1.0, np.float32))
     before = count(cache, 0)
-    network.step(cache, np.zeros(1, np.int64), np.full((20, CONFIG.stride, 40), -1.0, np.float32), np.array([20]))
+    network.step(cache, np.zeros(1, np.int64), np.full((20, *frames), -1.0, np.float32), np.array([20]))
     assert (count(cache, 0) - before).skipped_vs_causal > 0.9
 
 
@@ -175,6 +177,23 @@ def test_rebuilding_the_sums_is_work(network: Network) -> None:
         work.append((count(cache, 0) - before).total)
         before = count(cache, 0)
     assert work[0] > 5 * work[1]
+
+
+def test_reasons_share_what_the_window_baseline_would_do(model: StreamingKWT) -> None:
+    """Pruning is told apart from the gate, with which it runs."""
+    names = [name for pair in prune_names(CONFIG) for name in pair]
+    pruning = {name: 0.3 if "head" in name else 0.0 for name in names}
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    both = Network(Checkpoint(CONFIG, weights, {"both": {**POINTS["mild"], **pruning}}))
+    counted = nothing(CONFIG)
+    for seed in range(3):
+        counted += run(both, "both", noise(seed=seed))[1]
+    assert set(counted.skipped) == set(REASONS)
+    assert sum(counted.skipped.values()) == pytest.approx(counted.skipped_vs_window)
+    assert min(counted.skipped.values()) > 0
+    for reason, macs in counted.pruned.items():
+        assert sum(macs.values()) == pytest.approx(counted.skipped[reason] * sum(counted.window.values()))
+    assert sum(counted.left) + counted.done["values"] <= counted.causal["values"] * (1 + 1 / W)
 
 
 def test_counts_add_up_and_begin_anew(network: Network) -> None:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from models.checkpoint import Checkpoint
 from models.config import ConfigError, ModelConfig, gate_names
-from models.folding import FoldedBlock, FoldedKWT, fold, unfold
+from models.counting import Count, causal_macs, count
+from models.finetune import _mac_shares
+from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
+from models.network import Network
+from models.torch_network import TorchNetwork
 from models.transformer import Gates, Past, StreamingKWT
 
 SMALL = ModelConfig(channels=12, layers=3, heads=2, hidden=24, span=4)
+
+
+@dataclass(frozen=True)
+class Folded(ModelConfig):
+    """A configuration that says which layers fold."""
+
+    folds: tuple[int, ...] = (1, 2, 3)
+
+
+FOLDED = Folded(**{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name != "folds"})
+GATED = {name: 0.02 if name.endswith("weights") else 0.3 for name in gate_names(SMALL)}
 
 
 @pytest.fixture
@@ -27,6 +45,81 @@ def network() -> FoldedKWT:
 @pytest.fixture
 def frames() -> Tensor:
     return torch.randn(2, 10 * SMALL.stride, SMALL.frontend.bands, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def engine(network: FoldedKWT) -> TorchNetwork:
+    for parameter in network.parameters():
+        parameter.copy_(parameter.half())  # as checkpoints hold matrices
+    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    return TorchNetwork(Checkpoint(FOLDED, weights, {"gated": GATED}))
+
+
+def streamed(engine: TorchNetwork, frames: Tensor, point: str, cuts: list[int]) -> tuple[Tensor, list[Count]]:
+    """Streams (B, T, M) cut alike: logits (B, N, K), and what was counted of each."""
+    tokens = frames.unflatten(1, (-1, FOLDED.stride))
+    cache, parts = engine.new_cache(len(tokens)), []
+    for row in range(len(tokens)):
+        cache.configure(row, engine.points.index(point))
+    for part in tokens.tensor_split(cuts, dim=1):
+        counts = np.full(len(part), part.shape[1])
+        logits = engine.step(cache, np.arange(len(part)), part.flatten(0, 1).numpy(), counts)
+        parts.append(torch.from_numpy(logits).view(len(part), part.shape[1], -1))
+    return torch.cat(parts, dim=1), [count(cache, row) for row in range(len(tokens))]
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 5, 6], list(range(1, 10))])
+@pytest.mark.parametrize("point", ["dense", "gated"])
+def test_cached_steps_of_the_engine_equal_the_whole(
+    network: FoldedKWT, engine: TorchNetwork, frames: Tensor, point: str, cuts: list[int]
+) -> None:
+    whole, _ = network(frames, None, GATED if point == "gated" else None)
+    got, _ = streamed(engine, frames, point, cuts)
+    torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_engine_counts_what_dense_folded_layers_do(engine: TorchNetwork, frames: Tensor) -> None:
+    """Sub-token by sub-token; less only where something stands still, more where a token leaves its window."""
+    c, w, tokens = SMALL.channels, SMALL.span, 10
+    seen = sum(min(token + 1, w) for token in range(tokens))
+    wanted = {"qkv": 0, "scores": 0, "up": 0}
+    for factor in FOLDED.folds:
+        for _query in range(factor):
+            wanted["qkv"] += tokens * 3 * (c // factor) ** 2
+            wanted["up"] += tokens * (c // factor) * (SMALL.hidden // factor)
+            wanted["scores"] += seen * factor * (c // factor)
+    causal = causal_macs(FOLDED, tokens)
+    assert {group: causal[group] for group in wanted} == wanted
+    assert causal["values"] == causal["scores"]
+    (counted, *_) = streamed(engine, frames, "dense", [])[1]
+    assert {group: counted.done[group] for group in wanted} == wanted
+    leaving = sum(c * factor for factor in FOLDED.folds) * (tokens - w)
+    assert counted.done["values"] == causal["values"] + leaving
+    assert counted.total < counted.bytes_read / 2 < 2 * counted.total
+    gated = streamed(engine, frames, "gated", [])[1][0]
+    assert gated.total < counted.total
+    assert gated.bytes_read < counted.bytes_read
+
+
+def test_prices_of_gates_follow_the_folds() -> None:
+    shares = dict(zip(gate_names(FOLDED), _mac_shares(FOLDED), strict=True))
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert shares["block2.up"] == pytest.approx(shares["block0.up"] / 3)
+    assert shares["block2.query"] == pytest.approx(3 * shares["block0.query"])
+
+
+def test_folded_layers_are_not_compiled(engine: TorchNetwork) -> None:
+    with pytest.raises(ConfigError, match="run them in the torch engine"):
+        Network(engine.checkpoint)
+
+
+def test_a_quarter_of_the_default_networks_memory_is_saved() -> None:
+    config = ModelConfig()
+    folds = tuple(2 if 3 <= layer < 6 else 1 for layer in range(config.layers))
+    plain, folded = (
+        sum(p.numel() for p in model.parameters()) for model in (network_of(config), FoldedKWT(config, folds))
+    )
+    assert folded < 0.76 * plain
 
 
 def attention_by_loops(block: FoldedBlock, x: Tensor, factor: int) -> Tensor:

@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from models.kwt import KWT, Attention
+from models.kwt import Attention
 from models.kwt_delta import DeltaAttention, chain, learn
 from models.kwt_weights import KWTConfig
+from tests.stock import random_clips, random_kwt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from models.kwt import KWT
 
 SMALL = KWTConfig(channels=8, heads=2, layers=2, hidden=16, clip_samples=2_000)
 
 
 @pytest.fixture
 def model() -> KWT:
-    torch.manual_seed(0)
-    model = KWT(SMALL)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.requires_grad_(False)
+    return random_kwt(SMALL)
 
 
 @pytest.fixture
 def clips() -> Tensor:
-    return torch.randn(3, SMALL.tokens, SMALL.channels, generator=torch.Generator().manual_seed(1))
+    return random_clips(SMALL, 3)
 
 
 def recurrence(x: Tensor, w: Tensor, theta: float) -> tuple[list[Tensor], int]:

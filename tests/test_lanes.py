@@ -42,6 +42,12 @@ def kept(x, first, limit, otherwise, out):
 
 
 @jit
+def kept_from(x, scores, limit, out):
+    lanes.store(out, 0, lanes.keep_from(lanes.load(x, 0), lanes.load(scores, 0), limit))
+    return lanes.zeros(lanes.load(out, 0))
+
+
+@jit
 def gathered(x, offset, stride, out):
     lanes.store(out, 0, lanes.gather(x, offset, stride))
 
@@ -105,6 +111,16 @@ def test_keep_below_the_limit(first: int, limit: int) -> None:
     x, out = random(WIDTH), np.empty(WIDTH, np.float32)
     kept(x, first, limit, np.float32(-9.0), out)
     np.testing.assert_array_equal(out, np.where(first + np.arange(WIDTH) < limit, x, -9.0))
+
+
+@pytest.mark.parametrize("limit", [-np.inf, -0.5, 0.0, 0.7, np.inf])
+def test_keep_from_a_limit_on_and_count_the_zeros(limit: float) -> None:
+    x, scores = random(2, WIDTH)
+    scores[5], out = np.float32(limit), np.empty(WIDTH, np.float32)
+    zeros = kept_from(x, scores, np.float32(limit), out)
+    np.testing.assert_array_equal(out, np.where(scores >= np.float32(limit), x, 0.0))
+    assert out[5] == x[5]
+    assert zeros == np.count_nonzero(out == 0)
 
 
 @pytest.mark.parametrize(("offset", "stride"), [(0, 1), (5, 3), (2, 480)])

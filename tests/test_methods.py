@@ -19,7 +19,7 @@ import typer.testing
 
 from models import kwt_weights
 from models.checkpoint import Checkpoint
-from models.config import ModelConfig
+from models.config import ModelConfig, gate_names
 from models.data import Item, pad_clip, read_audio, split_of, walk
 from models.evaluate import LabelledClips
 from models.kwt import KWT
@@ -34,13 +34,14 @@ from models.methods import (
     pruned_share,
     stock_bench,
     stock_rows,
-    streaming_rows,
     training_clips,
 )
+from models.methods_engines import folding_rows, streaming_rows
 from models.network import Network
 from models.pruning_tuned import tune
 from models.transformer import StreamingKWT
 from service.commands.evaluate import app
+from tests.stock import random_kwt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,12 +51,9 @@ SMALL = KWTConfig(channels=8, layers=2, hidden=8)
 
 @pytest.fixture
 def stock() -> KWT:
-    torch.manual_seed(0)
-    model = KWT(SMALL)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    model = random_kwt(SMALL)
     model.frontend.mel.uniform_()
-    return model.requires_grad_(requires_grad=False)
+    return model
 
 
 @pytest.fixture
@@ -122,9 +120,30 @@ def test_pruning_of_the_streaming_network_is_for_its_own_weights_only(clips: Lab
     checkpoint = Checkpoint(config, weights)
     found = {"skwt": learn_streaming(checkpoint, clips, steps=2)}
     methods = [row.method for row in streaming_rows(Network(checkpoint), clips, found)]
-    assert methods.count("leopard") == len(found["skwt"]["leopard"])
+    assert methods.count("leopard") == 2 * len(found["skwt"]["leopard"])  # in the compiled step, and in torch
     found["skwt"]["fingerprint"] = "of other weights"
     assert "leopard" not in {row.method for row in streaming_rows(Network(checkpoint), clips, found)}
+
+
+def test_engines_rows_have_names_of_their_own_and_say_what_they_read(clips: LabelledClips) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
+    weights = {name: value.numpy() for name, value in StreamingKWT(config).state_dict().items()}
+    gates = dict.fromkeys(gate_names(config), 0.01)
+    checkpoint = Checkpoint(config, weights, {"dense": dict.fromkeys(gates, 0.0), "shipped": gates})
+    rows = [row for row in streaming_rows(Network(checkpoint), clips, {}) if row.setting.endswith("compiled")]
+    assert [(row.method, row.setting) for row in rows[:2]] == [
+        ("dense", "dense, compiled"),
+        ("delta", "shipped, compiled"),
+    ]
+    assert {row.method for row in rows[2:]} == {"hybrid", "delta + hybrid"}
+    assert rows[1].bytes_read_per_token < rows[0].bytes_read_per_token
+    silent = [row.macs_cut_products for row in rows if row.method == "hybrid"]
+    assert silent == sorted(silent)
+    assert silent[-1] > rows[0].macs_cut_products
+    (plain,) = folding_rows(Checkpoint(config, weights), clips)
+    assert (plain.method, plain.setting) == ("folding", "1,1, dense, torch engine")
+    assert plain.accuracy == rows[0].accuracy
 
 
 def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:

@@ -25,7 +25,13 @@ def metrics():
     return Metrics(CollectorRegistry(), ["yes", "no"])
 
 
-WORK = SimpleNamespace(done={"qkv": 20, "up": 1}, causal={"qkv": 100, "up": 50}, window={"up": 4000}, tokens=7)
+WORK = SimpleNamespace(
+    done={"qkv": 20, "up": 1},
+    causal={"qkv": 100, "up": 50},
+    window={"up": 4000},
+    pruned={"score": {"values": 8}, "head": {}},
+    tokens=7,
+)
 MODEL = {"model": "skwt", "fingerprint": "abc", "point": "shipped"}
 MOVES = {
     "session_opened": ((), [("sessions_open", {}, 1)]),
@@ -43,6 +49,8 @@ MOVES = {
             ("macs_done_total", {"group": "qkv"}, 20),
             ("macs_causal_total", {"group": "up"}, 50),
             ("macs_window_total", {"group": "up"}, 4000),
+            ("macs_pruned_total", {"group": "values", "reason": "score"}, 8),
+            ("macs_pruned_total", {"group": "values", "reason": "head"}, 0),
             ("tokens_total", {}, 7),
         ],
     ),

@@ -16,10 +16,13 @@ export interface Enrolled {
   threshold?: number;
 }
 
+export type Method = "dense" | "delta" | "pruned" | "delta+pruned";
+
 export interface Configuration {
   sample_rate?: number;
   model?: string;
   point?: string;
+  method?: Method;
   coarsest?: number;
   keywords?: Record<string, KeywordSettings>;
   enrolled?: Enrolled[];
@@ -45,6 +48,7 @@ export interface Ready {
   keywords: Record<string, KeywordSettings>;
   point: string;
   points: string[];
+  methods: Record<string, Method>;
   hop_samples: number;
   replay_samples: number;
   sample: number;
@@ -76,6 +80,7 @@ export interface Heartbeat {
   macs_done: number;
   macs_skipped_vs_window: number;
   macs_skipped_vs_causal: number;
+  skipped: Record<string, number>;
   delta_scale: number;
   cache_bytes: number;
 }

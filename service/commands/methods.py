@@ -27,6 +27,9 @@ def methods(
         typer.Option(help=f"Stock Keyword Transformer, tflite or imported; {PUBLISHED} near the data if left out."),
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Streaming checkpoint; the shipped one if left out.")] = None,
+    folded: Annotated[
+        Path | None, typer.Option(help="Streaming checkpoint with folded layers, for rows of its own.")
+    ] = None,
     learn: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +58,8 @@ def methods(
     from models.checkpoint import load_checkpoint, shipped_path
     from models.data import walk
     from models.evaluate import read_clips
-    from models.methods import FOUND, stock_rows, streaming_rows
+    from models.methods import FOUND, stock_rows
+    from models.methods_engines import folding_rows, streaming_rows
     from models.methods_report import draw_trajectories, sliding_table, table, write_report
     from models.methods_sliding import end_to_end, sliding_rows
     from models.network import Network
@@ -72,6 +76,7 @@ def methods(
     extra = pruning_tuned.load(kwt, tuned) if kwt else None
     rows = list(_told(stock_rows(kwt, clips, learned, extra), table)) if kwt else []
     rows += _told(streaming_rows(Network(checkpoint), clips, learned), table)
+    rows += _told(folding_rows(load_checkpoint(folded), clips), table) if folded else []
     sliding = list(_told(sliding_rows(kwt.config, kwt.weights(), end_to_end(clips)), sliding_table)) if kwt else []
     if report:
         write_report(rows, sliding, report, f"{len(clips.samples)} clips, split: {split}")

@@ -87,6 +87,26 @@ def points_command(
     save(choose(checkpoint, learned, tried), output)
 
 
+@app.command()
+def prune(
+    output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
+    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers teach.")],
+    tau: Annotated[float, typer.Option(min=0, help="Mean |score| under which a head is silent; 0: never.")] = 0.0,
+    model: Model = None,
+) -> None:
+    """Add the points `pruned` and `shipped-pruned`: thresholds under which scores are dropped, learned on clips.
+
+    To be run after `points` and before `calibrate`, since a model's fingerprint covers its points.
+    """
+    from models.methods import training_clips
+    from models.pruning_points import learn
+
+    checkpoint = load_checkpoint(model or shipped_path())
+    with console.status("reading recordings"):
+        clips = training_clips(walk(data), checkpoint.config.labels)
+    save(learn(checkpoint, clips, tau=tau, tell=console.print), output)
+
+
 @app.command("calibrate")
 def calibrate_command(
     output: Annotated[Path, typer.Option(help="Where the calibrated checkpoint goes.")],

@@ -17,6 +17,7 @@ import uvicorn
 from models.checkpoint import load_checkpoint, shipped_path
 from models.engines import Engine, check_engine
 from models.kwt_weights import is_stock
+from models.operating import offered
 from service import logs
 from service.app import create_app
 from service.server import Server
@@ -85,7 +86,8 @@ def serve(
     if settings.model is not None and is_stock(settings.model):
         raise typer.BadParameter(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
     check_engine(settings.engine, settings.device)
-    load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not the first stream
+    stored = load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not a stream
+    offered(stored, settings.methods)
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
