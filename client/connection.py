@@ -5,8 +5,8 @@
         spotter.play(source)                # or: await spotter.send(pcm)
         events = [event async for event in spotter]
 
-If the connection breaks or the server stops, the same stream goes on with the next connection: what the server has not
-acknowledged is sent again, and no detection is told twice. Knows nothing of microphones and screens.
+If the connection breaks, the stream goes on with the next: what was not acknowledged is sent again, and no detection
+is told twice. Knows nothing of microphones and screens.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from service.protocol import (
 )
 
 IN_FLIGHT_S: Final = 4.0
-"""Audio that may be sent before the server has acknowledged it, s: bounds what a replay pushes at once."""
+"""Audio that may be sent before it is acknowledged, s: bounds what a replay pushes at once."""
 BACKLOG_S: Final = 60.0
 """Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
 LONGEST_PAUSE_S: Final = 5.0
@@ -126,8 +126,7 @@ class Spotter:
         self.connections = 0
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._retry_s = retry_s
-        frame = SAMPLE_BYTES[configure.encoding] * configure.channels
-        self._second = frame * configure.sample_rate
+        self._second = (frame := SAMPLE_BYTES[configure.encoding] * configure.channels) * configure.sample_rate
         self._outbox = Outbox(frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._markers: set[int | str] = set()

@@ -57,7 +57,8 @@ class ModelConfig:
     """Shape of the streaming Keyword Transformer.
 
     One token is made of the newest `kernel` frames every `stride` frames, so a token lasts
-    `stride * hop` samples. Attention sees the last `span` tokens, the read-out the last `pool_span`.
+    `stride * hop` samples. Attention sees the last `span` tokens, the read-out the last `pool_span`. `folds` has a
+    factor for each layer, see `models.folding`; empty where none is folded.
     """
 
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -70,6 +71,7 @@ class ModelConfig:
     hidden: int = 384
     span: int = 16
     pool_span: int = 32
+    folds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built.
@@ -81,6 +83,8 @@ class ModelConfig:
             raise ConfigError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
         if self.kernel < self.stride:
             raise ConfigError(f"kernel ({self.kernel}) must be at least stride ({self.stride}), or frames are lost")
+        if self.folds and len(self.folds) != self.layers:
+            raise ConfigError(f"folds must have one factor for each of {self.layers} layers, got {self.folds}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels must be distinct, got {self.labels}")
 
@@ -121,8 +125,8 @@ class ModelConfig:
         return tuple(label for label in self.labels if label not in (SILENCE, UNKNOWN))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return asdict(self)
+        """Plain types, ready for JSON; without folds, nothing of them, so old fingerprints hold."""
+        return {name: value for name, value in asdict(self).items() if name != "folds" or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -136,8 +140,8 @@ class ModelConfig:
             raise ConfigError(f"unknown model fields {sorted(unknown)}; this checkpoint needs a newer deltaspot")
         values = dict(data)
         values["frontend"] = FrontEndConfig(**{"treble": 0, **values.get("frontend", {})})
-        if "labels" in values:
-            values["labels"] = tuple(values["labels"])
+        for name in {"labels", "folds"} & set(values):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ConfigError, ModelConfig
+from models.folding import network_of
 from models.recipe import Recipe
 from models.transformer import StreamingKWT
 
@@ -108,7 +109,7 @@ def new_state(
     """The beginning of a run: random weights from the schedule's seed, or those of a checkpoint."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
-        model = StreamingKWT(config)
+        model = network_of(config)
     if start:
         model.load_state_dict({name: torch.tensor(array) for name, array in start.weights.items()})
     optimizer = build_optimizer(model, objective, schedule)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from models.checkpoint import load_checkpoint, save
 from models.compose import Composer
-from models.config import ModelConfig
+from models.config import ConfigError, ModelConfig
 from models.data import DataError, load_corpus, split_of
 from models.gated import LEARNED, Gated
 from models.recipe import Recipe
@@ -237,3 +237,20 @@ def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> 
     assert "accuracy" in done.output
     assert load_state(tmp_path / STATE, objective("dense")).step == 6
     assert load_checkpoint(tmp_path / MODEL).config == CONFIG
+
+
+def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tmp_path: Path) -> None:
+    """Its state and its checkpoint keep its folds; validation judges it in the torch engine."""
+    config = replace(CONFIG, layers=2, folds=(1, 2))
+    dense = new_state(config, RECIPE, SCHEDULE, Dense(config, RECIPE))
+    assert list(train(dense, data, tmp_path / "dense", cache))[-1].validation["dense"]["done"] > 0.5
+    assert load_state(tmp_path / "dense" / STATE, Dense(config, RECIPE)).config == config
+    trained = load_checkpoint(tmp_path / "dense" / MODEL)
+    assert trained.config == config
+    gated = new_state(config, RECIPE, SCHEDULE, Gated(config, RECIPE), trained)
+    *_, report = train(gated, data, tmp_path / "gated", cache)
+    assert report.validation[LEARNED]["done"] < 1
+    with pytest.raises(TrainingError, match="for a dense stage from nothing"):
+        begin(Stage.GATED, tmp_path / "dense" / MODEL, steps=2, seed=0, folds=(1, 2))
+    with pytest.raises(ConfigError, match="one factor for each of 8 layers"):
+        begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2))

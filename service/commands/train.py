@@ -53,6 +53,9 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, as it was set up.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
     rate: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
+    fold: Annotated[
+        str, typer.Option(help="Sub-tokens of each layer, such as 1,1,1,2,2,2,1,1; dense stage only.")
+    ] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
 ) -> None:
@@ -68,7 +71,8 @@ def train_command(
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        state = begin(stage, init, steps, seed, rate)
+        folds = tuple(int(factor) for factor in fold.split(",") if factor)
+        state = begin(stage, init, steps, seed, rate, folds)
     teachers = [load_teacher(path) for path in teacher or ()]
     share_cores(state.schedule)
     console = Console()
@@ -92,17 +96,26 @@ def objective_of(out: Path) -> Objective:
     return kind(ModelConfig.from_dict(settings["config"]), Recipe.from_dict(settings["recipe"]))
 
 
-def begin(stage: Stage, init: Path | None, steps: int | None, seed: int | None, rate: float | None = None) -> State:
+def begin(
+    stage: Stage,
+    init: Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    rate: float | None = None,
+    folds: tuple[int, ...] = (),
+) -> State:
     """A new run of a stage."""
     schedule = Schedule() if stage is Stage.DENSE else Gated.SCHEDULE
     asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
+    if folds and (init or stage is Stage.GATED):
+        raise TrainingError("--fold is for a dense stage from nothing; others keep the folds of their checkpoint")
     start = load_checkpoint(init) if init else None
     if stage is Stage.GATED:
         start = start or load_checkpoint(shipped_path())
         return new_state(start.config, Recipe(), schedule, Gated(start.config, Recipe(), start.points), start)
-    config = start.config if start else ModelConfig()
+    config = start.config if start else ModelConfig(folds=folds)
     return new_state(config, Recipe(), schedule, Dense(config, Recipe()), start)
 
 
