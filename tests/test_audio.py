@@ -85,6 +85,13 @@ def test_resampled_tone_keeps_its_length_pitch_and_level(rate: int) -> None:
     np.testing.assert_allclose(heard[2_000:14_000], TONE[2_000:14_000], atol=80)
 
 
+@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
+def test_resampling_leaves_the_treble_that_the_network_hears(rate: int) -> None:
+    tone = (8_000 * np.sin(np.arange(rate) * 2 * np.pi * 7_000 / rate)).astype("<i2")
+    heard = Decoder(sample_rate=rate).feed(tone.tobytes())[2_000:12_000]
+    assert np.sqrt(2 * np.mean(heard**2)) == pytest.approx(8_000, rel=0.02)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_refused(value: float) -> None:
     with pytest.raises(UnsupportedAudio, match="NaN"):
