@@ -19,6 +19,7 @@ from models.data import (
     AUDIO,
     CLIP_SAMPLES,
     NOISE_FOLDERS,
+    SPEECH_FOLDER,
     SPLITS,
     DataError,
     Item,
@@ -83,7 +84,9 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
     label = {word: i for i, word in enumerate(config.labels)}
     samples, targets = [], []
     for item in items:
-        if item.path.suffix not in AUDIO or item.word in NOISE_FOLDERS or split not in (ALL, split_of(item.speaker)):
+        if item.path.suffix not in AUDIO or item.word in {*NOISE_FOLDERS, SPEECH_FOLDER}:
+            continue
+        if split not in (ALL, split_of(item.speaker)):
             continue
         recording = read_audio(item.data)
         if item.word in label or (item.word and len(recording) <= LONGEST_CLIP):

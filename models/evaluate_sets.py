@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from models.config import KEYWORDS
-from models.data import AUDIO, NOISE_FOLDERS, DataError, Item, noise_part, read_audio, split_of
+from models.data import AUDIO, NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, noise_part, read_audio, split_of
 from models.evaluate import LONGEST_CLIP
 from models.features import Array
 from models.streams import SAMPLE_RATE, Clip, Plan, Stream, amplify, build, quantise, spoken_span, telephone
@@ -39,11 +39,12 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     """Sort a data directory's recordings.
 
     Clips are sorted by speaker and noise is cut, so nothing is used that the other splits may use. Recordings longer
-    than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only.
+    than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as that of
+    `SPEECH_FOLDER` is for training only.
     """
     material = Material()
     for item in items:
-        if item.path.suffix not in AUDIO:
+        if item.path.suffix not in AUDIO or item.word == SPEECH_FOLDER:
             continue
         spoken = "_nohash_" in item.path.stem
         if spoken and split_of(item.speaker) != split:

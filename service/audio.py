@@ -28,7 +28,7 @@ CLIP_RATES: Final = (4_000, 192_000)
 CLIP_CHANNELS: Final = 8
 
 RESAMPLER: Final = "MQ"
-"""soxr's recipe. The network hears up to 7.6 kHz: this one is flat to 7, where the next cheaper one is down by 13 dB."""
+"""soxr's recipe. The network hears up to 7.6 kHz; this one is flat to 7, where a cheaper one is down by 13 dB."""
 
 RECENT_SAMPLES: Final = 10 * SAMPLE_RATE
 """Audio kept for clips: the longest pre-roll, a word, and what may lie in the queue."""

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from models.bounds import binomial_bounds, poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
-from models.data import DataError, walk
+from models.data import SPEECH_FOLDER, DataError, walk
 from models.evaluate import cut_silence, judge_clips, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
@@ -388,3 +388,12 @@ def test_scores_are_totalled_over_streams() -> None:
     whole, each = total(quiet, calibration(0.5), detector(CONFIG), CONFIG)
     assert whole.missed.total() == 2 == sum(part.missed.total() for part in each)
     assert whole.hours == pytest.approx(20 / 3_600)
+
+
+def test_speech_made_for_training_judges_nothing(tmp_path: Path) -> None:
+    for folder in (SPEECH_FOLDER, "orders"):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "short.wav", np.full(SECOND, 0.1), SECOND)
+        soundfile.write(tmp_path / folder / "long.wav", np.full(3 * SECOND, 0.1), SECOND)
+    assert [len(stream.samples) for stream in gather_material(walk(tmp_path)).speech] == [3 * SECOND]
+    assert len(read_clips(walk(tmp_path), CONFIG).samples) == 1
