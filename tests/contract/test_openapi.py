@@ -13,6 +13,7 @@ pytestmark = pytest.mark.system
 
 OPERATIONS = [
     ("post", "/v1/detect"),
+    ("post", "/v1/enroll"),
     ("get", "/v1/models"),
     ("get", "/v1/sessions"),
     ("post", "/v1/tickets"),
