@@ -57,11 +57,8 @@ class FrontEnd:
 
     def frames(self, chunks: Array) -> tuple[Array, NDArray[np.int64]]:
         """Samples (sessions, S) -> network input (N, stride, bands), and how many of these N tokens each stream has."""
-        windows = [stream.feed(samples) for stream, samples in zip(self.streams, chunks, strict=True)]
-        together = np.concatenate(windows)
-        tokens, stride, window = together.shape
-        frames = log_mel(together.reshape(-1, window), self.config.frontend)
-        return frames.reshape(tokens, stride, self.config.frontend.bands), np.array([len(w) for w in windows], np.int64)
+        tokens = [stream.feed(samples) for stream, samples in zip(self.streams, chunks, strict=True)]
+        return log_mel(tokens, self.config), np.array([len(each) for each in tokens], np.int64)
 
     def work(self) -> Count | None:
         """See `Contender`."""

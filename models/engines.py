@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
-from models.features import Array, log_mel
+from models.features import Array, FrameStream, log_mel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +129,5 @@ def check_batch(config: ModelConfig, rows: NDArray[np.int64], counts: NDArray[np
 
 def second_of_silence(config: ModelConfig) -> Array:
     """Network input (N, stride, bands) of one second of digital silence, from the front end."""
-    frontend = config.frontend
-    tokens = frontend.sample_rate // config.token_samples
-    silence = log_mel(np.zeros((tokens * config.stride, frontend.window), np.float32), frontend)
-    return silence.reshape(tokens, config.stride, frontend.bands)
+    silence = np.zeros(config.frontend.sample_rate, np.float32)
+    return log_mel([FrameStream(config).feed(silence)], config)

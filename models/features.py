@@ -11,6 +11,8 @@ Samples carry int16 *values* (-32768..32767) in float32. Knows nothing of files,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -63,10 +65,10 @@ def _plan(config: FrontEndConfig) -> spectrum.Plan:
     return spectrum.plan(hann(config), mel_filters(config))
 
 
-def mel_energies(windows: Array, config: FrontEndConfig) -> Array:
-    """Sample windows (R, window) -> mel-band energies (R, bands)."""
-    energies = np.empty((len(windows), config.bands), np.float32)
-    spectrum.mel_energies(np.ascontiguousarray(windows, np.float32), _plan(config), energies)
+def mel_energies(samples: Array, starts: NDArray[np.int64], config: FrontEndConfig) -> Array:
+    """The windows of samples (S,) that begin at `starts` (R,) -> mel-band energies (R, bands)."""
+    energies = np.empty((len(starts), config.bands), np.float32)
+    spectrum.mel_energies(samples, starts, _plan(config), energies)
     return energies
 
 
@@ -85,9 +87,50 @@ def network_input(pixels: Array) -> Array:
     return pixels / 64.0 - 1.0
 
 
-def log_mel(windows: Array, config: FrontEndConfig | None = None) -> Array:
-    """Sample windows (R, window) -> network input (R, bands); R may gather the windows of many streams."""
-    return network_input(compress(mel_energies(windows, config or FrontEndConfig())))
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Whole tokens of one stream, as the samples (S,) that their windows share; a slice of them copies none.
+
+    Attributes:
+        samples: contiguous, int16 values.
+        count: tokens, at least 0.
+        step: samples from a token's beginning to the next one's.
+    """
+
+    samples: Array
+    count: int
+    step: int
+
+    def __len__(self) -> int:
+        """How many tokens these are."""
+        return self.count
+
+    def __getitem__(self, part: slice) -> Tokens:
+        """Some of these tokens, next to each other."""
+        begin, end, _ = part.indices(self.count)
+        shared = len(self.samples) - self.count * self.step
+        return Tokens(self.samples[begin * self.step : end * self.step + shared], end - begin, self.step)
+
+    def then(self, following: Tokens) -> Tokens:
+        """These tokens and those that the same stream gave next."""
+        samples = np.concatenate((self.samples[: self.count * self.step], following.samples))
+        return Tokens(samples, self.count + following.count, self.step)
+
+
+def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
+    """Tokens of any number of streams -> network input (N, stride, bands), in the same order.
+
+    Samples are joined by one call that keeps the interpreter's lock: numpy would let go of it, and wait for it again,
+    at every part, which under a busy event loop takes longer than everything else here.
+    """
+    frontend = config.frontend
+    samples = np.frombuffer(b"".join([part.samples.data for part in parts]), np.float32)
+    counts = np.array([part.count for part in parts], np.int64)
+    lengths = np.array([len(part.samples) for part in parts], np.int64)
+    starts = np.empty((int(counts.sum()), config.stride), np.int64)
+    spectrum.place_windows(counts, lengths, config.token_samples, frontend.hop, starts)
+    energies = mel_energies(samples, starts.reshape(-1), frontend)
+    return network_input(compress(energies)).reshape(*starts.shape, frontend.bands)
 
 
 def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
@@ -103,24 +146,19 @@ def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
     config = config or FrontEndConfig()
     if len(samples) < config.window:
         return np.zeros((0, config.bands), np.float32)
-    return compress(mel_energies(sliding_windows(samples, config), config))
-
-
-def sliding_windows(samples: Array, config: FrontEndConfig) -> Array:
-    """Overlapping windows of at least one window of samples, as a view: (T, window)."""
-    return np.lib.stride_tricks.sliding_window_view(samples, config.window)[:: config.hop]
+    starts = np.arange(0, len(samples) - config.window + 1, config.hop)
+    return compress(mel_energies(np.ascontiguousarray(samples, np.float32), starts, config))
 
 
 class FrameStream:
-    """Cuts one stream of samples into the windows of whole tokens; eats any split.
+    """Cuts one stream of samples into whole tokens; eats any split.
 
     What it remembers is the samples that a later window still needs.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self.frontend, self.stride = config.frontend, config.stride
         self._token_samples = config.token_samples
-        self._overlap = self.frontend.window - self.frontend.hop
+        self._overlap = config.frontend.window - config.frontend.hop
         self.reset()
 
     def reset(self) -> None:
@@ -128,21 +166,20 @@ class FrameStream:
         self._samples = np.zeros(0, np.float32)
         self._seen = 0  # how many of them an earlier token held already
 
-    def feed(self, samples: Array) -> Array:
-        """Take samples (S,), int16 values; return the tokens now complete, (N, stride, window), N >= 0."""
+    def feed(self, samples: Array) -> Tokens:
+        """Take samples (S,), int16 values; return the tokens now complete, if any."""
         held = np.concatenate((self._samples, samples), dtype=np.float32, casting="unsafe")
         tokens = max(0, len(held) - self._overlap) // self._token_samples
-        self._samples = held[tokens * self._token_samples :]
+        begin = tokens * self._token_samples
+        self._samples = held[begin:]
         self._seen = self._overlap if tokens else self._seen
-        shape = (tokens, self.stride, self.frontend.window)
-        strides = (held.itemsize * self._token_samples, held.itemsize * self.frontend.hop, held.itemsize)
-        return np.ndarray(shape, np.float32, held, 0, strides)  # windows overlap; no sample is copied
+        return Tokens(held[: begin + self._overlap if tokens else 0], tokens, self._token_samples)
 
-    def flush(self) -> Array:
-        """Judge what is left: zeros are added up to the end of the token that holds the newest sample.
+    def flush(self) -> Tokens:
+        """What is left: zeros are added up to the end of the token that holds the newest sample.
 
         Returns:
-            (N, stride, window), N = 0 when nothing was fed since the last whole token.
+            No tokens when nothing was fed since the last whole one.
         """
         if len(self._samples) == self._seen:
             return self.feed(np.zeros(0, np.float32))

@@ -70,8 +70,8 @@ class StreamingJudge(Judge):
 
     def _frames(self, samples: Array) -> Array:
         stream = FrameStream(self.config)
-        windows = np.concatenate((stream.feed(samples), stream.flush()))
-        return log_mel(windows.reshape(-1, windows.shape[-1]), self.config.frontend)
+        frames = log_mel([stream.feed(samples), stream.flush()], self.config)
+        return frames.reshape(-1, frames.shape[-1])
 
     def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
         """Frames (B, T, M) -> logits (B, K)."""

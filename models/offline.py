@@ -23,11 +23,8 @@ def softmax(logits: Array) -> Array:
 def tokens_of(network: AnyNetwork, samples: Array, *, flush: bool = True) -> Array:
     """Samples (S,), int16 values -> network input by token (N, stride, bands)."""
     stream = FrameStream(network.config)
-    windows = stream.feed(samples)
-    if flush:
-        windows = np.concatenate((windows, stream.flush()))
-    frames = log_mel(windows.reshape(-1, windows.shape[-1]), network.config.frontend)
-    return frames.reshape(len(windows), -1, network.config.frontend.bands)
+    whole = stream.feed(samples)
+    return log_mel([whole, stream.flush()] if flush else [whole], network.config)
 
 
 def judge(

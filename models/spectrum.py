@@ -1,4 +1,4 @@
-"""Mel energies of many sample windows, compiled: sixteen windows at a time, one in each vector lane.
+"""Mel energies of many windows of samples, compiled: sixteen windows at a time, one in each vector lane.
 
 A window of 480 real samples is 240 complex ones (even samples real, odd ones imaginary), zero-padded to 256:
 one radix-2 FFT of 256 points and an unfolding give the 512-point real spectrum. Every lane does the same, so
@@ -48,37 +48,49 @@ def plan(taper: F32, weights: F32) -> Plan:
     return Plan(taper, places, np.float32(np.cos(angle)), np.float32(np.sin(angle)), first, last, weights)
 
 
+@njit(nogil=True, error_model="numpy", cache=True)
+def place_windows(counts, lengths, step, hop, starts):
+    """Where windows begin among the samples of streams laid end to end, into `starts` (tokens, stride).
+
+    Stream s has counts[s] tokens, `step` samples apart, in lengths[s] samples; a token's windows are `hop` apart.
+    """
+    token, first = 0, 0
+    for stream in range(len(counts)):
+        for n in range(counts[stream]):
+            for window in range(starts.shape[1]):
+                starts[token, window] = first + n * step + window * hop
+            token += 1
+        first += lengths[stream]
+
+
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def mel_energies(windows, plan, energies):
-    """Sample windows (R, window) -> mel energies (R, bands), into `energies`; both contiguous."""
-    rows, length = windows.shape
-    points = len(plan.places)
+def mel_energies(samples, starts, plan, energies):
+    """Windows of samples (S,) that begin at `starts` (R,) -> mel energies (R, bands), into `energies`."""
+    rows, length, points = len(starts), len(plan.taper), len(plan.places)
     real, imag = np.zeros(points * WIDTH, np.float32), np.zeros(points * WIDTH, np.float32)
     power = np.empty((points + 1) * WIDTH, np.float32)
-    flat = windows.reshape(-1)
+    windows = np.zeros(WIDTH * length, np.float32)
     for group in range(0, rows, WIDTH):
         # the last group may overlap the one before: rows done twice come out the same
         first = max(0, min(group, rows - WIDTH))
-        if rows < WIDTH:
-            padded = np.zeros(WIDTH * length, np.float32)
-            padded[: rows * length] = flat
-            _fold(padded, 0, length, plan, real, imag)
-        else:
-            _fold(flat, first * length, length, plan, real, imag)
+        for row in range(min(WIDTH, rows)):
+            start = starts[first + row]
+            windows[row * length : (row + 1) * length] = samples[start : start + length]
+        _fold(windows, length, plan, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)
         _filter(power, plan, energies, first, min(WIDTH, rows))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _fold(samples, start, length, plan, real, imag):
+def _fold(windows, length, plan, real, imag):
     """Taper; even samples become real parts, odd ones imaginary, in bit-reversed order."""
     zero = splat(np.float32(0.0))
     for n in range(len(plan.places)):
         place = plan.places[n] * WIDTH
         if 2 * n < length:
-            store(real, place, gather(samples, start + 2 * n, length) * splat(plan.taper[2 * n]))
-            store(imag, place, gather(samples, start + 2 * n + 1, length) * splat(plan.taper[2 * n + 1]))
+            store(real, place, gather(windows, 2 * n, length) * splat(plan.taper[2 * n]))
+            store(imag, place, gather(windows, 2 * n + 1, length) * splat(plan.taper[2 * n + 1]))
         else:
             store(real, place, zero)
             store(imag, place, zero)

@@ -1,6 +1,6 @@
 """The model's only owner: one thread that judges the tokens of all streams in batches.
 
-A stream holds a `Slot`, which is a row of a model's cache. The event loop puts jobs into slots (windows to judge, or
+A stream holds a `Slot`, which is a row of a model's cache. The event loop puts jobs into slots (tokens to judge, or
 something to do in between, such as a reset); the thread takes turns: from every slot that has work up to a few
 tokens, one front end and one step of the network for all of them, then one callback to the loop for the whole batch.
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.features import Array, log_mel
+from models.features import Array, Tokens, log_mel
 from models.offline import softmax
 from models.operating import METHODS
 from service.audio import SAMPLE_RATE
@@ -213,7 +213,7 @@ class Engine:
             slot.jobs.clear()
         self.enqueue(slot, free)
 
-    def enqueue(self, slot: Slot, job: Array | Callable[[], None]) -> None:
+    def enqueue(self, slot: Slot, job: Tokens | Callable[[], None]) -> None:
         """Queue a job of a slot; called on the event loop."""
         now = clock()
         with self._lock:
@@ -262,10 +262,9 @@ class Engine:
         began = self._timer()
         counts = np.array([turn.tokens for turn in turns], np.int64)
         rows = np.array([turn.slot.row for turn in turns], np.int64)
-        windows = np.concatenate([part for turn in turns for part in turn.windows])
-        tokens, stride, window = windows.shape
+        tokens = int(counts.sum())
         try:
-            frames = log_mel(windows.reshape(-1, window), hosted.network.config.frontend).reshape(tokens, stride, -1)
+            frames = log_mel([part for turn in turns for part in turn.parts], hosted.network.config)
             logits, embeddings = hosted.network.embed(hosted.cache, rows, frames, counts)
             posteriors = softmax(logits)
             _spot(turns, embeddings)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from models.checkpoint import load_checkpoint
 from models.counting import Count, count
-from models.features import Array, log_mel
+from models.features import Tokens, log_mel
 from models.network import Network
 from models.offline import softmax
 from service.audio import clip_blocks
@@ -105,11 +105,10 @@ class Scanner:
         detections += self._step(session, session.flush())
         return samples / self._spec.config.frontend.sample_rate, detections
 
-    def _step(self, session: Session, windows: Array) -> list[Detection]:
-        if not len(windows):
+    def _step(self, session: Session, tokens: Tokens) -> list[Detection]:
+        if not tokens.count:
             return []
-        frames = log_mel(windows.reshape(-1, windows.shape[-1]), self._spec.config.frontend)
-        frames = frames.reshape(*windows.shape[:2], -1)
+        frames = log_mel([tokens], self._spec.config)
         logits = self._network.step(self._cache, np.zeros(1, np.int64), frames, np.array([len(frames)]))
         messages = session.judge(softmax(logits), _Alone(self._cache))
         return [message for message in messages if isinstance(message, Detection)]

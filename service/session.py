@@ -1,6 +1,6 @@
 """One stream from end to end, without I/O: the file to read first.
 
-    what the client sends -> sample windows for the model          `audio`, `flush`, `reset`, `configure`
+    what the client sends -> whole tokens for the model            `audio`, `flush`, `reset`, `configure`
     what the model says   -> messages for the client               `judge`
 
 The two sides may run at different speeds: what has to happen at a place in the stream (echo a marker, forget the
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models.features import FrameStream
+from models.features import FrameStream, Tokens
 from service.audio import SAMPLE_RATE, Array, Decoder, Recent
 from service.detector import Detector, Hit, Rule
 from service.errors import BadMessage, QueueFull
@@ -88,24 +88,24 @@ class Session:
 
     # --- from the client
 
-    def audio(self, data: bytes) -> Array:
-        """Take a chunk of bytes; return the windows of the tokens it completes: (N, stride, window)."""
+    def audio(self, data: bytes) -> Tokens:
+        """Take a chunk of bytes; return the tokens that it completes."""
         self.chunks += 1
         return self.samples(self._decoder.feed(data))
 
-    def samples(self, samples: Array) -> Array:
-        """Take 16 kHz samples; return windows as `audio` does."""
+    def samples(self, samples: Array) -> Tokens:
+        """Take 16 kHz samples; return tokens as `audio` does."""
         if self._heard is not None:
             self._heard.feed(samples)
         return self._out(self._frames.feed(samples))
 
-    def flush(self) -> Array:
-        """Return the windows of everything that still waits to fill a token, followed by silence."""
+    def flush(self) -> Tokens:
+        """Return everything that still waits to fill a token, followed by silence."""
         tail = self.samples(self._decoder.flush())
         padded = self._out(self._frames.flush())
         if len(padded):
             self._shift(self._time.aligned(self.fed, self._decoder.samples, ahead=True))
-        return np.concatenate((tail, padded))
+        return tail.then(padded)
 
     def reset(self) -> None:
         """Forget what was heard, when the model gets here; the model's own row is the caller's to reset."""
@@ -279,9 +279,9 @@ class Session:
 
     # --- inside
 
-    def _out(self, windows: Array) -> Array:
-        self.fed += len(windows)
-        return windows
+    def _out(self, tokens: Tokens) -> Tokens:
+        self.fed += tokens.count
+        return tokens
 
     def _at(self, action: Callable[[], list[ServerMessage]]) -> None:
         """Let something happen once all tokens fed so far have been judged."""

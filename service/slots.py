@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from models.counting import Count
     from models.engines import AnyCache, AnyNetwork
     from models.enroll import Spotting
-    from models.features import Array
+    from models.features import Array, Tokens
     from models.operating import Method
     from service.engine import Engine
 
@@ -95,15 +95,15 @@ class Slot:
     spotting: Spotting | None = None
     pending: int = 0
     compute_s: float = 0.0
-    jobs: deque[tuple[Array | Callable[[], None], float]] = field(default_factory=deque)
+    jobs: deque[tuple[Tokens | Callable[[], None], float]] = field(default_factory=deque)
     queued_at: float | None = None
     _before: Count | None = None
 
-    def submit(self, windows: Array) -> None:
-        """Queue tokens' windows (N, stride, window); N may be 0."""
-        if len(windows):
-            self.pending += len(windows)
-            self.engine.enqueue(self, windows)
+    def submit(self, tokens: Tokens) -> None:
+        """Queue tokens; there may be none."""
+        if tokens.count:
+            self.pending += tokens.count
+            self.engine.enqueue(self, tokens)
 
     def reset(self) -> None:
         """Forget the past, once everything submitted so far is judged."""
@@ -135,11 +135,12 @@ class Slot:
                 job()
                 continue
             room = share - turn.tokens
-            turn.add(job[:room], arrival)
-            if len(job) > room:
+            if job.count > room:
                 self.jobs[0] = (job[room:], arrival)
+                job = job[:room]
             else:
                 self.jobs.popleft()
+            turn.add(job, arrival)
         return turn
 
     def close(self) -> None:
@@ -168,7 +169,7 @@ class Turn:
     """What one slot puts into one batch."""
 
     slot: Slot
-    windows: list[Array] = field(default_factory=list)
+    parts: list[Tokens] = field(default_factory=list)
     tokens: int = 0
     arrival: float = 0.0
     enrolled: Array | None = None
@@ -177,8 +178,8 @@ class Turn:
         """Posteriors (N, K) -> the same, with a column for each of the stream's own keywords behind them."""
         return posteriors if self.enrolled is None else np.concatenate((posteriors, self.enrolled), axis=1)
 
-    def add(self, windows: Array, arrival: float) -> None:
-        """Put tokens (N, stride, window) into the batch."""
-        self.windows.append(windows)
-        self.tokens += len(windows)
+    def add(self, part: Tokens, arrival: float) -> None:
+        """Put tokens into the batch."""
+        self.parts.append(part)
+        self.tokens += part.count
         self.arrival = arrival

@@ -105,9 +105,9 @@ class Stream:
         if len(data) > self.limits.frame_bytes:
             raise TooLong(f"a frame may have {self.limits.frame_bytes} bytes, this one has {len(data)}")
         before = self.session.audio_s
-        windows = self.session.audio(data)
+        tokens = self.session.audio(data)
         self._allow(self.session.audio_s - before, now)
-        self.slot.submit(windows)
+        self.slot.submit(tokens)
 
     @property
     def full(self) -> bool:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from models.features import FrameStream
+from models.features import FrameStream, Tokens
 from models.network import Network
 from models.offline import judge
 from service.engine import COARSEST, Engine
@@ -82,7 +82,7 @@ def admitted(engine: Engine, point: str = "dense", coarsest: float = 1.0) -> tup
     return slot, listener
 
 
-def windows(network: Network, samples: np.ndarray) -> np.ndarray:
+def tokens_in(network: Network, samples: np.ndarray) -> Tokens:
     return FrameStream(network.config).feed(samples.astype(np.float32))
 
 
@@ -92,7 +92,7 @@ async def test_strangers_in_one_batch_hear_what_they_would_hear_alone(network: N
         streams = [admitted(engine) for _ in voices]
         for begin in range(0, 49, 7):
             for (slot, _), voice in zip(streams, voices, strict=True):
-                slot.submit(windows(network, voice)[begin : begin + 7])
+                slot.submit(tokens_in(network, voice)[begin : begin + 7])
         heard = [await listener.wait(49) for _, listener in streams]
         assert max(engine._watcher.rows) > 1
     alone = judge(network, [voice.astype(np.float32) for voice in voices], point="dense", flush=False)
@@ -103,7 +103,7 @@ async def test_strangers_in_one_batch_hear_what_they_would_hear_alone(network: N
 async def test_reset_and_reuse_leave_nothing_behind(network: Network, spoken: np.ndarray) -> None:
     async with running(network, slots=1) as engine:
         slot, listener = admitted(engine)
-        tokens = windows(network, spoken[:32_000])
+        tokens = tokens_in(network, spoken[:32_000])
         slot.submit(tokens)
         slot.reset()
         slot.submit(tokens)
@@ -131,7 +131,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_client_that_pushes_an_hour_does_not_hold_up_a_microphone(network: Network, spoken: np.ndarray) -> None:
     async with running(network) as engine:
-        tokens = windows(network, spoken)
+        tokens = tokens_in(network, spoken)
         greedy, long = admitted(engine)
         for _ in range(20):
             greedy.submit(tokens)
@@ -164,7 +164,7 @@ async def test_engine_that_is_behind_refuses(network: Network) -> None:
     engine = Engine(Watcher(), slots=8, batch_s=0.0, lag_s=0.0)  # not started: whoever waits, waits
     engine.host("default", network)
     slot, _ = admitted(engine)
-    slot.submit(windows(network, np.zeros(1_000)))
+    slot.submit(tokens_in(network, np.zeros(1_000)))
     with pytest.raises(Capacity, match="behind") as refused:
         engine.admit()
     assert refused.value.retry_after > 0
@@ -174,7 +174,7 @@ async def test_precision_is_shed_within_each_streams_allowance_and_comes_back(ne
     async with running(network) as engine:
         strict, _ = admitted(engine, coarsest=1.0)
         lenient, listener = admitted(engine, coarsest=1.3)
-        lenient.submit(windows(network, np.zeros(1_000)))
+        lenient.submit(tokens_in(network, np.zeros(1_000)))
         await listener.wait(1)
         told: list[bool] = []
         engine.on_shed = told.append
@@ -197,10 +197,10 @@ async def test_a_batch_that_fails_is_told_and_the_engine_goes_on(
         slot, listener = admitted(engine)
         with monkeypatch.context() as broken:
             broken.setattr(network, "embed", lambda *_: 1 / 0)
-            slot.submit(windows(network, np.zeros(1_000)))
+            slot.submit(tokens_in(network, np.zeros(1_000)))
             await until(lambda: listener.is_broken)
         other, sound = admitted(engine)
-        other.submit(windows(network, np.zeros(1_000)))
+        other.submit(tokens_in(network, np.zeros(1_000)))
         assert len(await sound.wait(1)) == 1
         assert engine.alive
 
@@ -211,7 +211,7 @@ async def test_new_model_serves_new_streams_only(network: Network) -> None:
         engine.host("default", network)
         new, listener = admitted(engine)
         assert old.hosted is not new.hosted
-        new.submit(windows(network, np.zeros(1_000)))
+        new.submit(tokens_in(network, np.zeros(1_000)))
         await listener.wait(1)
         with pytest.raises(UnknownModel, match="default"):
             engine.find("nobody")
@@ -222,13 +222,14 @@ async def test_a_share_of_live_audio_is_judged_again_and_damage_shows(network: N
     engine = Engine(watcher, slots=2, batch_s=0.0, lag_s=30.0, check_share=1.0)
     hosted = engine.host("model", network)
     engine.start(asyncio.get_running_loop())
-    tokens = windows(network, np.tile(spoken, 3))
+    tokens = tokens_in(network, np.tile(spoken, 3))
     slot, listener = admitted(engine)
     slot.submit(tokens)
     await listener.wait(len(tokens))
     (healthy, *_) = hosted.check.recompute()
     place = network.net.layout.readout + network.net.layout.pool.sum_head
-    for part in np.array_split(tokens, 20):
+    size = -(-len(tokens) // 20)
+    for part in (tokens[begin : begin + size] for begin in range(0, len(tokens), size)):
         engine.enqueue(slot, lambda: hosted.cache.state[slot.row, place : place + 1].fill(30.0))
         slot.submit(part)
     await listener.wait(2 * len(tokens))

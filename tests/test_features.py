@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.config import FrontEndConfig, ModelConfig
 from models.data import pad_clip, picture, read_audio
-from models.features import FrameStream, compress, expand, frames, log_mel, network_input
+from models.features import FrameStream, Tokens, compress, expand, frames, log_mel, network_input
 
 CONFIG = ModelConfig()
 TOKEN, OVERLAP, HOP, WINDOW = CONFIG.token_samples, 320, 160, 480
@@ -51,7 +51,14 @@ def windows_of(samples: np.ndarray, cuts: list[int], *, flush: bool = False) -> 
     """Feed `samples` cut at `cuts`: (N, stride, window)."""
     stream = FrameStream(CONFIG)
     parts = [stream.feed(part) for part in np.split(samples, sorted(cuts))]
-    return np.concatenate([*parts, stream.flush()] if flush else parts)
+    return np.concatenate([windows_in(part) for part in ([*parts, stream.flush()] if flush else parts)])
+
+
+def windows_in(tokens: Tokens) -> np.ndarray:
+    """The windows that tokens are made of: (N, stride, window)."""
+    if not len(tokens):
+        return np.zeros((0, CONFIG.stride, WINDOW), np.float32)
+    return np.lib.stride_tricks.sliding_window_view(tokens.samples, WINDOW)[::HOP].reshape(-1, CONFIG.stride, WINDOW)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])
@@ -65,7 +72,7 @@ def test_full_scale_reaches_the_ceiling_and_silence_the_floor() -> None:
     loud = frames(np.full(480, 32767, np.float32) * np.cos(np.arange(480) * 0.4, dtype=np.float32))
     assert loud.max() > 200
     assert loud.max() <= 255
-    assert (log_mel(np.zeros((3, 480), np.float32)) == -1.0).all()
+    assert (log_mel([FrameStream(CONFIG).feed(np.zeros(2_000, np.float32))], CONFIG) == -1.0).all()
 
 
 def test_a_clip_is_ninety_eight_frames() -> None:
@@ -117,20 +124,36 @@ def test_reset_is_a_new_stream() -> None:
     stream, samples = FrameStream(CONFIG), recording(2000)
     stream.feed(recording(777, seed=1))
     stream.reset()
-    np.testing.assert_array_equal(stream.feed(samples), FrameStream(CONFIG).feed(samples))
+    np.testing.assert_array_equal(stream.feed(samples).samples, FrameStream(CONFIG).feed(samples).samples)
 
 
 def test_streams_judged_together_equal_streams_judged_alone() -> None:
-    streams = [FrameStream(CONFIG).feed(recording(2000, seed)).reshape(-1, WINDOW) for seed in range(5)]
-    together = np.split(log_mel(np.concatenate(streams)), 5)
+    """Strangers of different lengths, one of them without a whole token."""
+    lengths = (2_000, 800, 799, 5_000, 1_300)
+    streams = [FrameStream(CONFIG).feed(recording(length, seed)) for seed, length in enumerate(lengths)]
+    together = np.split(log_mel(streams, CONFIG), np.cumsum([len(tokens) for tokens in streams])[:-1])
     for alone, part in zip(streams, together, strict=True):
-        np.testing.assert_allclose(part, log_mel(alone), atol=1e-6)
+        np.testing.assert_allclose(part, log_mel([alone], CONFIG), atol=1e-6)
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_some_of_the_tokens_are_those_tokens(begin: int, end: int) -> None:
+    tokens = FrameStream(CONFIG).feed(recording(9 * TOKEN + OVERLAP))
+    part = tokens[begin:end] if begin <= end else tokens[end:begin]
+    np.testing.assert_array_equal(windows_in(part), windows_in(tokens)[min(begin, end) : max(begin, end)])
+
+
+def test_tokens_that_follow_each_other_can_be_joined() -> None:
+    samples = recording(9 * TOKEN + OVERLAP)
+    stream = FrameStream(CONFIG)
+    joined = stream.feed(samples[:3_000]).then(stream.feed(samples[3_000:3_001])).then(stream.feed(samples[3_001:]))
+    np.testing.assert_array_equal(windows_in(joined), windows_of(samples, []))
 
 
 def test_network_input_is_the_pixel_on_another_scale() -> None:
-    windows = FrameStream(CONFIG).feed(recording(4000)).reshape(-1, WINDOW)
-    pixels = frames(recording(4000), FrontEndConfig())[: len(windows)]
-    np.testing.assert_allclose(log_mel(windows), network_input(pixels), atol=1e-6)
+    tokens = log_mel([FrameStream(CONFIG).feed(recording(4000))], CONFIG).reshape(-1, 48)
+    pixels = frames(recording(4000), FrontEndConfig())[: len(tokens)]
+    np.testing.assert_allclose(tokens, network_input(pixels), atol=1e-6)
     np.testing.assert_array_equal(network_input(np.array([0.0, 64.0, 255.0])), [-1.0, 0.0, 255 / 64 - 1])
 
 

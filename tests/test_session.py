@@ -260,9 +260,9 @@ def detections(network: Network, data: bytes, cuts: list[int], rate: int) -> lis
     for cut in [*cuts, len(data)]:
         chunks.append(one.audio(data[at : at + cut]))
         at += cut
-    for windows in [*chunks, one.flush()]:
-        if len(windows):
-            frames = log_mel(windows.reshape(-1, windows.shape[-1])).reshape(len(windows), network.config.stride, -1)
-            posteriors = softmax(network.step(cache, np.array([0]), frames, np.array([len(windows)])))
+    for tokens in [*chunks, one.flush()]:
+        if len(tokens):
+            frames = log_mel([tokens], network.config)
+            posteriors = softmax(network.step(cache, np.array([0]), frames, np.array([len(tokens)])))
             found += one.judge(posteriors, Vitals())
     return [(m.keyword, round(m.at_s, 6)) for m in found if isinstance(m, Detection)]
