@@ -2,8 +2,9 @@
 
     python -m client.load --streams 100 --seconds 10
 
-Every chunk is followed by a marker, which the server echoes once the chunk has been judged. Streams begin at different
-places of the recording and their chunks are spread evenly over time, as strangers' would be. Lean on purpose: frames
+Every chunk is followed by a marker, which the server echoes once the chunk has been judged. Streams begin one after
+the other, at different places of the recording, and their chunks are spread evenly over time, as strangers' would be;
+those of the beginning count, too. Lean on purpose: frames
 are prebuilt, a chunk and its marker go out together, and no garbage is looked for, so that the client's core is not
 what is measured; `client_late_p99_ms` tells.
 """
@@ -73,12 +74,13 @@ class Run:
         late: how late each chunk was sent by its own timetable, s.
     """
 
-    def __init__(self, chunk_ms: int, seconds: float, audio: bytes, configure: Configure) -> None:
+    def __init__(self, chunk_ms: int, seconds: float, audio: bytes, configure: Configure, ramp_s: float = 0.0) -> None:
         size = 2 * (configure.sample_rate * chunk_ms // 1_000)
         loops = [audio[start : start + size] for start in range(0, len(audio) - size + 1, size)]
-        self.interval, self.steps = chunk_ms / 1_000, round(seconds * 1_000 / chunk_ms)
+        self.interval, self.steps, self.ramp_s = chunk_ms / 1_000, round(seconds * 1_000 / chunk_ms), ramp_s
         self.chunks = [client_frame(BINARY, chunk) for chunk in loops]
-        self.markers = [_text({"type": "marker", "id": step}) for step in range(self.steps)]
+        most = self.steps + math.ceil(ramp_s / self.interval)
+        self.markers = [_text({"type": "marker", "id": step}) for step in range(most)]
         self.hello = client_frame(TEXT, configure.model_dump_json(exclude_none=True).encode())
         self.bye = _text({"type": "close"})
         self.latencies, self.late = array("d"), array("d")
@@ -97,7 +99,7 @@ class Stream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._begin = 0.0
+        self._begin, self._steps = 0.0, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the upgrade."""
@@ -126,9 +128,9 @@ class Stream(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def start(self, at: float) -> None:
-        """Send chunks from this time on (the loop's clock)."""
-        self._begin = at
+    def start(self, at: float, steps: int) -> None:
+        """Send so many chunks from this time on (the loop's clock)."""
+        self._begin, self._steps = at, steps
         asyncio.get_running_loop().call_at(at, self._tick)
 
     def finish(self) -> None:
@@ -143,7 +145,7 @@ class Stream(asyncio.Protocol):
         self._sent.append(now)
         run.seen["chunks"] += 1
         self._write(run.chunks[(self._offset + step) % len(run.chunks)] + run.markers[step])
-        if step + 1 < run.steps:
+        if step + 1 < self._steps:
             asyncio.get_running_loop().call_at(self._begin + (step + 1) * run.interval, self._tick)
 
     def _message(self, message: dict[str, object]) -> None:
@@ -193,8 +195,10 @@ async def load(url: str, streams: int, seconds: float, run: Run, key: str | None
         raise CannotConnect(f"no stream could be opened at {url}: {reasons[0] if reasons else 'none was asked for'}")
     begin, used = time.monotonic() + 0.1, time.process_time()
     for number, stream in enumerate(opened):
-        stream.start(begin + run.interval * number / len(opened))
-    await asyncio.sleep(begin + run.steps * run.interval - time.monotonic())
+        late = run.ramp_s * number / len(opened)
+        steps = run.steps + int((run.ramp_s - late) / run.interval)
+        stream.start(begin + late + run.interval * number / len(opened), steps)
+    await asyncio.sleep(begin + run.ramp_s + (run.steps + 1) * run.interval - time.monotonic())
     for stream in opened:
         stream.finish()  # the server judges everything before it answers this
     await asyncio.wait([stream.ended for stream in opened], timeout=GRACE_S)
@@ -252,7 +256,8 @@ def _percentile(values: Sequence[float], share: float) -> float:
 def main(
     url: Annotated[str, typer.Option(help="The server.")] = "ws://127.0.0.1:8770",
     streams: Annotated[int, typer.Option(min=1, help="Streams at the same time.")] = 10,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long, all of them.")] = 10.0,
+    ramp: Annotated[float, typer.Option(min=0, help="Time before that in which they begin, one by one, s.")] = 0.0,
     chunk_ms: Annotated[int, typer.Option(min=10, max=2_000, help="Audio in one message, ms.")] = 100,
     audio: Annotated[Path, typer.Option(help="A recording; it is repeated.")] = SAMPLE,
     point: Annotated[str | None, typer.Option(help="Operating point.")] = None,
@@ -261,7 +266,7 @@ def main(
     """Stream a recording many times at once and print the report as JSON."""
     recording = AudioFile(audio)
     configure = Configure(point=point, heartbeat_ms=10_000, sample_rate=recording.rate)
-    run = Run(chunk_ms, seconds, b"".join(recording), configure)
+    run = Run(chunk_ms, seconds, b"".join(recording), configure, ramp)
     gc.disable()  # nothing here makes cycles, and looking for them costs as much as sending
     report = asyncio.run(load(url, streams, seconds, run, key))
     typer.echo(json.dumps(asdict(report)))

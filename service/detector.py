@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Averages = NDArray[np.float64]
 
 NEVER: Final = -(10**9)
 
@@ -90,10 +92,9 @@ class Detector:
             replace(before.get(name) or _Word(name, rule), rule=rule, low=rule.threshold - self.margin)
             for name, rule in rules.items()
         ]
-        self._columns = _columns([self.labels.index(name) for name in rules])
-        lowest = min((rule.threshold for rule in rules.values()), default=2.0)
-        self._quiet = max(lowest - self.margin, 0.0)
-        self._loud_at = self.token
+        self._columns = np.array([self.labels.index(name) for name in rules], np.int64)
+        self._lowest = min((word.low for word in self._words), default=2.0)
+        self._at_rest = False
 
     def reset(self) -> None:
         """Forget what was heard; tokens go on counting."""
@@ -101,37 +102,28 @@ class Detector:
         self._words = []
         self.configure(self.rules)
 
-    def hear(self, posteriors: Array) -> Array:
-        """Take posteriors (N, K) into the average and decide nothing; return them with the past they need."""
-        history = np.concatenate((self._past, posteriors))
-        self._past = history[len(posteriors) :]
+    def hear(self, posteriors: Array) -> None:
+        """Take posteriors (N, K) into the average and decide nothing."""
+        self._average(posteriors)
         self.token += len(posteriors)
-        return history
 
     def feed(self, posteriors: Array) -> Iterator[Hit]:
         """Judge the next tokens' posteriors (N, K); yield what fires, with `state()` as of that token."""
-        begin = self.token
-        history = self.hear(posteriors)
-        if not len(posteriors) or not self._words:
+        averages, highest = self._average(posteriors)
+        if highest < self._lowest and self._at_rest:
+            self.token += len(posteriors)  # by far the most common case
             return
-        if np.maximum.reduce(posteriors[:, self._columns], axis=None) >= self._quiet:
-            self._loud_at = self.token
-        elif begin - self._loud_at >= self.window:
-            return  # no average can reach a threshold, and none did lately: by far the most common case
-        self.token = begin
-        for row in self._smoothed(history).tolist():
+        for row in averages.tolist():
             yield from self._step(row)
+        self._at_rest = all(word.still for word in self._words)
 
-    def _smoothed(self, history: Array) -> NDArray[np.float64]:
-        """Past and new posteriors (window - 1 + N, K) -> means over the window (N, keywords)."""
-        row, item = history.strides
-        shape = (len(history) - self.window + 1, self.window, history.shape[1])
-        windows = np.ndarray(shape, history.dtype, history, 0, (row, row, item))  # they overlap; nothing is copied
-        sums: NDArray[np.float64] = np.add.reduce(windows[:, :, self._columns], axis=1, dtype=np.float64)
-        return sums / self.window
+    def _average(self, posteriors: Array) -> tuple[Averages, float]:
+        """Means of the next posteriors (N, K) and their past over the window, (N, keywords), and the highest one."""
+        averages = np.empty((len(posteriors), len(self._columns)))
+        return averages, _moving_average(self._past, posteriors, self._columns, averages)
 
     def _step(self, row: list[float]) -> list[Hit]:
-        top = max(row)
+        top = max(row, default=0.0)
         fired = []
         for word, score in zip(self._words, row, strict=True):
             if score < word.low:
@@ -182,7 +174,7 @@ class Detector:
         for word in self._words:
             if word.name in state:
                 word.restore(state[word.name], self.token)
-        self._loud_at = self.token
+        self._at_rest = False
 
 
 REMEMBERED: Final = 4_000
@@ -222,8 +214,21 @@ class _Word:
         self.fired = NEVER if since is None else now - since
 
 
-def _columns(indices: list[int]) -> slice | NDArray[np.intp]:
-    """Neighbouring columns as a slice, which numpy takes without a copy."""
-    if indices and indices == list(range(indices[0], indices[0] + len(indices))):
-        return slice(indices[0], indices[-1] + 1)
-    return np.array(indices, np.intp)
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _moving_average(past: Array, posteriors: Array, columns: NDArray[np.int64], averages: Averages) -> float:
+    """Means over a token and those before it, of some columns, into `averages` (N, C); return the highest.
+
+    `past` (window - 1, K) is what came before the new posteriors (N, K), and afterwards what comes before the next.
+    """
+    before, highest = len(past), 0.0
+    for token in range(len(posteriors)):
+        for place in range(len(columns)):
+            column, total = columns[place], 0.0
+            for at in range(token, token + before + 1):
+                total += past[at, column] if at < before else posteriors[at - before, column]
+            averages[token, place] = total / (before + 1)
+            highest = max(highest, averages[token, place])
+    for at in range(before):
+        source = at + len(posteriors)
+        past[at] = past[source] if source < before else posteriors[source - before]
+    return highest

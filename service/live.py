@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import BadMessage, Idle, Internal, failed
 from service.logs import log
-from service.protocol import CloseCode, Configure, WireError, parse_client
+from service.protocol import CloseCode, Configure, WireError, encode, parse_client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -148,7 +148,7 @@ class Link:
         stream, socket = self._stream, self._socket
         if stream.outbox and socket.open:
             messages, stream.outbox = stream.outbox, []
-            socket.write([message.model_dump_json(exclude_none=True).encode() for message in messages])
+            socket.write([encode(message) for message in messages])
         if stream.over or (stream.closing and not stream.slot.pending):
             self._end(there=True)
         elif socket.read_paused and not stream.full:
@@ -218,7 +218,7 @@ async def _write(stream: Stream, send: Send) -> None:
     """Messages out of the stream, until it is over; the last ones are `close`'s."""
     while not stream.over:
         for message in await stream.fetch():
-            await send({"type": "websocket.send", "text": message.model_dump_json(exclude_none=True)})
+            await send({"type": "websocket.send", "text": encode(message).decode()})
 
 
 async def _end(send: Send, messages: list[ServerMessage], code: CloseCode) -> None:
@@ -226,5 +226,5 @@ async def _end(send: Send, messages: list[ServerMessage], code: CloseCode) -> No
     with suppress(OSError, TimeoutError, RuntimeError):
         async with asyncio.timeout(GOODBYE_S):
             for message in messages:
-                await send({"type": "websocket.send", "text": message.model_dump_json(exclude_none=True)})
+                await send({"type": "websocket.send", "text": encode(message).decode()})
             await send({"type": "websocket.close", "code": int(code), "reason": code.wire})

@@ -349,6 +349,11 @@ def parse_client(text: str | bytes) -> ClientMessage:
         raise _bad(error) from None
 
 
+def encode(message: ServerMessage) -> bytes:
+    """A message -> one text frame; `model_dump_json` makes the same, but takes the detour over a string."""
+    return message.__pydantic_serializer__.to_json(message, exclude_none=True)
+
+
 def parse_server(text: str | bytes) -> ServerMessage | None:
     """One text frame from a server -> its message, or None for a type of a later version.
 

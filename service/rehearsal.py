@@ -16,7 +16,7 @@ from service.audio import SAMPLE_RATE
 from service.engine import Engine, thread_clock
 from service.headroom import Usage
 from service.metrics import Metrics
-from service.protocol import Configure, Limits, Marker
+from service.protocol import Configure, Limits, Marker, encode
 from service.settings import Settings
 from service.stream import Stream
 
@@ -78,5 +78,5 @@ async def _chunk(engine: Engine, streams: list[Stream], chunk: list[bytes]) -> U
     for stream in streams:
         await stream.drained()
         for message in await stream.fetch():
-            message.model_dump_json(exclude_none=True)
+            encode(message)
     return engine.usage - before

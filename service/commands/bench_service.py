@@ -20,6 +20,10 @@ from service.commands.demo import free_port, server
 
 SAMPLE_S = 0.25
 """How often the server's memory is looked at."""
+RAMP_S = 5.0
+"""Time in which a run's streams begin: a thousand strangers do not do so in the same tenth of a second."""
+CHUNK_S = 0.1
+"""Audio in one chunk of the load client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Row:
 
 def service(
     sessions: Annotated[str, typer.Option(help="Numbers of streams, such as 1,10,100.")] = "1,10,100",
-    seconds: Annotated[float, typer.Option(min=1, help="Length of each run.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each run, once all streams are there.")] = 20.0,
     url: Annotated[str | None, typer.Option(help="A server that runs already; one is started if left out.")] = None,
     pid: Annotated[int | None, typer.Option(help="Its process, to measure CPU time and memory.")] = None,
     *,
@@ -72,6 +76,7 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
     """One run of the load client."""
     before, cpu = memory(pid), cpu_seconds(pid)
     command = [sys.executable, "-m", "client.load", "--url", url, "--streams", str(streams), "--seconds", str(seconds)]
+    command += ["--ramp", str(RAMP_S)]
     peak = before
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:  # noqa: S603 (our own command)
         while True:
@@ -88,7 +93,7 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
         latency_ms_p99=report["p99_ms"],
         lost_chunks=report["lost"],
         refused=report["refused"],
-        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1, report["opened"]) / seconds, 6),
+        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1.0, report["chunks"] * CHUNK_S), 6),
         client_cpu=report["client_cpu_share"],
         bytes_per_session=max(0, peak - before) // max(1, report["opened"]),
         macs_skipped_vs_window=report["macs_skipped_vs_window"],
