@@ -74,12 +74,21 @@ def mel_energies(samples, starts, plan, energies):
         # the last group may overlap the one before: rows done twice come out the same
         first = max(0, min(group, rows - WIDTH))
         for row in range(min(WIDTH, rows)):
-            start = starts[first + row]
-            windows[row * length : (row + 1) * length] = samples[start : start + length]
+            _copy(samples, starts[first + row], windows, row * length, length)
         _fold(windows, length, plan, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)
         _filter(power, plan, energies, first, min(WIDTH, rows))
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _copy(source, start, target, place, length):
+    """length values of `source` from `start` to `target` from `place`; vectors first, then what is left."""
+    whole = length // WIDTH * WIDTH
+    for n in range(0, whole, WIDTH):
+        store(target, place + n, load(source, start + n))
+    for n in range(whole, length):
+        target[place + n] = source[start + n]
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
