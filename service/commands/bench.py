@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from service.commands.bench_churn import churn
+from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if
 app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
 app.command()(service)
 app.command()(churn)
+app.command()(hostile)
 
 
 @app.callback()
