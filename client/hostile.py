@@ -6,7 +6,7 @@ Knows no server's limits: it waits to be thrown out, or leaves when told to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final
@@ -65,7 +65,24 @@ MANNERS: Final = {
     "a hundred times too fast": Manner(then=CONFIGURE, on=repeat(10 * SECOND)),
     "deaf": Manner(then=SCORES, on=repeat(SECOND), deaf=True),
 }
-"""Every kind, by name."""
+"""Every kind that comes to the web's door, by name."""
+START: Final = b'{"type":"audio-start","data":{"rate":16000,"width":2,"channels":1}}\n'
+CHUNK: Final = b'{"type":"audio-chunk","payload_length":1000000}\n'
+SATELLITES: Final = {
+    "silent": Manner(b""),
+    "rubbish": Manner(bytes(range(128, 256))),
+    "a line of rubbish": Manner(bytes(range(128, 256)) + b"\n"),
+    "half a header": Manner(START[:9]),
+    "a header, byte by byte": Manner(b"", on=_bytewise(START)),
+    "an endless line": Manner(b"x" * 99_999),
+    "endless data": Manner(b'{"type":"detect","data_length":1099511627776}\n'),
+    "endless audio": Manner(b'{"type":"audio-chunk","payload_length":1099511627776}\n'),
+    "audio before its time": Manner(CHUNK + bytes(99)),
+    "half a chunk": Manner(START + CHUNK + bytes(99)),
+    "a chunk, byte by byte": Manner(START + CHUNK, on=repeat(b"x", 99_999)),
+    "a stream without audio": Manner(START),
+}
+"""Those that come to the Wyoming door."""
 
 
 class Hostile(asyncio.Protocol):
@@ -75,8 +92,8 @@ class Hostile(asyncio.Protocol):
         ended: the connection is over.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind, self._manner = kind, MANNERS[kind]
+    def __init__(self, kind: str, manner: Manner) -> None:
+        self.kind, self._manner = kind, manner
         self._pieces: Iterator[bytes] = iter(self._manner.on)
         self._reader, self._begun, self._writable = Reader(), self._manner.first != UPGRADE, True
         self._transport: asyncio.Transport | None = None
@@ -131,12 +148,12 @@ class Hostile(asyncio.Protocol):
         asyncio.get_running_loop().call_later(INTERVAL_S, self._go_on)
 
 
-async def intrude(port: int, number: int) -> Hostile:
+async def intrude(port: int, number: int, manners: Mapping[str, Manner] = MANNERS) -> Hostile:
     """Open the `number`-th hostile connection to a server on this machine; kinds take turns.
 
     Raises:
         OSError: the server does not even answer.
     """
-    kind = list(MANNERS)[number % len(MANNERS)]
-    _, hostile = await asyncio.get_running_loop().create_connection(lambda: Hostile(kind), "127.0.0.1", port)
+    kind, manner = list(manners.items())[number % len(manners)]
+    _, hostile = await asyncio.get_running_loop().create_connection(lambda: Hostile(kind, manner), "127.0.0.1", port)
     return hostile

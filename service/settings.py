@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     idle_s: float = Field(
         MINUTE,
         gt=0,
-        description="Longest time without a frame from the client, s; a posted clip must come within it, too.",
+        description="Longest time without a frame or Wyoming event, s; a posted clip must come within it, too.",
     )
     configure_s: float = Field(
         10.0, gt=0, description="Time within which a request's head, then `configure`, must come, s."
