@@ -223,10 +223,11 @@ class Server:
             await asyncio.sleep(CHECK_S)
             usage, now = self.engine.usage, clock()
             self.headroom.observe(usage - before, now - at, shedding=self.engine.scale > 1.0)
-            before, at = usage, now
+            stood_still, before, at = max(0.0, now - at - CHECK_S), usage, now
             self._make_room()
             self.metrics.ready(self.ready)
             for number, stream in enumerate(list(self.streams), turn):
+                stream.last_heard += stood_still  # while this process does nothing, nobody is silent
                 stream.check()
                 if number % COUNTED == 0:
                     stream.count()

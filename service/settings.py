@@ -24,6 +24,8 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8770, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    tls_cert: Path | None = Field(None, description="Certificate chain, PEM: https and wss instead of http and ws.")
+    tls_key: Path | None = Field(None, description="Its key, PEM, if that is not in the same file.")
     model: Path | None = Field(None, description="Checkpoint that streams get; the shipped one if unset.")
     engine: Engine = Field("kernels", description="What runs the networks: our kernels, or torch.")
     device: str = Field("cpu", description="Where torch runs them: cpu, cuda, or cuda:N.")
@@ -41,7 +43,7 @@ class Settings(BaseSettings):
     idle_s: float = Field(
         MINUTE,
         gt=0,
-        description="Longest time without a frame from the client, s; a posted clip must come within it, too.",
+        description="Longest time without a frame or Wyoming event, s; a posted clip must come within it, too.",
     )
     configure_s: float = Field(
         10.0, gt=0, description="Time within which a request's head, then `configure`, must come, s."

@@ -191,6 +191,8 @@ class Socket(WebSocketsSansIOProtocol):
             data, self.frames = b"".join(self.frames), []
             (self._listener.audio if self.curr_msg_data_type == "bytes" else self._listener.text)(data)
             return
+        if self.curr_msg_data_type == "text":  # uvicorn has a traceback in the log for what is no UTF-8
+            self.frames = [b"".join(self.frames).decode(errors="replace").encode()]
         paused, self.read_paused = self.read_paused, True
         super().send_receive_event_to_app()
         self.read_paused = paused

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from service.errors import BadMessage, TooLong, UnsupportedAudio
+from service.errors import BadMessage, Idle, TooLong, UnsupportedAudio
 from service.logs import log
 from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, WireError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter
 
     from service.server import Server
+    from service.settings import Settings
     from service.stream import Stream
 
 MAX_JSON: Final = 16_384
@@ -38,14 +39,14 @@ async def listen(server: Server, port: int) -> asyncio.Server:
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         satellite = Satellite(server, writer)
         try:
-            while event := await read_event(reader, server.settings.frame_bytes):
+            while event := await in_time(reader, server.settings):
                 await satellite.hear(*event)
         except WireError as error:
             satellite.tell("error", {"text": error.message, "code": error.code.wire})
             await satellite.leave()
             await linger(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # it went, or the server stops
         except Exception:  # noqa: BLE001 (whatever it is, it ends this connection and no other)
             log.exception("a satellite's connection failed")
         finally:
@@ -64,6 +65,19 @@ async def linger(reader: StreamReader, writer: StreamWriter) -> None:
             writer.write_eof()
             while await reader.read(MAX_JSON):
                 pass
+
+
+async def in_time(reader: StreamReader, settings: Settings) -> tuple[str, dict[str, Any], bytes] | None:
+    """The next event as `read_event` has it, if it comes whole and before anybody must think that the client is gone.
+
+    Raises:
+        Idle: it does not; a satellite that has nothing to say may ping.
+    """
+    try:
+        async with asyncio.timeout(settings.idle_s):
+            return await read_event(reader, settings.frame_bytes)
+    except TimeoutError:
+        raise Idle(f"no whole event came for {settings.idle_s:g} s; send ping during pauses") from None
 
 
 async def read_event(reader: StreamReader, limit: int) -> tuple[str, dict[str, Any], bytes] | None:

@@ -132,10 +132,10 @@ def live_objects(running: Any) -> int:
 
     from service.session import Session
     from service.slots import Slot
-    from service.sockets import Socket
+    from service.sockets import Door, Socket
     from service.stream import Stream
 
     gc.collect()
     assert running
-    ours = (Session, Slot, Socket, Stream)  # by type: `isinstance` would wake up other libraries' lazy objects
+    ours = (Door, Session, Slot, Socket, Stream)  # by type: `isinstance` would wake up other libraries' lazy objects
     return sum(issubclass(type(thing), ours) for thing in gc.get_objects())

@@ -103,6 +103,14 @@ async def test_what_breaks_the_rules_is_told_so(running: Any, case: str) -> None
     assert int.from_bytes(heard[-1][1][:2]) == code
 
 
+async def test_first_words_that_are_no_text_are_refused_without_a_word_in_the_log(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = await talk(running.port, [BROKEN["text that is no UTF-8"][0]], until=CLOSE)
+    assert int.from_bytes(heard[-1][1][:2]) == CloseCode.BAD_MESSAGE
+    assert not caplog.records
+
+
 async def test_a_flood_waits_in_the_senders_socket_and_is_all_judged(running: Any) -> None:
     second = said(Opcode.BINARY, bytes(32_000))
     parts = [CONFIGURE, *[second] * 40, said(Opcode.TEXT, b'{"type":"close"}')]

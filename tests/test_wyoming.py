@@ -17,6 +17,10 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 from wyoming.wake import Detect, Detection, NotDetected
 
+from client.connection import connect
+from client.hostile import SATELLITES, intrude
+from service import protocol
+
 
 @pytest.fixture(scope="module")
 def door(serving: Callable[..., Any]) -> Any:
@@ -93,3 +97,27 @@ async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: b
     async with satellite(door[0]) as client:
         await client.write_event(Ping("there?").event())
         assert Pong.is_type((await client.read_event()).type)
+
+
+async def test_hostile_satellites_are_thrown_out_and_honest_ones_hear_on(
+    serving: Callable[..., Any], spoken: np.ndarray
+) -> None:
+    with serving(wyoming_port=0, idle_s=1, sessions=50) as running:
+        port = running.app.state.wyoming.sockets[0].getsockname()[1]
+
+        async def heard() -> tuple[list[str], list[str]]:
+            async with satellite(port) as client, connect(running.http) as spotter:
+                events = await speak(client, spoken)
+                await spotter.send(spoken.astype("<i2").tobytes())
+                await spotter.finish()
+                words = [event.keyword async for event in spotter if isinstance(event, protocol.Detection)]
+            return [Detection.from_event(event).name for event in events], words
+
+        alone = await heard()
+        crowd = await asyncio.gather(*(intrude(port, number, SATELLITES) for number in range(5 * len(SATELLITES))))
+        assert await heard() == alone
+        await asyncio.wait([hostile.ended for hostile in crowd], timeout=60)
+        assert [hostile.kind for hostile in crowd if not hostile.ended.done()] == []
+        assert await heard() == alone
+        assert alone[0] == alone[1] != []
+        assert (running.server.streams, running.server.engine._reserved) == (set(), 0)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from service.commands.bench_churn import churn
+from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if
 
 app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
 app.command()(service)
+app.command()(churn)
+app.command()(hostile)
 
 
 @app.callback()

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvicorn
@@ -81,6 +81,7 @@ def serve(
 ) -> None:
     """Run the server until SIGTERM; other settings come from the environment, see --settings."""
     given = {"host": host, "port": port, "model": model, "engine": engine, "device": device, "sessions": sessions}
+    given |= {"tls_cert": tls_cert, "tls_key": tls_key}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     logs.configure(pretty=pretty)
@@ -93,7 +94,7 @@ def serve(
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
     server = Server(settings)
-    polite = Polite(uvicorn_config(server, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+    polite = Polite(uvicorn_config(server))
     polite.server = server
     signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
     polite.run()
@@ -110,7 +111,7 @@ def _allow_many_sockets() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN401 (uvicorn's own options)
+def uvicorn_config(server: Server) -> uvicorn.Config:
     """How uvicorn runs our application: frames are not compressed, and our limits come before its own."""
     settings = server.settings
     return uvicorn.Config(
@@ -126,5 +127,6 @@ def uvicorn_config(server: Server, **more: Any) -> uvicorn.Config:  # noqa: ANN4
         server_header=False,
         timeout_keep_alive=math.ceil(settings.configure_s),
         timeout_graceful_shutdown=5,
-        **more,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )

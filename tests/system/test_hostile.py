@@ -9,72 +9,47 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from client.frames import BINARY, TEXT, client_frame, upgrade
+from client.hostile import Hostile, intrude
 from service.commands.demo import free_port
 from tests.system.test_lifecycle import detections, listen, process
+from tests.test_fuzz import live_objects
 
 pytestmark = pytest.mark.system
 
-HOSTILE = int(os.environ.get("HOSTILE", "2000"))
+HOSTILE = int(os.environ.get("HOSTILE", "1500"))
 CROWD = 500
 """Of them at the same time."""
 OPENING = 64
 """Connections being opened at the same time."""
 PATIENCE_S = 120
-KEPT = 8 << 10
-"""Memory that later crowds may add to what the first one took, bytes a connection; open ones take thrice that."""
-UPGRADE = upgrade("h", "/v1/stream")
-CONFIGURE = client_frame(TEXT, b'{"type":"configure"}')
-GET = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
-KINDS = {
-    "silent": b"",
-    "half a handshake": UPGRADE[:-2],
-    "rubbish": bytes(range(128, 256)),
-    "a handshake, then silence": UPGRADE,
-    "a handshake, then rubbish": UPGRADE + b"\xff" * 99,
-    "half of its first frame": UPGRADE + CONFIGURE[:9],
-    "a stream without audio": UPGRADE + CONFIGURE,
-    "half a frame of audio": UPGRADE + CONFIGURE + client_frame(BINARY, bytes(3_200))[:99],
-    "half of a second request": GET + GET[:-2],
-    "half a clip": b"POST /v1/detect HTTP/1.1\r\nHost: h\r\nContent-Length: 99999\r\n\r\n" + bytes(99),
-}
-LIMITS = {"DELTASPOT_CONFIGURE_S": "1", "DELTASPOT_IDLE_S": "1", "DELTASPOT_LAG_S": "60"}
+FEW = 90
+"""Five of each kind."""
+LAST = 3
+"""Objects of the stream that was looked after last: stream, session and slot."""
+KEPT = 48 << 10
+"""Memory that later crowds may add to what the first one took, bytes a connection: garbage in cycles waits for long."""
+LIMITS = {"sessions": 100, "configure_s": 1, "idle_s": 1, "stream_s": 20, "lag_s": 60}
+"""Short patience, and fewer places than a crowd wants, so that the first crowd takes them all."""
 
 
-class Hostile(asyncio.Protocol):
-    """Says its piece, then waits for the server to end it, whatever that says."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(KINDS[self.kind])
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self.ended.set_result(None)
-
-
-async def attack(port: int, opened: asyncio.Event) -> None:
+async def attack(port: int, opened: asyncio.Event, size: int = CROWD) -> None:
     """Open connections of every kind in turn; tell when all of them are open; wait for their ends."""
-    gate, kinds = asyncio.Semaphore(OPENING), list(KINDS)
+    gate = asyncio.Semaphore(OPENING)
 
     async def one(number: int) -> Hostile:
         async with gate:
-            loop = asyncio.get_running_loop()
-            _, hostile = await loop.create_connection(lambda: Hostile(kinds[number % len(kinds)]), "127.0.0.1", port)
-        return hostile
+            return await intrude(port, number)
 
-    crowd = await asyncio.gather(*(one(number) for number in range(CROWD)))
+    crowd = await asyncio.gather(*(one(number) for number in range(size)))
     opened.set()
     await asyncio.wait([hostile.ended for hostile in crowd], timeout=PATIENCE_S)
     stuck = Counter(hostile.kind for hostile in crowd if not hostile.ended.done())
-    assert not stuck, f"of {CROWD} connections the server keeps {dict(stuck)}"
+    assert not stuck, f"of {size} connections the server keeps {dict(stuck)}"
 
 
 async def besieged(port: int, spoken: np.ndarray) -> list[object]:
@@ -108,7 +83,7 @@ async def becomes(check: Callable[[], bool]) -> bool:
 
 def test_thousands_of_hostile_connections_cost_an_honest_stream_nothing(spoken: np.ndarray) -> None:
     port = free_port(0)
-    with process(port, **LIMITS) as server:
+    with process(port, **{f"DELTASPOT_{name.upper()}": str(value) for name, value in LIMITS.items()}) as server:
         alone = asyncio.run(listen(f"ws://127.0.0.1:{port}", spoken, [], {}))
         held = descriptors(server.pid)
         asyncio.run(attack(port, asyncio.Event()))
@@ -120,3 +95,11 @@ def test_thousands_of_hostile_connections_cost_an_honest_stream_nothing(spoken: 
     assert after["deltaspot_sessions_open"] == 0
     assert len(detections(alone)) == 10
     assert detections(among) == detections(alone)
+
+
+def test_nothing_is_left_of_them(serving: Callable[..., Any]) -> None:
+    with serving(**LIMITS) as running:
+        before = live_objects(running)
+        asyncio.run(attack(running.port, asyncio.Event(), FEW))
+        assert asyncio.run(becomes(lambda: live_objects(running) <= before + LAST))
+        assert running.server.engine._reserved == 0

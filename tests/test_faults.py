@@ -1,0 +1,101 @@
+"""What no client does: clocks that jump, a disk that is full. Streams go on, and nothing that was said is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.connection import connect
+from service import engine
+from service.protocol import Closed, Detection, Ready
+from tests.system.test_lifecycle import chunks, detections, listen, until
+
+HOUR, DAY = 3_600.0, 86_400.0
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("captured")
+
+
+@pytest.fixture
+def faulty(serving: Callable[..., Any], captured: Path, ahead: dict[str, float]) -> Iterator[Any]:
+    """A server of the test's own, gone before the clocks are what they were."""
+    assert not any(ahead.values())
+    with serving(capture=captured) as running:
+        yield running
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """By how much the engine's clocks are ahead of the system's, s, wherever they are looked at."""
+    ahead = {"clock": 0.0, "wall_clock": 0.0}
+
+    def shifted(name: str, clock: Callable[[], float]) -> Callable[[], float]:
+        return lambda: clock() + ahead[name]
+
+    for name in ahead:
+        clock = getattr(engine, name)
+        for module in [module for key, module in sys.modules.items() if key.startswith("service.")]:
+            if getattr(module, name, None) is clock:
+                monkeypatch.setattr(module, name, shifted(name, clock))
+    return ahead
+
+
+async def looked_after(running: Any) -> None:
+    """Wait until the server has looked after its streams."""
+    turns, make_room, loop = asyncio.Semaphore(0), running.server._make_room, asyncio.get_running_loop()
+
+    def turn() -> None:
+        make_room()
+        loop.call_soon_threadsafe(turns.release)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(running.server, "_make_room", turn)
+        for _ in range(3):  # the first one may be under way, and the third one begins after the second one's end
+            await turns.acquire()
+
+
+async def test_clocks_jump_and_no_stream_feels_it(faulty: Any, ahead: dict[str, float], spoken: np.ndarray) -> None:
+    alone = detections(await listen(faulty.http, spoken, [], {}))
+    jumps = {60: ("wall_clock", -DAY), 120: ("clock", HOUR)}
+    gates, told = {number: asyncio.Event() for number in jumps}, []
+    async with asyncio.timeout(60):
+        listening = asyncio.create_task(listen(faulty.http, spoken, told, gates))
+        await until(told, Ready)
+        for number, (name, seconds) in jumps.items():
+            await looked_after(faulty)  # by then all that is not behind the gate has come
+            faulty.server.engine._loop.call_soon_threadsafe(ahead.update, {name: seconds})
+            if name == "clock":
+                await looked_after(faulty)
+            gates[number].set()
+        assert detections(await listening) == alone != []
+    assert isinstance(told[-1], Closed)
+
+
+async def test_full_disk_costs_an_opinion_and_no_stream(faulty: Any, captured: Path, spoken: np.ndarray) -> None:
+    heard, rest = [], asyncio.Event()
+    async with asyncio.timeout(60), connect(faulty.http) as spotter:
+        spotter.play(chunks(spoken, {120: rest}))
+        async for event in spotter:
+            if isinstance(event, Detection):
+                heard.append(captured / f"{spotter.ready.session}-{event.id}.json")
+                if len(heard) == 1:
+                    heard[0].symlink_to("/dev/full")
+                if len(heard) <= 2:
+                    spotter.feedback(event.id, correct=True)
+                if len(heard) == 2:
+                    rest.set()
+        while not heard[1].exists() or heard[0].is_symlink():  # noqa: ASYNC110 (a file tells nobody)
+            await asyncio.sleep(0.01)
+    assert spotter.totals is not None
+    assert spotter.totals.detections == len(heard) > 2
+    assert json.loads(heard[1].read_text())["correct"]
+    assert not heard[0].exists()
