@@ -45,7 +45,7 @@ class Gated(nn.Module):
     target: Tensor
     SCHEDULE: ClassVar[Schedule] = Schedule(steps=11_000, warmup=100, learning_rate=4.5e-4, average=0.998)
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, points: Points | None = None, target: float = 0.17) -> None:
+    def __init__(self, config: ModelConfig, recipe: Recipe, points: Points | None = None, target: float = 0.20) -> None:
         """Begin at the thresholds of a checkpoint's points, where it has any."""
         super().__init__()
         self.gates, self.naming = LearnedGates(config), Naming(config, recipe)

@@ -21,7 +21,7 @@ NAMED = (
 class Recipe:
     """How training streams are made. Levels in dB, lengths in frames of 10 ms, shares in 0..1."""
 
-    segments: int = 3
+    segments: int = 5
     wide: float = 0.5
     """Share of streams that have treble, where every label has audio."""
     trust: float = 0.5
@@ -29,7 +29,7 @@ class Recipe:
     named: tuple[str, ...] = NAMED
     """Words that are no keyword and yet told apart while training, see `models.naming`."""
     shares: tuple[float, float, float, float] = (0.54, 0.22, 0.14, 0.10)
-    background: float = 0.15
+    background: float = 0.18
     """Share of streams without any speech, in which noise keeps its own level."""
     running: float = 0.08
     """Share of streams that are sentences without a keyword, where the corpus has any."""
@@ -60,7 +60,7 @@ class Recipe:
     """Frames after its onset from which an unknown word is asked for, so that its beginning does not fire."""
     settle: int = 8
     """Frames after the end of a word before its label is asked for."""
-    linger: int = 32
+    linger: int = 40
     """Frames after the end of a word until which its label is asked for at least."""
 
     @classmethod

@@ -38,7 +38,7 @@ class Schedule:
     """How long and how hard to train. One step sees `streams * Recipe.segments` clips."""
 
     steps: int = 24_000
-    streams: int = 32
+    streams: int = 20
     shards: int = 2
     """Parts of a step that are composed and judged at the same time, each on its own core."""
     warmup: int = 600

@@ -9,7 +9,7 @@ from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
 from models.evaluate import ClipReport, LabelledClips
 from models.network import Network
-from models.points import FIRST, PointError, Trial, choose, scaled, trials
+from models.points import GROWTH, LAXER, PointError, Trial, choose, scaled, trials
 from models.transformer import StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16)
@@ -17,10 +17,10 @@ LEARNED = {name: 0.1 + i for i, name in enumerate(gate_names(CONFIG))}
 
 
 def tried(*accuracies: float) -> list[Trial]:
-    """Trials at factors 0, 1, 2, ... with these accuracies."""
+    """Trials at factors 0, 0.25, 0.5, ... with these accuracies."""
     return [
-        Trial(float(factor), ClipReport(str(factor), 1000, accuracy, None, None, None, 0.9, 0.8, 1.0, []))
-        for factor, accuracy in enumerate(accuracies)
+        Trial(place / 4, ClipReport(str(place), 1000, accuracy, None, None, None, 0.9, 0.8, 1.0, []))
+        for place, accuracy in enumerate(accuracies)
     ]
 
 
@@ -35,12 +35,17 @@ def factors(checkpoint: Checkpoint) -> dict[str, float]:
 
 def test_points_lose_what_is_allowed_and_no_more() -> None:
     chosen = choose(random_checkpoint(), LEARNED, tried(0.950, 0.951, 0.949, 0.947, 0.936, 0.930))
-    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 2.0, "aggressive": 4.0})
+    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 0.5, "aggressive": 1.0})
 
 
 def test_a_smaller_multiple_that_loses_more_rules_nothing_out() -> None:
     chosen = choose(random_checkpoint(), LEARNED, tried(0.950, 0.947, 0.950, 0.940, 0.900))
-    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 2.0, "aggressive": 3.0})
+    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 0.5, "aggressive": 0.75})
+
+
+def test_shipped_thresholds_are_none_that_were_not_trained_with() -> None:
+    chosen = choose(random_checkpoint(), LEARNED, tried(*[0.950] * 9))
+    assert factors(chosen) == pytest.approx({"dense": 0.0, "shipped": 1.0, "aggressive": 2.0})
 
 
 def test_thresholds_that_cost_too_much_are_refused() -> None:
@@ -54,6 +59,6 @@ def test_trials_begin_dense_and_skip_more_and_more() -> None:
     checkpoint = random_checkpoint()
     judged = list(trials(checkpoint, scaled(dict.fromkeys(LEARNED, 1.0), 0.1), clips))
     skipped = [trial.report.macs_skipped_vs_causal for trial in judged]
-    assert [judged[0].factor, judged[1].factor] == [0.0, FIRST]
+    assert [judged[0].factor, judged[1].factor] == [0.0, GROWTH**-LAXER]
     assert skipped[-1] > skipped[1] > skipped[0]
     assert Network(checkpoint).points == ("dense",)
