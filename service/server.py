@@ -76,6 +76,7 @@ class Server:
         self.tracing = Tracing.to(settings.otlp_endpoint)
         self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
         self.streams: set[Stream] = set()
+        self._lagging: set[Stream] = set()
         self.clip_models: dict[str, ClipModel] = {}
         self.warm = False
         self.headroom: Headroom
@@ -226,11 +227,19 @@ class Server:
             stood_still, before, at = max(0.0, now - at - CHECK_S), usage, now
             self._make_room()
             self.metrics.ready(self.ready)
+            self._tell_lagging()
             for number, stream in enumerate(list(self.streams), turn):
                 stream.last_heard += stood_still  # while this process does nothing, nobody is silent
                 stream.check()
                 if number % COUNTED == 0:
                     stream.count()
+
+    def _tell_lagging(self) -> None:
+        """Warn streams that have fallen behind since the last look."""
+        lagging = {stream for stream in self.streams if stream.slot.lag_s > self.settings.lag_s}
+        for stream in lagging - self._lagging:
+            stream.warn(WarningCode.LAGGING, f"audio waits for more than {self.settings.lag_s:g} s to be judged")
+        self._lagging = lagging
 
     def _make_room(self) -> None:
         """Admit as many streams as the machine keeps up with."""

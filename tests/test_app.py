@@ -32,6 +32,7 @@ from service.protocol import (
     Scores,
     ServerMessage,
     Warned,
+    WarningCode,
     parse_server,
 )
 
@@ -315,3 +316,26 @@ async def test_broken_model_is_not_reloaded(serving: Callable[..., Any], tmp_pat
         assert answer.status_code == 422
         assert str(model) in answer.json()["message"]
         assert running.server.engine.find(None) is before
+
+
+async def test_clips_and_tickets_live_as_long_as_the_operator_says(serving: Callable[..., Any]) -> None:
+    with serving(clip_s=1, ticket_s=7, queue_s=0.1, batch_ms=0) as running:
+        async with httpx.AsyncClient(base_url=running.http, timeout=60) as web:
+            assert (await web.post("/v1/detect", content=wav(np.zeros(15_000)))).status_code == 200
+            assert (await web.post("/v1/detect", content=wav(np.zeros(17_000)))).status_code == 413
+            assert (await web.post("/v1/tickets")).json()["expires_s"] == 7
+        closed = (await play(running.stream, np.zeros(32_000)))[-1]  # its queue is full at every chunk
+        assert isinstance(closed, Closed)
+        assert closed.totals.samples == 32_000
+
+
+async def test_streams_are_warned_of_what_the_server_cannot_help(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = running.server.engine
+    async with asyncio.timeout(60), opened(running.stream) as socket:
+        for shedding, code in ((True, WarningCode.SHEDDING), (False, WarningCode.RESTORED)):
+            engine._call(engine.on_shed, shedding)
+            assert Warned.model_validate_json(await socket.recv()).code is code
+        monkeypatch.setattr(engine, "age", lambda _slot: 2 * running.server.settings.lag_s)
+        assert Warned.model_validate_json(await socket.recv()).code is WarningCode.LAGGING
+        await socket.send('{"type":"feedback","detection":99,"correct":false}')
+        assert Warned.model_validate_json(await socket.recv()).code is WarningCode.UNKNOWN_DETECTION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,23 @@ def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith(".") or "{" in field.description, name
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_read_and_tested(name: str) -> None:
+    here = Path(__file__).parent
+    read = [path for path in (here.parent / "service").rglob("*.py") if f"settings.{name}" in path.read_text()]
+    assert read
+    named = re.compile(rf"(?<!\w)({name}=|\"{name}\"|DELTASPOT_{name.upper()}\b|--{name}\b)")
+    assert any(named.search(path.read_text()) for path in here.rglob("test_*.py"))
+
+
+def test_log_is_for_a_person_or_a_machine_as_the_operator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for log_format in ("json", "console"):
+        monkeypatch.setenv("DELTASPOT_LOG_FORMAT", log_format)
+        assert Settings().log_format == log_format
+    with pytest.raises(ValueError, match="log_format"):
+        Settings(log_format="xml")
 
 
 def test_command_prints_every_setting() -> None:

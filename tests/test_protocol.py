@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -167,3 +168,10 @@ def _references(node: Any) -> Any:
     elif isinstance(node, list):
         for value in node:
             yield from _references(value)
+
+
+@pytest.mark.parametrize("code", WarningCode)
+def test_every_warning_is_given_and_tested(code: WarningCode) -> None:
+    here, name = Path(__file__).parent, f"WarningCode.{code.name}"
+    assert any(name in path.read_text() for path in (here.parent / "service").rglob("*.py"))
+    assert any(name in path.read_text() for path in here.rglob("test_*.py"))

@@ -28,7 +28,7 @@ from service.settings import Settings
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a certificate for this machine, signed by itself, and its key."""
+    """A file with a certificate for this machine, signed by itself; its key lies beside it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
@@ -40,13 +40,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + key.private_bytes(*form))
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    path.with_suffix(".key").write_bytes(key.private_bytes(*form))
     return path
 
 
 @pytest.fixture(scope="module")
 def port(serving: Callable[..., Any], certificate: Path) -> Iterator[int]:
-    with serving(tls_cert=certificate) as running:
+    with serving(host="127.0.0.1", tls_cert=certificate, tls_key=certificate.with_suffix(".key")) as running:
         yield running.port
 
 
