@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHIPPED, PRUNED, BOTH = "shipped", "pruned", "shipped-pruned"
 """The point whose gates are taken along, scores pruned without any gate, and with those."""
-PRICES = (0.02, 0.06, 0.2, 0.6)
+PRICES = (0.002, 0.006, 0.02, 0.06, 0.2, 0.6)
 """Nats per share of surviving scores; each is tried until one costs too much accuracy."""
 STEPS = 80
 
