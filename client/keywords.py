@@ -18,7 +18,7 @@ from client.errors import SourceError
 from client.rest import post
 from service.protocol import Enrolled
 
-FORMAT: Final = "deltaspot-keyword-1"
+FORMAT: Final = "deltaspot-keyword-2"
 
 
 async def enroll(
@@ -64,7 +64,7 @@ def read_keyword(path: Path) -> Enrolled:
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
     except (ValueError, LookupError, AttributeError, TypeError, ValidationError):
-        raise SourceError(f"{path} is no keyword of `deltaspot enroll`") from None
+        raise SourceError(f"{path} is no keyword of this version's `deltaspot enroll`; enrol it again") from None
 
 
 def write_keyword(keyword: Enrolled, path: Path) -> None:

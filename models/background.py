@@ -2,16 +2,17 @@
 
 Probabilistic linear discriminant analysis (Ioffe 2006) of the read-out's embeddings (C): in projected coordinates,
 recordings of one word scatter around the word's mean with unit variance, and words around zero with variance
-`between`. Words played backwards are words that nobody has said, and count as such: the more words, the better the
-directions that tell words apart are known, and enrolled ones are always new. Running speech, which is words and parts
-of words without end, is kept beside it, as a mean and a covariance over all its tokens.
+`between`. Words played backwards and the halves of two (`models.splices`) are words that nobody has said, and count as
+such: the more words, the better the directions that tell words apart are known, and enrolled ones are always new.
+Running speech, which is words and parts of words without end, is kept beside it, as a mean and a covariance over all
+its tokens; and, for what is close to a keyword (`models.contrast`), some single embeddings as they are.
 
 Fitted on training speakers, through the compiled network; stored in the checkpoint. Knows no recording and no stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -24,11 +25,15 @@ from models.data import CLIP_FRAMES, FRONTEND, SPEECH_FOLDER, Corpus, DataError
 from models.engines import AnyNetwork
 from models.features import Array, compress, expand, network_input
 from models.network import Network
+from models.splices import spliced
 from models.streams import spoken_frames
 
 SETTLE = (2, 5, 8, 11, 14)
 """Tokens after a word's end at which it is looked at: while the read-out still sees all of it."""
 PER_WORD = 150
+PER_SPLICE = 10
+OTHERS = 2_000
+"""Embeddings of words, and as many of running speech, that are kept as they are (`models.contrast`)."""
 LEAD, TAIL = 15, 46
 """Frames of background before and after a clip; stem and `SETTLE` must find room in the latter."""
 SHRINKAGE = 0.02
@@ -51,15 +56,14 @@ class NoBackground(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Embeddings of words in noise, from the moments of `SETTLE`: vectors (n, len(SETTLE), C), and their n words."""
+    """Embeddings of words in noise, from the moments of `SETTLE`: vectors (n, len(SETTLE), C), and their n words.
+
+    singles (m, C) are of any moment, before a word, in it or after.
+    """
 
     vectors: Array
     words: NDArray[np.str_]
-
-    def without(self, words: Collection[str]) -> Embedded:
-        """The same as if nobody had ever said some words."""
-        kept = ~np.isin(self.words, list(words))
-        return Embedded(self.vectors[kept], self.words[kept])
+    singles: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ class Background:
 
     mean (C,), projection (C, C) and between (C,) as above. Projected: rivals (R, C), means of the keywords and of
     silence; of running speech the mean, speech (C,), the inverse of the covariance, speech_precision (C, C), and the
-    logarithm of its determinant, speech_volume (1,).
+    logarithm of its determinant, speech_volume (1,). Not projected: others (O, C), single embeddings of words and
+    speech.
     """
 
     mean: Array
@@ -78,6 +83,7 @@ class Background:
     speech: Array
     speech_precision: Array
     speech_volume: Array
+    others: Array
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
@@ -121,6 +127,8 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig) -> Background:
     rivals = [mean_ for name, mean_ in zip(names, means, strict=True) if name in {*config.keywords, SILENCE}]
     running = (speech.astype(np.float64) - mean) @ projection
     spread_of_speech = np.cov(running.T)
+    random = np.random.default_rng(0)
+    others = [random.permutation(some)[:OTHERS] for some in (embedded.singles, speech)]
     arrays = (
         mean,
         projection,
@@ -129,8 +137,17 @@ def fit(embedded: Embedded, speech: Array, config: ModelConfig) -> Background:
         running.mean(axis=0),
         np.linalg.inv(spread_of_speech),
         np.array([np.linalg.slogdet(spread_of_speech)[1]]),
+        np.concatenate(others).astype(np.float16),  # as checkpoints keep it
     )
     return Background(*(array.astype(np.float32) for array in arrays))
+
+
+def embed_all_words(network: Network, corpus: Corpus, point: str) -> Embedded:
+    """The words of a corpus, and splices of them."""
+    said = embed_words(network, corpus, point)
+    made = embed_words(network, spliced(corpus, PER_SPLICE, np.random.default_rng(0)), point, per_word=PER_SPLICE)
+    vectors, words = np.concatenate((said.vectors, made.vectors)), np.concatenate((said.words, made.words))
+    return Embedded(vectors, words, said.singles)
 
 
 def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per_word: int = PER_WORD) -> Embedded:
@@ -146,14 +163,14 @@ def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per
     clips = [(int(i), backwards) for i in np.concatenate(chosen) for backwards in (False, True)]
     clips += [(-1, False)] * per_word
     noise = [one for one in corpus.noise if len(one) >= LEAD + CLIP_FRAMES + TAIL]
-    vectors, words = [], []
+    vectors, words, singles = [], [], []
     for start in range(0, len(clips), BATCH):
         made = [_scene(corpus, noise, i, backwards, random) for i, backwards in clips[start : start + BATCH]]
-        vectors.append(
-            _embed(network, point, np.stack([frames for frames, _ in made]), np.array([end for _, end in made]))
-        )
+        pooled = _embed(network, point, np.stack([frames for frames, _ in made]))
+        vectors.append(at_moments(pooled, np.array([end for _, end in made]) // network.config.stride))
+        singles.append(pooled[np.arange(len(made)), random.integers(BEGINNING, pooled.shape[1], len(made))])
         words += [_name(corpus, i, backwards) for i, backwards in clips[start : start + BATCH]]
-    return Embedded(np.concatenate(vectors), np.array(words))
+    return Embedded(np.concatenate(vectors), np.array(words), np.concatenate(singles))
 
 
 def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = SPEECH_S) -> Array:
@@ -213,12 +230,12 @@ def _scene(
     return network_input(compress(energies * np.float32(10 ** (random.uniform(*GAIN_DB) / 10)))), end
 
 
-def _embed(network: Network, point: str, frames: Array, ends: NDArray[np.int64]) -> Array:
-    """Scenes (B, T, bands) -> embeddings (B, len(SETTLE), C) after their words' ends, in frames (B,)."""
+def _embed(network: Network, point: str, frames: Array) -> Array:
+    """Scenes (B, T, bands) -> embeddings by token (B, N, C)."""
     stride = network.config.stride
     tokens = frames.shape[1] // stride
     cut = frames[:, : tokens * stride].reshape(len(frames), tokens, stride, -1)
-    return at_moments(embed_tokens(network, point, cut), ends // stride)
+    return embed_tokens(network, point, cut)
 
 
 def at_moments(pooled: Array, ends: NDArray[np.int64]) -> Array:

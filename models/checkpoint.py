@@ -29,6 +29,8 @@ SHIPPED = "shipped"
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 BACKGROUND = "background."
 """Arrays of this prefix are no weights."""
+OTHERS = BACKGROUND + "others"
+"""The largest of them."""
 
 
 class CheckpointError(ValueError):
@@ -74,8 +76,8 @@ class Checkpoint:
 
 
 def is_matrix(name: str, array: NDArray[Any]) -> bool:
-    """Whether a weight is kept in half precision."""
-    return name.endswith(".weight") and array.ndim > 1
+    """Whether an array is kept in half precision."""
+    return (name.endswith(".weight") or name == OTHERS) and array.ndim > 1
 
 
 def rounded(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:

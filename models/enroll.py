@@ -1,9 +1,10 @@
 """Keywords of one's own, from a few recordings and without training.
 
-A keyword is the mean of its recordings' embeddings (`models.background`). At every token the log-likelihood ratio of
-"this is the word of the recordings" to "this is some other word, one of the network's own, silence, or a piece of
-running speech" (Ioffe 2006, with n recordings), less what speaks against any keyword beforehand, is squeezed to 0..1.
-So a keyword is one more column beside the posteriors, and detectors need not know where it came from.
+A keyword is the mean of its recordings' embeddings (`models.recordings`), and what sets them apart from others
+(`models.contrast`). At every token the log-likelihood ratio of "this is the word of the recordings" to "this is some
+other word, one of the network's own, silence, or a piece of running speech" (Ioffe 2006, with n recordings), less what
+speaks against any keyword beforehand, and the contrast's log-odds are added and squeezed to 0..1. So a keyword is one
+more column beside the posteriors, and detectors need not know where it came from.
 
 Knows no socket, no stream and no clock. Letters: n recordings, E keywords, N tokens, C channels.
 """
@@ -15,19 +16,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.background import SETTLE, Background, at_moments, embed_tokens
+from models.background import Background
 from models.config import ModelConfig
+from models.contrast import contrast
 from models.engines import AnyNetwork
 from models.features import Array, frames
-from models.offline import tokens_of
+from models.recordings import embed_recording
 from models.streams import SAMPLE_RATE, rms, spoken_span
 
-FORMAT = "deltaspot-keyword-1"
+FORMAT = "deltaspot-keyword-2"
 MOST_RECORDINGS = 10
 NAME = re.compile(r"[^\W_][\w' -]{0,31}")
 SHORTEST_S, LONGEST_S = 0.3, 4.0
@@ -39,8 +41,8 @@ MOST_CLIPPED = 0.005
 PRIOR = 7.5
 """Log-likelihood ratio at which a keyword is as likely as not. Averaged as detectors do, it is passed about once in an
 hour of running speech, whatever the word and the number of recordings (measured on validation streams)."""
-TEMPER = 0.2
-"""Factor on log-odds: channels are no independent witnesses, and detectors shall average evidence, not verdicts."""
+TEMPER, CONTRAST = 0.15, 0.3
+"""Factors on the two: channels are no independent witnesses, and detectors shall average evidence, not verdicts."""
 LEAST_AGREEMENT = -3.0
 """Log-likelihood ratio to the other recordings below which one is refused: twenty times likelier to be another word."""
 
@@ -51,12 +53,16 @@ class EnrolError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EnrolledKeyword:
-    """A keyword: its name, the network it belongs to, how many recordings, and their mean embedding (C)."""
+    """A keyword: its name, the network it belongs to, how many recordings, their mean embedding (C), and the contrast.
+
+    The latter (C + 1) is linear in the background's coordinates.
+    """
 
     name: str
     fingerprint: str
     recordings: int
     prototype: tuple[float, ...]
+    contrast: tuple[float, ...]
     threshold: float = 0.5
 
     def save(self, path: Path) -> None:
@@ -70,7 +76,8 @@ class EnrolledKeyword:
             EnrolError: saying whose it is.
         """
         own = network.checkpoint.fingerprint
-        if self.fingerprint != own or len(self.prototype) != network.config.channels:
+        sizes, c = (len(self.prototype), len(self.contrast)), network.config.channels
+        if self.fingerprint != own or sizes != (c, c + 1):
             said = f"was made with model {self.fingerprint}, this one is {own}: enrol it again from its recordings"
             raise EnrolError(f"keyword {self.name!r} {said}")
 
@@ -82,17 +89,19 @@ class EnrolledKeyword:
             EnrolError: for a file that is missing or is no keyword.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            kind = values.pop("format")
-            values["prototype"] = tuple(float(value) for value in values["prototype"])
-            keyword = cls(**values)
+            return cls(**_fields(json.loads(path.read_text(encoding="utf-8"))))
         except OSError as error:
             raise EnrolError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise EnrolError(f"{path} is no keyword of `deltaspot enroll`: {error}") from None
-        if kind != FORMAT:
-            raise EnrolError(f"{path} is no {FORMAT} but {kind!r}: record the keyword again with this version")
-        return keyword
+
+
+def _fields(values: dict[str, Any]) -> dict[str, Any]:
+    """What a keyword's file holds, of this version alone."""
+    kind = values.pop("format")
+    if kind != FORMAT:
+        raise EnrolError(f"{kind!r} is not {FORMAT!r}; enrol it again from its recordings")
+    return values | {name: tuple(map(float, values[name])) for name in ("prototype", "contrast")}
 
 
 def enrol(
@@ -122,9 +131,23 @@ def enrol(
     for title, samples in recordings:
         check_recording(title, samples)
     embedded = np.stack([embed_recording(network, samples, point) for _, samples in recordings])
-    check_agreement([title for title, _ in recordings], background.project(embedded), background)
-    prototype = tuple(round(float(value), 5) for value in embedded.mean(axis=0))
-    return EnrolledKeyword(name, network.checkpoint.fingerprint, len(recordings), prototype, threshold)
+    projected = background.project(embedded.mean(axis=(1, 2)))
+    check_agreement([title for title, _ in recordings], projected, background)
+    return learn(name, network.checkpoint.fingerprint, embedded, background, threshold)
+
+
+def learn(
+    name: str, fingerprint: str, embedded: Array, background: Background, threshold: float = 0.5
+) -> EnrolledKeyword:
+    """Make a keyword of its recordings' embeddings (n, COPIES, len(SETTLE), C)."""
+    n, c = len(embedded), embedded.shape[-1]
+    scale = (1 / np.sqrt(background.between + 1)).astype(np.float32)
+    own, others = (background.project(some) * scale for some in (embedded.reshape(n, -1, c), background.others))
+    weights = contrast(own, others) * np.append(scale, 1.0)
+    prototype, linear = (
+        tuple(round(float(value), 5) for value in array) for array in (embedded.mean(axis=(0, 1, 2)), weights)
+    )
+    return EnrolledKeyword(name, fingerprint, n, prototype, linear, threshold)
 
 
 def check_name(name: str, config: ModelConfig) -> None:
@@ -186,15 +209,6 @@ def check_agreement(titles: Sequence[str], projected: Array, background: Backgro
         raise EnrolError(f"{which} does not sound like the same word as the rest: listen to it, or record it again")
 
 
-def embed_recording(network: AnyNetwork, samples: Array, point: str) -> Array:
-    """A recording (S,) of one word -> its embedding (C): the mean of those shortly after the word."""
-    token = network.config.token_samples
-    _, end = spoken_span(samples)
-    silence = np.zeros((SETTLE[-1] + 3) * token, np.float32)
-    tokens = tokens_of(network, np.concatenate((samples[: end + token], silence)))
-    return at_moments(embed_tokens(network, point, tokens[None]), np.array([end // token]))[0].mean(axis=0)
-
-
 def ratio(projected: Array, prototypes: Array, counts: NDArray[np.int64], background: Background) -> Array:
     """Log-likelihood ratio of each keyword to everything else.
 
@@ -233,6 +247,8 @@ class Spotting:
         self._background = background
         self._counts = np.array([keyword.recordings for keyword in keywords], np.int64)
         self._prototypes = background.project(np.array([keyword.prototype for keyword in keywords], np.float32))
+        contrasts = np.array([keyword.contrast for keyword in keywords], np.float32)
+        self._weights, self._bias = contrasts[:, :-1].T, contrasts[:, -1] * CONTRAST
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -241,5 +257,7 @@ class Spotting:
 
     def scores(self, embeddings: Array) -> Array:
         """Embeddings (N, C) -> (N, E), 0..1."""
-        ratios = ratio(self._background.project(embeddings), self._prototypes, self._counts, self._background)
-        return (1 / (1 + np.exp(np.clip(TEMPER * (PRIOR - ratios), -30, 30)))).astype(np.float32)
+        projected = self._background.project(embeddings)
+        ratios = ratio(projected, self._prototypes, self._counts, self._background)
+        odds = TEMPER * (ratios - PRIOR) + CONTRAST * (projected @ self._weights) + self._bias
+        return (1 / (1 + np.exp(np.clip(-odds, -30, 30)))).astype(np.float32)

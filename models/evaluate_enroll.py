@@ -21,13 +21,14 @@ import numpy as np
 
 from models.background import Background, embed_tokens
 from models.config import SILENCE, UNKNOWN, ModelConfig
-from models.data import Item
-from models.enroll import EnrolledKeyword, Spotting, embed_recording
+from models.data import Corpus, Item
+from models.enroll import EnrolledKeyword, Spotting, learn
 from models.evaluate_sets import KEYWORDS_ALONE, MIXED, Material, build_many, gather_material
 from models.evaluate_streams import Detect, Heard, Tally, shifted, total
 from models.features import Array
 from models.network import Network
 from models.offline import tokens_of
+from models.recordings import embed_recording
 from models.streams import Stream
 
 WORDS = ("bed", "cat", "happy", "one", "zero", "eight", "five")
@@ -48,6 +49,12 @@ class Followed:
 
     stream: Stream
     embeddings: Array
+
+
+def forgetful(corpus: Corpus) -> Corpus:
+    """A corpus in which nobody ever said `WORDS`."""
+    kept = ~np.isin(corpus.words, WORDS)
+    return replace(corpus, pixels=corpus.pixels[kept], words=corpus.words[kept], raw=corpus.raw[kept], beliefs=None)
 
 
 def halves(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
@@ -92,8 +99,8 @@ class Enrolment:
     def keyword(self, word: str, count: int, seed: int) -> EnrolledKeyword:
         """A keyword of `count` recordings, drawn by seed."""
         drawn = np.random.default_rng(seed).permutation(len(self.recordings[word]))[:count]
-        prototype = np.mean([self.recordings[word][i] for i in drawn], axis=0)
-        return EnrolledKeyword(word, self.network.checkpoint.fingerprint, len(drawn), tuple(prototype.tolist()))
+        embedded = np.stack([self.recordings[word][i] for i in drawn])
+        return learn(word, self.network.checkpoint.fingerprint, embedded, self.background)
 
     def trade_off(
         self, keyword: EnrolledKeyword, followed: Sequence[Followed], detector: Detector, offsets: Sequence[float]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.spec import Spec
 
 FILE_BYTES: Final = 1 << 16
-"""Longest file of a keyword; its name and a prototype of 1,024 numbers need less."""
+"""Longest file of a keyword; its name and two rows of 1,024 numbers need less."""
 
 log = logging.getLogger(__name__)
 

@@ -135,6 +135,7 @@ class Enrolled(Strict):
     fingerprint: str = Field(max_length=64, description="of the model that it was made with, and no other's")
     recordings: int = Field(ge=1, le=10, description="how many it was made of")
     prototype: tuple[float, ...] = Field(max_length=1_024, description="their mean embedding")
+    contrast: tuple[float, ...] = Field(max_length=1_025, description="what sets it apart from others, and a bias")
     threshold: Share = Field(0.5, description="smoothed score that counts as a hit, 0 to 1")
 
 

@@ -33,11 +33,14 @@ from models.background import (
 )
 from models.checkpoint import CheckpointError, load_checkpoint, save
 from models.config import ModelConfig
+from models.contrast import contrast
 from models.data import Corpus, DataError, split_of
-from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, embed_recording, enrol, ratio
-from models.evaluate_enroll import OFFSETS, Enrolment, Followed, best, halves, judge_word
+from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, enrol, ratio
+from models.evaluate_enroll import OFFSETS, WORDS, Enrolment, Followed, best, forgetful, halves, judge_word
 from models.evaluate_streams import Tally
 from models.network import Network
+from models.recordings import COPIES, embed_recording
+from models.splices import spliced
 from models.streams import Stream, Utterance
 from service.commands import enroll as command
 from service.commands import model
@@ -76,12 +79,12 @@ def background(network: Network, spoken: np.ndarray) -> Background:
     random = np.random.default_rng(0)
     vectors, words = [], []
     for word in sorted({said for *_, said in labels()} - {"seven"}):
-        made = [embed_recording(network, one, "dense") for one in variants(spoken, word, 8)]
-        vectors += [one + random.normal(0, SCATTER, (len(SETTLE), len(one))) for one in made]
+        made = [embed_recording(network, one, "dense")[0] for one in variants(spoken, word, 8)]
+        vectors += [one + random.normal(0, SCATTER, one.shape) for one in made]
         words += [word] * len(made)
     speech = np.concatenate([embed_all(network, spoken.astype(np.float32) * gain) for gain in (0.2, 0.5, 1.0)])
     speech += random.normal(0, SCATTER, speech.shape)
-    return fit(Embedded(np.stack(vectors), np.array(words)), speech, network.config)
+    return fit(Embedded(np.stack(vectors), np.array(words), np.concatenate(vectors)), speech, network.config)
 
 
 def embed_all(network: Network, samples: np.ndarray) -> np.ndarray:
@@ -145,7 +148,7 @@ def test_ratio_is_that_of_the_densities() -> None:
     rivals, speech = random.normal(size=(2, c)), random.normal(size=c)
     volume = np.array([np.linalg.slogdet(spread)[1]])
     nothing = np.zeros((1, c))
-    known = Background(nothing[0], np.eye(c), between, rivals, speech, np.linalg.inv(spread), volume)
+    known = Background(nothing[0], np.eye(c), between, rivals, speech, np.linalg.inv(spread), volume, nothing)
     x, prototype = random.normal(size=c), random.normal(size=c)
 
     def density(mean: np.ndarray, covariance: np.ndarray) -> float:
@@ -164,11 +167,11 @@ def test_ratio_is_that_of_the_densities() -> None:
 def test_any_split_gives_the_same_scores(cuts: list[int]) -> None:
     random = np.random.default_rng(0)
     c = 8
-    embedded = Embedded(
-        random.normal(size=(40, len(SETTLE), c)).astype(np.float32), np.array([str(i % 5) for i in range(40)])
-    )
+    vectors = random.normal(size=(40, len(SETTLE), c)).astype(np.float32)
+    embedded = Embedded(vectors, np.array([str(i % 5) for i in range(40)]), vectors[:, 0])
     known = fit(embedded, random.normal(size=(100, c)).astype(np.float32), ModelConfig())
-    spotting = Spotting(known, [EnrolledKeyword(name, "f", 3, tuple(random.normal(size=c))) for name in "ab"])
+    words = [EnrolledKeyword(n, "f", 3, *(tuple(random.normal(size=k)) for k in (c, c + 1))) for n in "ab"]
+    spotting = Spotting(known, words)
     tokens = random.normal(size=(20, c)).astype(np.float32)
     parts = np.concatenate([spotting.scores(part) for part in np.split(tokens, cuts)])
     np.testing.assert_allclose(parts, spotting.scores(tokens), atol=1e-5)
@@ -184,12 +187,12 @@ def test_within_words_the_projection_scatters_by_one() -> None:
     embedded = Embedded(
         (scattered @ mix).reshape(-1, len(SETTLE), c).astype(np.float32),
         np.repeat(np.arange(words).astype(str), each),
+        scattered.reshape(-1, c),
     )
     known = fit(embedded, random.normal(size=(50, c)), ModelConfig())
     np.testing.assert_allclose(np.sort(known.between), [0.5, 1.0, 2.0, 4.0], rtol=0.3)
     inside = known.project(embedded.vectors).reshape(words, -1, c)
     np.testing.assert_allclose(inside.var(axis=1).mean(axis=0), 1.0, rtol=0.1)
-    assert set(embedded.without({"7"}).words) == set(embedded.words) - {"7"}
 
 
 def test_clips_are_embedded_in_both_directions_and_silence_with_them(network: Network) -> None:
@@ -204,11 +207,55 @@ def test_clips_are_embedded_in_both_directions_and_silence_with_them(network: Ne
     embedded = embed_words(network, corpus, "dense", per_word=2)
     assert sorted(embedded.words) == sorted(["yes", "yes backwards", *["bed", "bed backwards"] * 2, *["_silence_"] * 2])
     assert embedded.vectors.shape == (8, len(SETTLE), network.config.channels)
+    assert embedded.singles.shape == (8, network.config.channels)
     speech = embed_speech(network, corpus, "dense")
     assert speech.shape == (9 * PIECE + 9 * (PIECE - BEGINNING), network.config.channels)
     np.testing.assert_allclose(speech[BEGINNING:PIECE], speech[9 * PIECE :][: PIECE - BEGINNING], atol=1e-3)
     with pytest.raises(DataError, match="running_speech"):
         embed_speech(network, replace(corpus, speech=corpus.speech[:100]), "dense")
+
+
+def test_a_contrast_stands_where_the_ridge_holds_the_slope() -> None:
+    """At the minimum the loss of `models.contrast` has no slope, by differences; the two sides are apart."""
+    random = np.random.default_rng(0)
+    own, others = random.normal(1, 1, (3, 5, 4)).astype(np.float32), random.normal(0, 1, (200, 4)).astype(np.float32)
+    weights = contrast(own, others).astype(np.float64)
+
+    def loss(w: np.ndarray) -> float:
+        odds = [side.reshape(-1, 4) @ w[:4] + w[4] for side in (own, others)]
+        fits = np.logaddexp(0, -odds[0]).sum() / 5 + np.logaddexp(0, odds[1]).sum() * 30 / 200
+        return float(fits + 0.3 * w[:4] @ w[:4] + 0.5e-4 * w[4] ** 2)
+
+    slopes = [(loss(weights + step) - loss(weights - step)) / 2e-4 for step in np.eye(5) * 1e-4]
+    np.testing.assert_allclose(slopes, 0, atol=1e-2)
+    assert (own @ weights[:4]).mean() > (others @ weights[:4]).mean() + 1
+
+
+def test_copies_of_a_recording_differ_and_come_back_the_same(network: Network, spoken: np.ndarray) -> None:
+    (samples,) = variants(spoken, "seven", 1)
+    one, again = (embed_recording(network, samples, "dense") for _ in range(2))
+    np.testing.assert_array_equal(one, again)
+    assert one.shape == (COPIES, len(SETTLE), network.config.channels)
+    assert np.ptp(one, axis=0).max(axis=-1).min() > 0.1
+    loud = embed_recording(network, samples * 4, "dense")
+    assert np.corrcoef(loud.mean(axis=(0, 1)), one.mean(axis=(0, 1)))[0, 1] > 0.9
+
+
+def test_a_splice_begins_as_one_word_and_ends_as_another() -> None:
+    random = np.random.default_rng(0)
+    pixels = np.zeros((4, 98, 48), np.uint8)
+    for clip, level in enumerate((100, 120, 140, 160)):
+        pixels[clip, 30:70] = level
+    corpus = Corpus(pixels, np.array(["bed", "bed", "cow", "dog"]), np.array([True, False, True, False]), [])
+    made = spliced(corpus, 2, random)
+    assert sorted(set(made.words)) == ["bed+cow", "bed+dog", "cow+bed", "cow+dog", "dog+bed", "dog+cow"]
+    assert made.pixels.shape == (12, 98, 48)
+    for one, word, raw in zip(made.pixels, made.words, made.raw, strict=True):
+        assert set(one[30:49].ravel()) <= set(pixels[corpus.words == word[:3]].ravel()) - {0}
+        assert set(one[50:69].ravel()) <= set(pixels[corpus.words == word[4:]].ravel()) - {0}
+        assert not (raw and "dog" in word)
+    assert set(forgetful(corpus).words) == {"cow", "dog"}
+    assert "cow" not in WORDS
 
 
 # --- recordings and files
@@ -263,8 +310,19 @@ def test_a_file_holds_the_keyword(seven: EnrolledKeyword, tmp_path: Path) -> Non
     path = tmp_path / "seven.json"
     seven.save(path)
     assert EnrolledKeyword.load(path) == seven
-    assert path.stat().st_size < 2_000
+    assert path.stat().st_size < 4_000
     assert EnrolledKeyword(**read_keyword(path).model_dump()) == seven
+
+
+def test_a_file_of_an_older_version_says_what_to_do(seven: EnrolledKeyword, tmp_path: Path) -> None:
+    path = tmp_path / "seven.json"
+    seven.save(path)
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "contrast"}
+    path.write_text(json.dumps(old | {"format": "deltaspot-keyword-1"}))
+    with pytest.raises(EnrolError, match="enrol it again"):
+        EnrolledKeyword.load(path)
+    with pytest.raises(SourceError, match="enrol it again"):
+        read_keyword(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "prototype": []}', '{"format": 1, "x": 2}'])
@@ -332,13 +390,13 @@ def test_a_word_is_judged_where_it_is_said(network: Network) -> None:
     centres = random.normal(0, 2, (40, c))
     vectors = centres[:, None, None] + random.normal(size=(40, 6, len(SETTLE), c))
     known = fit(
-        Embedded(vectors.reshape(-1, len(SETTLE), c), np.repeat(np.arange(40).astype(str), 6)),
+        Embedded(vectors.reshape(-1, len(SETTLE), c), np.repeat(np.arange(40).astype(str), 6), vectors.reshape(-1, c)),
         random.normal(0, 2, (4_000, c)),
         network.config,
     )
     token, word = network.config.token_samples, random.normal(0, 2, c)
     enrolment = Enrolment(network, known, [], "dense")
-    enrolment.recordings = {"bed": list(word + random.normal(0, 0.3, (5, c)))}
+    enrolment.recordings = {"bed": list(word + random.normal(0, 0.3, (5, COPIES, len(SETTLE), c)))}
 
     def stream(name: str, places: Sequence[int], named: Sequence[str]) -> Followed:
         """A minute in which something close to the word is heard at some tokens, for as long as a window lasts."""
@@ -453,6 +511,7 @@ async def test_a_stream_hears_its_own_keyword_and_no_other_stream_does(
     [
         ({"fingerprint": "0" * 12}, "enrol it again"),
         ({"prototype": (0.0,)}, "enrol it again"),
+        ({"contrast": (0.0,)}, "enrol it again"),
         ({"name": "yes"}, "another name"),
     ],
 )

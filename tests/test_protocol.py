@@ -47,7 +47,7 @@ HERE = Checkpoint(sample=480, token="dG9rZW4=")
 WORK = {"macs_done": 5, "macs_skipped_vs_window": 0.9, "macs_skipped_vs_causal": -0.1}
 EXAMPLES: list[Any] = [
     Configure(keywords={"yes": KeywordSettings(threshold=0.5, enabled=False)}, resume=Resume(token="x", sample=7)),
-    Configure(enrolled=(Enrolled(name="hey", fingerprint="f", recordings=3, prototype=(0.5, -1.0)),)),
+    Configure(enrolled=(Enrolled(name="hey", fingerprint="f", recordings=3, prototype=(0.5,), contrast=(0.1, 0.2)),)),
     Marker(id=1),
     Marker(id="one"),
     Flush(),

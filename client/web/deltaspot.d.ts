@@ -13,6 +13,7 @@ export interface Enrolled {
   fingerprint: string;
   recordings: number;
   prototype: number[];
+  contrast: number[];
   threshold?: number;
 }
 

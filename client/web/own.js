@@ -6,7 +6,7 @@ import { openMicrophone } from "./sources.js";
 const TIMES = 3;
 const MOST = 8;
 const PATIENCE_MS = 8_000;
-const FORMAT = "deltaspot-keyword-1";
+const FORMAT = "deltaspot-keyword-2";
 const KEPT = "keywords";
 
 const $ = (id) => document.getElementById(id);

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from models.background import embed_speech, embed_words, fit
+from models.background import embed_all_words, embed_speech, fit
 from models.checkpoint import load_checkpoint, shipped_path
 from models.config import UNKNOWN
 from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
-from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, halves, judge_word, streams_of
+from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
 from models.evaluate_sets import gather_material
 from models.network import Network
 
@@ -41,7 +41,7 @@ def enroll(
     point = usual_point(network, None)
     with console.status("fitting a background without the words"):
         corpus = load_corpus(data, "training", cache)
-        known = embed_words(network, corpus, point).without({w for word in WORDS for w in (word, f"{word} backwards")})
+        known = embed_all_words(network, forgetful(corpus), point)
         background = fit(known, embed_speech(network, corpus, point), network.config)
     with console.status("reading recordings of validation speakers"):
         recorded, said = halves(item for item in walk(data) if item.path.suffix in AUDIO and item.word != SPEECH_FOLDER)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from models.background import embed_speech, embed_words, fit
+from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate
 from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
@@ -165,7 +165,7 @@ def background(
         corpus = load_corpus(data, "training", folder)
     with console.status("embedding words and speech"):
         point = usual_point(network, None)
-        fitted = fit(embed_words(network, corpus, point), embed_speech(network, corpus, point), network.config)
+        fitted = fit(embed_all_words(network, corpus, point), embed_speech(network, corpus, point), network.config)
     save(replace(network.checkpoint, background=fitted.arrays()), output or path)
     console.print(f"{output or path}: {len(set(corpus.words))} words, forwards and backwards")
 
