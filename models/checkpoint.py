@@ -45,7 +45,7 @@ class Checkpoint:
         to what half precision can hold, so that whoever computes with them computes with the same numbers.
     points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
     calibration: how posteriors become detections: {"window_tokens", "margin", "refractory_ms",
-        "keywords": {word: {"threshold", "patience"}}}.
+        "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
     metadata: free text, such as the recipe and the data.
     background: what keywords are enrolled against, as in `models.background`; empty where none can be.
     """

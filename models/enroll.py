@@ -38,9 +38,11 @@ FAINTEST_RMS = 60.0
 """Root mean square of a word below which it is not there, int16 values: -55 dB below full scale."""
 LOUDEST = 32_700.0
 MOST_CLIPPED = 0.005
-PRIOR = 7.5
-"""Log-likelihood ratio at which a keyword is as likely as not. Averaged as detectors do, it is passed about once in an
-hour of running speech, whatever the word and the number of recordings (measured on validation streams)."""
+PRIOR, SURER = 0.33, 0.4
+"""Odds against any keyword, and how they grow with the logarithm of the number of recordings: so averaged, a score of
+0.5 is passed about once in an hour of running speech (streams of training speakers, 3, 5 and 10 recordings)."""
+WINDOW_TOKENS = 8
+"""Tokens over which detectors average, if they would average over more; a word's embedding does not last longer."""
 TEMPER, CONTRAST = 0.15, 0.3
 """Factors on the two: channels are no independent witnesses, and detectors shall average evidence, not verdicts."""
 LEAST_AGREEMENT = -3.0
@@ -64,6 +66,11 @@ class EnrolledKeyword:
     prototype: tuple[float, ...]
     contrast: tuple[float, ...]
     threshold: float = 0.5
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """How detectors decide on it, as `Checkpoint.calibration` says it of keywords."""
+        return {"threshold": self.threshold, "patience": 1, "window_tokens": WINDOW_TOKENS}
 
     def save(self, path: Path) -> None:
         """Write a small JSON file."""
@@ -248,7 +255,8 @@ class Spotting:
         self._counts = np.array([keyword.recordings for keyword in keywords], np.int64)
         self._prototypes = background.project(np.array([keyword.prototype for keyword in keywords], np.float32))
         contrasts = np.array([keyword.contrast for keyword in keywords], np.float32)
-        self._weights, self._bias = contrasts[:, :-1].T, contrasts[:, -1] * CONTRAST
+        self._weights = contrasts[:, :-1].T
+        self._bias = CONTRAST * contrasts[:, -1] - PRIOR - SURER * np.log(self._counts)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -259,5 +267,5 @@ class Spotting:
         """Embeddings (N, C) -> (N, E), 0..1."""
         projected = self._background.project(embeddings)
         ratios = ratio(projected, self._prototypes, self._counts, self._background)
-        odds = TEMPER * (ratios - PRIOR) + CONTRAST * (projected @ self._weights) + self._bias
+        odds = TEMPER * ratios + CONTRAST * (projected @ self._weights) + self._bias
         return (1 / (1 + np.exp(np.clip(-odds, -30, 30)))).astype(np.float32)

@@ -109,8 +109,7 @@ class Enrolment:
         spotting = Spotting(self.background, [keyword])
         config = replace(self.network.config, labels=(SILENCE, UNKNOWN, keyword.name))
         heard = [Heard(one.stream, np.pad(spotting.scores(one.embeddings), ((0, 0), (2, 0)))) for one in followed]
-        rule = {"threshold": keyword.threshold, "patience": 1}
-        calibration = {**self.network.checkpoint.calibration, "keywords": {keyword.name: rule}}
+        calibration = {**self.network.checkpoint.calibration, "keywords": {keyword.name: keyword.rule}}
         return [total(heard, shifted(calibration, offset), detector(config), config)[0] for offset in offsets]
 
 

@@ -2,7 +2,7 @@
 
 For each keyword, on the clock of tokens:
 
-    s_t = mean of its last `window` posteriors
+    s_t = mean of its last `window` posteriors, or of fewer if its rule says so
     hit:      s_t >= threshold, and no keyword has a larger s_t
     fires:    `patience` consecutive hits, while armed and not within `refractory` tokens of the last time it fired
     disarmed: once it fired; armed again when s_t < threshold - margin
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Averages = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 NEVER: Final = -(10**9)
 
@@ -35,11 +36,13 @@ class Rule:
         threshold: smoothed posterior that counts as a hit, 0..1.
         patience: consecutive hits that fire, in tokens.
         refractory: tokens after firing in which it does not fire again.
+        window: tokens in its moving average, if fewer than the detector's.
     """
 
     threshold: float
     patience: int = 1
     refractory: int = 0
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class Detector:
             for name, rule in rules.items()
         ]
         self._columns = np.array([self.labels.index(name) for name in rules], np.int64)
+        lengths = [min(rule.window or self.window, self.window) for rule in rules.values()]
+        self._lengths = np.array(lengths, np.int64)
         self._lowest = min((word.low for word in self._words), default=2.0)
         self._at_rest = False
 
@@ -120,7 +125,7 @@ class Detector:
     def _average(self, posteriors: Array) -> tuple[Averages, float]:
         """Means of the next posteriors (N, K) and their past over the window, (N, keywords), and the highest one."""
         averages = np.empty((len(posteriors), len(self._columns)))
-        return averages, _moving_average(self._past, posteriors, self._columns, averages)
+        return averages, _moving_average(self._past, posteriors, self._columns, self._lengths, averages)
 
     def _step(self, row: list[float]) -> list[Hit]:
         top = max(row, default=0.0)
@@ -215,8 +220,8 @@ class _Word:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _moving_average(past: Array, posteriors: Array, columns: NDArray[np.int64], averages: Averages) -> float:
-    """Means over a token and those before it, of some columns, into `averages` (N, C); return the highest.
+def _moving_average(past: Array, posteriors: Array, columns: Places, lengths: Places, averages: Averages) -> float:
+    """Means over `lengths` (C,) newest tokens, of some columns (C,), into `averages` (N, C); return the highest.
 
     `past` (window - 1, K) is what came before the new posteriors (N, K), and afterwards what comes before the next.
     """
@@ -224,9 +229,9 @@ def _moving_average(past: Array, posteriors: Array, columns: NDArray[np.int64], 
     for token in range(len(posteriors)):
         for place in range(len(columns)):
             column, total = columns[place], 0.0
-            for at in range(token, token + before + 1):
+            for at in range(token + before + 1 - lengths[place], token + before + 1):
                 total += past[at, column] if at < before else posteriors[at - before, column]
-            averages[token, place] = total / (before + 1)
+            averages[token, place] = total / lengths[place]
             highest = max(highest, averages[token, place])
     for at in range(before):
         source = at + len(posteriors)

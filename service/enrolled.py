@@ -64,4 +64,4 @@ def extended(spec: Spec, spotting: Spotting | None) -> Spec:
     """A model with the client's keywords beside its own."""
     if spotting is None:
         return spec
-    return replace(spec, enrolled={word.name: word.threshold for word in spotting.keywords})
+    return replace(spec, enrolled={word.name: word.rule for word in spotting.keywords})

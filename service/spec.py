@@ -26,7 +26,7 @@ class Spec:
         points: names of the operating points that may be chosen.
         calibration: as in `models.checkpoint.Checkpoint`.
         methods: method of each of `points`, as `models.operating` calls them.
-        enrolled: thresholds of keywords of the client's own; their columns stand behind the model's labels.
+        enrolled: rules of keywords of the client's own, as in `calibration`; their columns are last.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Spec:
     points: tuple[str, ...]
     calibration: Mapping[str, Any]
     methods: Mapping[str, Method] = field(default_factory=dict)
-    enrolled: Mapping[str, float] = field(default_factory=dict)
+    enrolled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -66,12 +66,13 @@ class Spec:
         """A keyword's calibrated rule, changed as the client wishes."""
         own = self.calibration.get("keywords", {}).get(word, {})
         if word in self.enrolled:
-            own = {"threshold": self.enrolled[word], "patience": 1}
+            own = self.enrolled[word]
         refractory_ms = _first(wish.refractory_ms, self.calibration.get("refractory_ms", 500))
         return Rule(
             threshold=_first(wish.threshold, own.get("threshold", 0.6)),
             patience=_first(wish.patience, own.get("patience", 2)),
             refractory=round(refractory_ms * SAMPLE_RATE / 1000 / self.config.token_samples),
+            window=own.get("window_tokens"),
         )
 
     def rules(self, wish: Configure) -> dict[str, Rule]:

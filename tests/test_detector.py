@@ -39,6 +39,15 @@ def test_smoothing_asks_for_more_than_a_spike() -> None:
     assert tokens(smooth.feed(heard(0, 1, 0, 0, 0, 1, 1, 0))) == [6]
 
 
+def test_a_rule_may_ask_for_a_shorter_average_and_for_no_longer_one() -> None:
+    said = heard(0, 0, 1, 1, 0, 0, 0, 0)
+    assert tokens(detector(Rule(0.9), window=4).feed(said)) == []
+    assert tokens(detector(Rule(0.9, window=2), window=4).feed(said)) == [3]
+    assert tokens(detector(Rule(0.5, window=9), window=4).feed(said)) == [3]
+    both = Detector(LABELS, {"yes": Rule(0.9), "no": Rule(0.9, window=2)}, 4, 0.2)
+    assert [hit.keyword for hit in both.feed(np.repeat(said[:, YES : YES + 1], len(LABELS), axis=1))] == ["no"]
+
+
 def test_patience_asks_for_consecutive_hits() -> None:
     patient = detector(Rule(0.5, patience=3))
     assert tokens(patient.feed(heard(1, 1, 0.4, 1, 1, 1, 1))) == [5]

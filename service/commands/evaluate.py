@@ -77,7 +77,7 @@ def detector(config: ModelConfig) -> Detect:
     def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
         refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
         rules = {
-            word: Rule(rule["threshold"], rule["patience"], refractory)
+            word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))
             for word, rule in calibration["keywords"].items()
         }
         spotter = Detector(config.labels, rules, calibration["window_tokens"], calibration["margin"])
