@@ -230,7 +230,7 @@ class Engine:
         due = clock()
         while not self._stopping:
             self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
-            time.sleep(max(0.0, due - clock()))
+            time.sleep(min(self.batch_s, max(0.0, due - clock())))  # whatever a clock says, no longer than that
             due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots) ** 0.5
             self._wake.clear()
             turns = self._take()

@@ -48,7 +48,9 @@ async def talk(port: int, parts: list[bytes], *, until: int, patient: bool = Fal
                 await writer.drain()
                 await asyncio.sleep(0)  # or the system would join the parts again
                 while patient and not heard:
-                    heard += frames.feed(await reader.read(65_536))
+                    data = await reader.read(65_536)
+                    assert data, f"HTTP {frames.status}, and no more"
+                    heard += frames.feed(data)
             while not any(kind == until for kind, _ in heard) and (data := await reader.read(65_536)):
                 heard += frames.feed(data)
     finally:
