@@ -30,9 +30,9 @@ BOUND = 0.5
 """Mean difference of posteriors over a check above which a stream counts as adrift.
 
 `deltaspot evaluate self-check --data DIR --hours 1` says why: gates hold back changes by design, and over an hour of
-words in noise nearly no check of a healthy stream came to it (model 243ca088e7d0: at most 0.41 at the point `shipped`,
-0.38 in 999 of 1,000; at `aggressive` 0.54 and 0.47), while most checks against the answer to another stream go beyond
-it (0.62 at the median).
+words in noise nearly no check of a healthy stream came to it (model 8831b5e459cf: at most 0.46 at the point `shipped`,
+0.35 in 999 of 1,000; at `aggressive` 0.50 and 0.47), while most checks against the answer to another stream go beyond
+it (0.61 at the median).
 """
 MOST_FOLLOWED = 8
 """Recordings under way at most; what a closed stream left behind is crowded out."""
