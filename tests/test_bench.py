@@ -48,6 +48,8 @@ OURS = [
     "ours, kernels dense",
     "ours, shipped",
     "ours, aggressive",
+    "ours, pruned",
+    "ours, shipped-pruned",
     "ours, shipped, 50 % silence",
     "ours, shipped, 90 % silence",
     "front end",

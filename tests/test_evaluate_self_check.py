@@ -60,5 +60,5 @@ def test_healthy_streams_stay_within_the_bound(shared_data: Path, tmp_path: Path
     report = json.loads(result.stdout)
     assert report["bound"] == BOUND
     checked = {row["point"]: row["check_max"] for row in report["rows"] if row["against"] == "dense"}
-    assert set(checked) == {"shipped", "aggressive"}
+    assert set(checked) == {"shipped", "aggressive", "pruned", "shipped-pruned"}
     assert max(checked.values()) < BOUND
