@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-
-WIDE: Final = "160"
-"""Columns where there is no terminal, as in a pipe or a log: tables shall not be cut to a width that nobody has."""
 
 COMMANDS: Final = {
     "demo": "Start a server, stream the sample recording through it and show what was heard and skipped.",
@@ -122,8 +118,6 @@ def explain(error: Exception) -> str | None:
 
 def main() -> None:
     """Run the command line. Errors that we draw ourselves, and the system's, become one line and exit status 2."""
-    if not sys.stdout.isatty():
-        os.environ.setdefault("COLUMNS", WIDE)
     try:
         typer.main.get_command(app).main(prog_name="deltaspot")
     except Exception as error:
