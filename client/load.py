@@ -4,9 +4,8 @@
 
 Every chunk is followed by a marker, which the server echoes once the chunk has been judged. Streams begin one after
 the other, at different places of the recording, and their chunks are spread evenly over time, as strangers' would be;
-those of the beginning count, too. Lean on purpose: frames
-are prebuilt, a chunk and its marker go out together, and no garbage is looked for, so that the client's core is not
-what is measured; `client_late_p99_ms` tells.
+those of the beginning count, too. Lean on purpose: frames are prebuilt, a chunk and its marker go out together, and no
+garbage is looked for, so that the client's core is not what is measured; `client_late_p99_ms` tells.
 """
 
 from __future__ import annotations

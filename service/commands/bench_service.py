@@ -22,8 +22,6 @@ SAMPLE_S = 0.25
 """How often the server's memory is looked at."""
 RAMP_S = 5.0
 """Time in which a run's streams begin: a thousand strangers do not do so in the same tenth of a second."""
-CHUNK_S = 0.1
-"""Audio in one chunk of the load client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +84,7 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
             except subprocess.TimeoutExpired:
                 peak = max(peak, memory(pid))
     report: dict[str, Any] = json.loads(output)
+    audio_s = report["chunks"] * report["chunk_ms"] / 1_000
     return Row(
         sessions=report["opened"],
         latency_ms_p50=report["p50_ms"],
@@ -93,7 +92,7 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
         latency_ms_p99=report["p99_ms"],
         lost_chunks=report["lost"],
         refused=report["refused"],
-        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1.0, report["chunks"] * CHUNK_S), 6),
+        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1.0, audio_s), 6),
         client_cpu=report["client_cpu_share"],
         bytes_per_session=max(0, peak - before) // max(1, report["opened"]),
         macs_skipped_vs_window=report["macs_skipped_vs_window"],
