@@ -79,7 +79,7 @@ class Session:
         self.detector = Detector(spec.labels, self._rules, window, margin)
         self._known: dict[int, Detection] = {}
         self._next_id, self._last_end_s = 0, 0.0
-        self._mute_until = 0
+        self._mute_until = self._skipped = 0
         self._restore: Mapping[str, Any] = {}
         self._heard = Recent(self._time.origin) if configure.preroll_ms else None
         self._next_heartbeat = self._time.origin / SAMPLE_RATE + configure.heartbeat_ms / 1000
@@ -97,6 +97,8 @@ class Session:
         """Take 16 kHz samples; return tokens as `audio` does."""
         if self._heard is not None:
             self._heard.feed(samples)
+        if self._skipped:
+            self._skipped, samples = max(0, self._skipped - len(samples)), samples[self._skipped :]
         return self._out(self._frames.feed(samples))
 
     def flush(self) -> Tokens:
@@ -310,7 +312,12 @@ class Session:
         return [self.ready()]
 
     def _resume(self, position: Position) -> None:
-        """Go on after `position`: say nothing up to there, then let the detector be as it was."""
+        """Go on after `position`: say nothing up to there, then let the detector be as it was.
+
+        Tokens begin where the earlier connection's did, so that a replay from anywhere is heard alike.
+        """
+        self._skipped = (position.sample - self._time.origin) % self.spec.config.token_samples
+        self._time.origin += self._skipped
         self.id, self._next_id = position.session, position.next_id
         self._mute_until = max(0, self._time.tokens(position.sample))
         self._restore = position.state

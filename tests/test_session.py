@@ -18,7 +18,17 @@ from models.features import log_mel
 from models.network import Network
 from models.offline import softmax
 from service.errors import BadMessage, QueueFull, UnknownModel
-from service.protocol import Configure, Detection, Feedback, KeywordSettings, Limits, Marker, Resume, ServerMessage
+from service.protocol import (
+    Configure,
+    Detection,
+    Feedback,
+    Heartbeat,
+    KeywordSettings,
+    Limits,
+    Marker,
+    Resume,
+    ServerMessage,
+)
 from service.session import ACTIONS, Session
 from service.spec import Spec
 
@@ -236,6 +246,40 @@ def test_resumed_stream_tells_the_rest_and_nothing_twice(words: list[str | None]
         assert rest.id == whole.id
         wanted = [m for m in told if isinstance(m, Detection)]
         assert [(m.id, m.keyword, m.at_s) for m in heard] == [(m.id, m.keyword, pytest.approx(m.at_s)) for m in wanted]
+
+
+@settings(max_examples=15, deadline=None)
+@given(number=st.integers(1, 60), slack=st.integers(0, 5_000), piece=st.sampled_from([100, 1_600, 4_000]))
+def test_replay_from_anywhere_is_heard_alike(
+    network: Network, spoken: np.ndarray, number: int, slack: int, piece: int
+) -> None:
+    """The earlier connection's tokens do not begin where the replay does."""
+    words = spoken[: 8 * 16_000]
+    whole = hear(network, words, piece)
+    checkpoints = [m.checkpoint for m in whole if isinstance(m, Detection | Heartbeat)]
+    checkpoint = checkpoints[number % len(checkpoints)]
+    first = session(SMOOTH).ready().replay_samples + slack
+    start = max(0, checkpoint.sample - first)
+    told = hear(network, words[start:], piece, resume=Resume(token=checkpoint.token, sample=start))
+    after = [m for m in whole if isinstance(m, Detection) and m.at_s * 16_000 > checkpoint.sample + TAIL]
+    assert [(m.id, m.keyword, m.at_s) for m in told if isinstance(m, Detection)] == [
+        (m.id, m.keyword, pytest.approx(m.at_s)) for m in after
+    ]
+
+
+def hear(network: Network, samples: np.ndarray, piece: int, **asked: object) -> list[ServerMessage]:
+    """A recording in pieces, through a session and the dense network."""
+    checkpoint = network.checkpoint
+    spec = Spec("default", checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+    one, cache, messages = session(spec, point="dense", heartbeat_ms=300, **asked), network.new_cache(1), []
+    for at in range(0, len(samples), piece):
+        tokens = one.samples(samples[at : at + piece])
+        if len(tokens):
+            frames = log_mel([tokens], network.config)
+            messages += one.judge(
+                softmax(network.step(cache, np.array([0]), frames, np.array([len(tokens)]))), Vitals()
+            )
+    return messages
 
 
 @settings(max_examples=10, deadline=None)
