@@ -228,11 +228,15 @@ class Server:
             self._make_room()
             self.metrics.ready(self.ready)
             self._tell_lagging()
-            for number, stream in enumerate(list(self.streams), turn):
-                stream.last_heard += stood_still  # while this process does nothing, nobody is silent
-                stream.check()
-                if number % COUNTED == 0:
-                    stream.count()
+            self._look_after(turn, stood_still)
+
+    def _look_after(self, turn: int, stood_still: float) -> None:
+        """Check every stream, and tell the metrics of some."""
+        for number, stream in enumerate(list(self.streams), turn):
+            stream.last_heard += stood_still  # while this process does nothing, nobody is silent
+            stream.check()
+            if number % COUNTED == 0:
+                stream.count()
 
     def _tell_lagging(self) -> None:
         """Warn streams that have fallen behind since the last look."""

@@ -174,7 +174,7 @@ class Stream:
     def fail(self, error: WireError) -> None:
         """End the stream; the first reason stands."""
         if self.error is None:
-            self.error = error
+            self.error = error.with_traceback(None)  # which would keep the connection as long as the stream
         self.finish()
         self._room.set()
 
