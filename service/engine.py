@@ -1,10 +1,10 @@
 """The model's only owner: one thread that judges the tokens of all streams in batches.
 
 A stream holds a `Slot`, which is a row of a model's cache. The event loop puts jobs into slots (tokens to judge, or
-something to do in between, such as a reset); the thread takes turns: from every slot that has work up to a few
-tokens, one front end and one step of the network for all of them, then one callback to the loop for the whole batch.
+something to do in between, such as a reset); the thread takes turns: from the slots that wait longest up to a few
+tokens each, one front end and one step of the network for all of them, then one callback to the loop for the batch.
 
-    fair      every waiting slot gets a turn in every batch, and the same share of it
+    fair      slots wait in one line, get the same share of a batch, and go to its end
     bounded   a slot counts its tokens; whoever feeds it waits, see `Slot.pending`
     honest    lag is how long a slot waits for its turn, so a client that pushes a file at once lags alone
 
@@ -44,6 +44,8 @@ BATCH_TOKENS = 256
 COARSEST = 1.6
 """Largest factor on the delta thresholds: as far as `models.gated` trains for. At 4, posteriors are nearly a stranger's
 (`deltaspot evaluate self-check --scale 4`)."""
+BATCH_STREAMS = 200
+"""Streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
 SHED_EVERY_S = 0.25
 
 clock, wall_clock, thread_clock = time.monotonic, time.time, time.thread_time
@@ -230,7 +232,8 @@ class Engine:
         due = clock()
         while not self._stopping:
             self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
-            time.sleep(min(self.batch_s, max(0.0, due - clock())))  # whatever a clock says, no longer than that
+            if len(self._waiting) < BATCH_STREAMS:  # whatever a clock says, no longer than that
+                time.sleep(min(self.batch_s, max(0.0, due - clock())))
             due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots) ** 0.5
             self._wake.clear()
             turns = self._take()
@@ -241,9 +244,9 @@ class Engine:
                 self._wake.set()
 
     def _take(self) -> list[Turn]:
-        """One turn for every slot that waits."""
+        """One turn for every slot that waits, up to a batch."""
         with self._lock:
-            waiting = len(self._waiting)
+            waiting = min(len(self._waiting), BATCH_STREAMS)
             share = max(TURN_TOKENS, BATCH_TOKENS // max(1, waiting))
             slots = [self._waiting.popleft() for _ in range(waiting)]
             now = clock()

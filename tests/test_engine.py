@@ -64,10 +64,13 @@ class Listener:
 
 
 @asynccontextmanager
-async def running(network: Network, slots: int = 8, lag_s: float = 30.0) -> AsyncIterator[Engine]:
+async def running(
+    network: Network, slots: int = 8, lag_s: float = 30.0, *, begun: bool = True
+) -> AsyncIterator[Engine]:
     engine = Engine(Watcher(), slots=slots, batch_s=0.0, lag_s=lag_s)
     engine.host("default", network)
-    engine.start(asyncio.get_running_loop())
+    if begun:
+        engine.start(asyncio.get_running_loop())
     try:
         yield engine
     finally:
@@ -141,6 +144,22 @@ async def test_a_client_that_pushes_an_hour_does_not_hold_up_a_microphone(networ
         await short.wait(3)
         assert long.count < 20 * len(tokens)
         await long.wait(20 * len(tokens))
+
+
+async def test_a_batch_is_bounded_and_who_found_no_room_comes_next(
+    network: Network, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.BATCH_STREAMS", 3)
+    tokens = tokens_in(network, spoken[:16_000])
+    async with running(network, begun=False) as engine:
+        streams = [admitted(engine) for _ in range(8)]
+        for slot, _ in streams:
+            slot.submit(tokens[:3])
+        engine.start(asyncio.get_running_loop())
+        heard = [await listener.wait(3) for _, listener in streams]
+    assert engine._watcher.rows == [3, 3, 2]
+    for one in heard:
+        np.testing.assert_allclose(one, heard[0], atol=1e-6)
 
 
 async def test_places_are_counted_before_they_are_used(network: Network) -> None:
