@@ -31,6 +31,7 @@ from models.operating import METHODS
 from service.audio import SAMPLE_RATE
 from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Usage
+from service.shedding import EVERY_S, Shedding
 from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
@@ -41,12 +42,8 @@ TURN_TOKENS = 8
 """Tokens of one slot in one batch when many wait."""
 BATCH_TOKENS = 256
 """Tokens that a batch may have anyway, so that few streams are not held up."""
-COARSEST = 1.6
-"""Largest factor on the delta thresholds: as far as `models.gated` trains for. At 4, posteriors are nearly a stranger's
-(`deltaspot evaluate self-check --scale 4`)."""
 BATCH_STREAMS = 200
 """Streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
-SHED_EVERY_S = 0.25
 
 clock, wall_clock, thread_clock = time.monotonic, time.time, time.thread_time
 log = logging.getLogger(__name__)
@@ -56,7 +53,7 @@ class Engine:
     """Judges for many streams at once; create, `start`, `stop`.
 
     Attributes:
-        scale: factor on all delta thresholds; above 1 while precision is shed.
+        shedding: of precision, when turns take too long.
         draining: no stream is admitted any more.
         room: streams that the machine keeps up with; see service/headroom.py.
     """
@@ -82,7 +79,7 @@ class Engine:
             timer: the clock that times batches, s.
         """
         self.slots, self.batch_s, self.lag_s, self.check_share = slots, batch_s, lag_s, check_share
-        self.scale, self.draining, self.room = 1.0, False, slots
+        self.draining, self.room = False, slots
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
         self._watcher, self._timer = watcher, timer
@@ -91,8 +88,8 @@ class Engine:
         self._waiting: deque[Slot] = deque()
         self._open: set[Slot] = set()
         self._reserved = self._taken = 0
-        self._turn_s = self._worst_s = self._busy_s = self._judged_s = 0.0
-        self._shed_at = clock()
+        self._turn_s = self._busy_s = self._judged_s = 0.0
+        self.shedding = Shedding(lag_s, clock())
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,7 +228,7 @@ class Engine:
     def _run(self) -> None:
         due = clock()
         while not self._stopping:
-            self._wake.wait(SHED_EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
+            self._wake.wait(EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
             if len(self._waiting) < BATCH_STREAMS:  # whatever a clock says, no longer than that
                 time.sleep(min(self.batch_s, max(0.0, due - clock())))
             due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots) ** 0.5
@@ -255,7 +252,8 @@ class Engine:
             for slot in slots:
                 slot.queued_at = now if slot.jobs else None
             self._waiting += [slot for slot in slots if slot.jobs]
-        self._turn_s, self._worst_s = wait, max(self._worst_s, wait)
+        self._turn_s = wait
+        self.shedding.waited(wait)
         if slots:
             self._watcher.waited(wait)
         return [turn for turn in turns if turn.tokens]
@@ -289,24 +287,19 @@ class Engine:
                 self._loop.call_soon_threadsafe(function, *arguments)
 
     def _shed(self) -> None:
-        """Raise or lower the factor on the thresholds, by the longest wait of the last moments."""
-        now = clock()
-        if now - self._shed_at < SHED_EVERY_S:
+        """Coarsen the thresholds, or bring them back, by the longest wait of the last moments."""
+        before = self.shedding.scale
+        if (worst := self.shedding.look(clock())) is None:
             return
-        worst, self._worst_s, self._shed_at = self._worst_s, 0.0, now
         self._watcher.lag(worst)
-        before = self.scale
-        if worst > self.lag_s / 4:
-            self.scale = min(COARSEST, self.scale * 1.2)
-        elif worst < self.lag_s / 8:
-            self.scale = max(1.0, self.scale / 1.1)
-        if self.scale == before:
+        scale = self.shedding.scale
+        if scale == before:
             return
         for slot in list(self._open):
             slot.hosted.cache.scale[slot.row] = slot.scale
-        self._watcher.delta_scale(self.scale)
-        if (before == 1.0) != (self.scale == 1.0):
-            self._call(self.on_shed, self.scale > 1.0)
+        self._watcher.delta_scale(scale)
+        if (before == 1.0) != (scale == 1.0):
+            self._call(self.on_shed, scale > 1.0)
 
     # --- on the event loop again
 

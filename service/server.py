@@ -223,7 +223,7 @@ class Server:
         for turn in itertools.count():
             await asyncio.sleep(CHECK_S)
             usage, now = self.engine.usage, clock()
-            self.headroom.observe(usage - before, now - at, shedding=self.engine.scale > 1.0)
+            self.headroom.observe(usage - before, now - at, shedding=self.engine.shedding.scale > 1.0)
             stood_still, before, at = max(0.0, now - at - CHECK_S), usage, now
             self._make_room()
             self.metrics.ready(self.ready)

@@ -150,7 +150,7 @@ class Slot:
     @property
     def scale(self) -> float:
         """Factor on this stream's delta thresholds."""
-        return min(self.engine.scale, self.coarsest)
+        return min(self.engine.shedding.scale, self.coarsest)
 
     @property
     def count(self) -> Count:

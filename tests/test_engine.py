@@ -12,8 +12,9 @@ import pytest
 from models.features import FrameStream, Tokens
 from models.network import Network
 from models.offline import judge
-from service.engine import COARSEST, Engine
+from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
+from service.shedding import COARSEST
 from service.slots import Slot
 
 
@@ -199,10 +200,11 @@ async def test_precision_is_shed_within_each_streams_allowance_and_comes_back(ne
         engine.on_shed = told.append
         for worst, shedding in ((60.0, True), (0.0, False)):
             for _ in range(30):
-                engine._worst_s, engine._shed_at = worst, -1.0
+                engine.shedding.waited(worst)
+                engine.shedding._looked_at = -1.0
                 engine._shed()
-            assert (engine.scale > 1) is shedding
-            assert engine.scale <= COARSEST
+            assert (engine.shedding.scale > 1) is shedding
+            assert engine.shedding.scale <= COARSEST
             assert strict.scale == strict.hosted.cache.scale[strict.row] == 1.0
             assert lenient.hosted.cache.scale[lenient.row] == pytest.approx(1.3 if shedding else 1.0)
         await asyncio.sleep(0)

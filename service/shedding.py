@@ -1,0 +1,42 @@
+"""Precision is shed before anybody is refused: by how much delta thresholds are coarsened, from how long turns wait.
+
+Knows no streams and no clock.
+"""
+
+from __future__ import annotations
+
+EVERY_S = 0.25
+"""Time between two looks at the waits in between."""
+COARSEST = 1.6
+"""Largest factor on the delta thresholds: as far as `models.gated` trains for. At 4, posteriors are nearly a stranger's
+(`deltaspot evaluate self-check --scale 4`)."""
+RAISE, LOWER = 1.2, 1.1
+
+
+class Shedding:
+    """A factor on all delta thresholds.
+
+    Attributes:
+        scale: the factor; above 1 while precision is shed.
+        worst_s: the longest wait since the last look.
+    """
+
+    def __init__(self, lag_s: float, now: float) -> None:
+        """Shed when a turn waits for more than a quarter of `lag_s`; get over it below an eighth."""
+        self.scale, self.worst_s = 1.0, 0.0
+        self._lag_s, self._looked_at = lag_s, now
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a batch's slots waited for their turn, at most."""
+        self.worst_s = max(self.worst_s, seconds)
+
+    def look(self, now: float) -> float | None:
+        """Adapt the factor, if it is time to; return the longest wait since the last time."""
+        if now - self._looked_at < EVERY_S:
+            return None
+        worst, self.worst_s, self._looked_at = self.worst_s, 0.0, now
+        if worst > self._lag_s / 4:
+            self.scale = min(COARSEST, self.scale * RAISE)
+        elif worst < self._lag_s / 8:
+            self.scale = max(1.0, self.scale / LOWER)
+        return worst
