@@ -95,7 +95,7 @@ def test_commands_that_make_weights_exist():
     arguments = ["make", "-n", "weights", "DATA=recordings", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
     printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     calls = re.findall(r"bin/deltaspot (.*)", printed.replace("\\\n", " "))
-    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * 4 + ["evaluate", "model"]
+    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * 5 + ["evaluate", "model"]
     for call in calls:
         check_command(shlex.split(call))
 

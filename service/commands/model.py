@@ -87,6 +87,32 @@ def points_command(
     save(choose(checkpoint, learned, tried), output)
 
 
+@app.command("balance")
+def balance_command(
+    output: Annotated[Path, typer.Option(help="Where the checkpoint with its new biases goes.")],
+    data: Annotated[
+        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers choose.")
+    ],
+    cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")] = None,
+    point: Point = None,
+    model: Model = None,
+) -> None:
+    """Choose how ready a model is to say `_silence_` and `_unknown_`: as if all labels were equally frequent.
+
+    To be run after `points` and before `calibrate`.
+    """
+    from models.balance import balance
+    from models.validation import Validation
+
+    checkpoint = load_checkpoint(model or shipped_path())
+    with console.status("reading recordings of training speakers"), kept(cache) as folder:
+        heard = Validation(load_corpus(data, "training", folder), checkpoint.config)
+    with console.status("judging them"):
+        balanced, moved = balance(checkpoint, usual_point(Network(checkpoint), point), heard)
+    save(balanced, output)
+    console.print(", ".join(f"{label} {bias:+.2f}" for label, bias in moved.items()))
+
+
 @app.command()
 def prune(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
