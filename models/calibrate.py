@@ -4,10 +4,14 @@ What is held to the target are unprovoked false alarms, which happen while no ke
 keyword is taken for another depends on how much people speak to the machine, not on the hours. A substitution costs
 as much as a miss.
 
-For one choice of smoothing window and patience every utterance has a score, the highest threshold at which it would
-still be detected, and so has everything that could become a false alarm. Misses and false alarms are then sums of
-steps over a keyword's threshold. The steps are softened (a few recordings stand for many like them), and a share of
-all keywords' sums is lent to each, so that a keyword without errors in an hour of audio is not trusted for ever.
+On a stream silence is the rule, while in training it is one label of many. So it may gain in log-odds before anything
+is decided: noises that sound like a keyword mostly sound a little like silence as well, and keywords do not.
+
+For one choice of these odds, smoothing window and patience every utterance has a score, the highest threshold at
+which it would still be detected, and so has everything that could become a false alarm. Misses and false alarms are
+then sums of steps over a keyword's threshold. The steps are softened (a few recordings stand for many like them), and
+a share of all keywords' sums is lent to each, so that a keyword without errors in an hour of audio is not trusted for
+ever.
 
 The thresholds minimise misses + substitutions + price * false alarms, each keyword for itself; the price is raised
 until the target holds. At last the detector itself runs over the streams, and all thresholds move together until what
@@ -18,12 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import ModelConfig
+from models.config import SILENCE, ModelConfig
 from models.evaluate_streams import PATIENCE_SAMPLES, Detect, Heard, Tally, decided_at, expit, logit, shifted, total
 from models.features import Array
 from models.streams import SAMPLE_RATE
@@ -46,11 +51,12 @@ false alarms says little about which keyword owes them, more of them say more.""
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What to calibrate for, and which smoothing to try. Lengths in tokens."""
+    """What to calibrate for, and which smoothing and log-odds for silence to try. Lengths in tokens."""
 
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
     windows: tuple[int, ...] = (8, 11, 14, 17)
+    silences: tuple[float, ...] = (0.0, 4.0)
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
     refractory_ms: int = 600
@@ -79,12 +85,11 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
     """
     allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
     candidates = []
-    for window in goal.windows:
-        for patience in goal.patiences:
-            scores = gather(heard, window, patience, config, goal)
-            for factor in LENIENT:
-                calibration = compose(optimise(scores, factor * allowed), window, patience, goal)
-                candidates.append(settle(heard, calibration, detect, config, goal))
+    for window, patience, silence in product(goal.windows, goal.patiences, goal.silences):
+        scores = gather(heard, window, patience, silence, config, goal)
+        for factor in LENIENT:
+            calibration = compose(optimise(scores, factor * allowed), window, patience, silence, goal)
+            candidates.append(settle(heard, calibration, detect, config, goal))
     return min(candidates, key=lambda candidate: _loss(candidate[1], goal))
 
 
@@ -94,10 +99,11 @@ def _loss(outcome: Tally, goal: Goal) -> tuple[float, float]:
     return max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
 
 
-def compose(thresholds: Mapping[str, float], window: int, patience: int, goal: Goal) -> dict[str, Any]:
+def compose(thresholds: Mapping[str, float], window: int, patience: int, silence: float, goal: Goal) -> dict[str, Any]:
     """A calibration in the form that a checkpoint keeps."""
     return {
         "window_tokens": window,
+        "silence": silence,
         "margin": goal.margin,
         "refractory_ms": goal.refractory_ms,
         "keywords": {word: {"threshold": threshold, "patience": patience} for word, threshold in thresholds.items()},
@@ -125,6 +131,11 @@ def settle(
     return moved, outcome
 
 
+def wary(posteriors: Array, silence: float, config: ModelConfig) -> Array:
+    """Posteriors (N, K), were silence exp(`silence`) times as likely as in training; silence's own are of no use."""
+    return posteriors / (1 + np.expm1(silence) * posteriors[:, [config.labels.index(SILENCE)]])
+
+
 def smooth(posteriors: Array, window: int, patience: int) -> NDArray[np.float64]:
     """The highest threshold at which each token would fire: (N, K) keyword posteriors -> (N, K).
 
@@ -137,13 +148,15 @@ def smooth(posteriors: Array, window: int, patience: int) -> NDArray[np.float64]
     return runs.min(axis=-1)
 
 
-def gather(heard: Sequence[Heard], window: int, patience: int, config: ModelConfig, goal: Goal) -> dict[str, Scores]:
+def gather(
+    heard: Sequence[Heard], window: int, patience: int, silence: float, config: ModelConfig, goal: Goal
+) -> dict[str, Scores]:
     """Scores of every keyword over all streams."""
     columns = [config.labels.index(word) for word in config.keywords]
     refractory = max(1, goal.refractory_ms * SAMPLE_RATE // 1000 // config.token_samples)
     found: dict[str, tuple[list[float], list[float], list[float]]] = {word: ([], [], []) for word in config.keywords}
     for one in heard:
-        levels = smooth(one.posteriors[:, columns], window, patience)
+        levels = smooth(wary(one.posteriors, silence, config)[:, columns], window, patience)
         places = decided_at(0, config) + np.arange(len(levels)) * config.token_samples
         spans = {
             u: slice(*np.searchsorted(places, (u.start, u.end + PATIENCE_SAMPLES)))

@@ -145,7 +145,8 @@ def thresholds(model: Facts) -> str:
     rows = [(word, f"{rule['threshold']:.3f}", str(rule["patience"])) for word, rule in calibration["keywords"].items()]
     points = ", ".join(f"`{name}`" for name in ("dense", *(p for p in model["points"] if p != "dense")))
     return (
-        f"Operating points: {points}. Posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
+        f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
+        f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
         f"armed again {calibration['margin']:g} below its threshold, {calibration['refractory_ms']} ms after it fired."
         f"\n\n{table(('keyword', 'threshold', 'patience, tokens'), rows)}"
     )

@@ -44,8 +44,8 @@ class Checkpoint:
     weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`. Matrices are rounded
         to what half precision can hold, so that whoever computes with them computes with the same numbers.
     points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
-    calibration: how posteriors become detections: {"window_tokens", "margin", "refractory_ms",
-        "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
+    calibration: how posteriors become detections: {"window_tokens", "silence", "margin",
+        "refractory_ms", "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
     metadata: free text, such as the recipe and the data.
     background: what keywords are enrolled against, as in `models.background`; empty where none can be.
     """

@@ -2,7 +2,8 @@
 
 For each keyword, on the clock of tokens:
 
-    s_t = mean of its last `window` posteriors, or of fewer if its rule says so
+    p_t = its posterior, were silence exp(`silence`) times as likely as the network was trained to think
+    s_t = mean of its last `window` p_t, or of fewer if its rule says so
     hit:      s_t >= threshold, and no keyword has a larger s_t
     fires:    `patience` consecutive hits, while armed and not within `refractory` tokens of the last time it fired
     disarmed: once it fired; armed again when s_t < threshold - margin
@@ -12,6 +13,7 @@ Knows no model, no wall clock and no socket: the same posteriors give the same d
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ Averages = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 NEVER: Final = -(10**9)
+SILENCE: Final = "_silence_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,14 @@ class Rule:
         patience: consecutive hits that fire, in tokens.
         refractory: tokens after firing in which it does not fire again.
         window: tokens in its moving average, if fewer than the detector's.
+        alone: its posterior is of its own, not one of several that add up to 1 with silence's.
     """
 
     threshold: float
     patience: int = 1
     refractory: int = 0
     window: int | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,9 @@ class Detector:
         suppressed: reason ("patience", "refractory", "hysteresis") -> runs of hits that ended without a detection.
     """
 
-    def __init__(self, labels: Sequence[str], rules: Mapping[str, Rule], window: int, margin: float) -> None:
+    def __init__(
+        self, labels: Sequence[str], rules: Mapping[str, Rule], window: int, margin: float, silence: float = 0.0
+    ) -> None:
         """Detect `rules`' keywords.
 
         Args:
@@ -79,8 +86,11 @@ class Detector:
             rules: keyword -> rule; keywords that are not here are not detected.
             window: tokens in the moving average, at least 1.
             margin: how far below its threshold a keyword is armed again.
+            silence: log-odds that silence gains: it is the rule on a stream, and one label of many in training.
         """
         self.labels, self.window, self.margin = tuple(labels), window, margin
+        self._silence = self.labels.index(SILENCE) if silence else 0
+        self._excess = math.expm1(silence)
         self.near_misses: Counter[str] = Counter()
         self.suppressed: Counter[str] = Counter()
         self.token = 0
@@ -98,6 +108,7 @@ class Detector:
         self._columns = np.array([self.labels.index(name) for name in rules], np.int64)
         lengths = [min(rule.window or self.window, self.window) for rule in rules.values()]
         self._lengths = np.array(lengths, np.int64)
+        self._excesses = np.array([0.0 if rule.alone else self._excess for rule in rules.values()])
         self._lowest = min((word.low for word in self._words), default=2.0)
         self._at_rest = False
 
@@ -125,7 +136,10 @@ class Detector:
     def _average(self, posteriors: Array) -> tuple[Averages, float]:
         """Means of the next posteriors (N, K) and their past over the window, (N, keywords), and the highest one."""
         averages = np.empty((len(posteriors), len(self._columns)))
-        return averages, _moving_average(self._past, posteriors, self._columns, self._lengths, averages)
+        highest = _moving_average(
+            self._past, posteriors, self._columns, self._lengths, self._silence, self._excesses, averages
+        )
+        return averages, highest
 
     def _step(self, row: list[float]) -> list[Hit]:
         top = max(row, default=0.0)
@@ -220,17 +234,31 @@ class _Word:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _moving_average(past: Array, posteriors: Array, columns: Places, lengths: Places, averages: Averages) -> float:
+def _moving_average(
+    past: Array,
+    posteriors: Array,
+    columns: Places,
+    lengths: Places,
+    silence: int,
+    excesses: Averages,
+    averages: Averages,
+) -> float:
     """Means over `lengths` (C,) newest tokens, of some columns (C,), into `averages` (N, C); return the highest.
 
     `past` (window - 1, K) is what came before the new posteriors (N, K), and afterwards what comes before the next.
+    A posterior p is one of p / (1 + excess * silence's), which is Bayes' rule for another prior of silence.
     """
     before, highest = len(past), 0.0
     for token in range(len(posteriors)):
         for place in range(len(columns)):
             column, total = columns[place], 0.0
             for at in range(token + before + 1 - lengths[place], token + before + 1):
-                total += past[at, column] if at < before else posteriors[at - before, column]
+                if at < before:
+                    total += past[at, column] / (1.0 + excesses[place] * past[at, silence])
+                else:
+                    total += posteriors[at - before, column] / (
+                        1.0 + excesses[place] * posteriors[at - before, silence]
+                    )
             averages[token, place] = total / lengths[place]
             highest = max(highest, averages[token, place])
     for at in range(before):

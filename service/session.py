@@ -74,9 +74,8 @@ class Session:
         start = configure.resume.sample if configure.resume else 0
         self._time = Timeline(spec.config, configure.sample_rate, start)
         self._rules = self.spec.rules(configure)
-        calibration = spec.calibration
-        window, margin = calibration.get("window_tokens", 5), calibration.get("margin", 0.1)
-        self.detector = Detector(spec.labels, self._rules, window, margin)
+        usual = {"window_tokens": 5, "margin": 0.1, "silence": 0.0} | dict(spec.calibration)
+        self.detector = Detector(spec.labels, self._rules, usual["window_tokens"], usual["margin"], usual["silence"])
         self._known: dict[int, Detection] = {}
         self._next_id, self._last_end_s = 0, 0.0
         self._mute_until = self._skipped = 0

@@ -73,6 +73,7 @@ class Spec:
             patience=_first(wish.patience, own.get("patience", 2)),
             refractory=round(refractory_ms * SAMPLE_RATE / 1000 / self.config.token_samples),
             window=own.get("window_tokens"),
+            alone=word in self.enrolled,
         )
 
     def rules(self, wish: Configure) -> dict[str, Rule]:

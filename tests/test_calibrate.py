@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from models.calibrate import Goal, Scores, calibrate, fall, gather, optimise, peaks, smooth
 from models.checkpoint import load_checkpoint, shipped_path
-from models.config import KEYWORDS, ModelConfig
+from models.config import KEYWORDS, SILENCE, ModelConfig
 from models.evaluate_streams import Heard, expit, logit, total
 from models.streams import SAMPLE_RATE, Stream, Utterance
 from service.commands.evaluate import detector
@@ -71,12 +72,12 @@ def stream(words: dict[int, tuple[str, float]], alarms: dict[int, tuple[str, flo
     return Heard(Stream("s", np.zeros(tokens * TOKEN, np.float32), said), posteriors)
 
 
-GOAL = Goal(false_alarms_per_hour=0.5, windows=(4, 8), latency_ms=300)
+GOAL = Goal(false_alarms_per_hour=0.5, windows=(4, 8), silences=(0.0,), latency_ms=300)
 EASY = {100 * i: (KEYWORDS[i % 10], 0.95) for i in range(1, 39)}
 
 
 def test_what_a_word_leaves_behind_is_no_alarm() -> None:
-    scores = gather([stream(EASY, {})], 4, 1, CONFIG, GOAL)
+    scores = gather([stream(EASY, {})], 4, 1, 0.0, CONFIG, GOAL)
     assert sum(len(s.spoken) for s in scores.values()) == len(EASY)
     assert all(s.spoken.min() > logit(0.9) for s in scores.values())
     assert sum(len(s.alarms) + len(s.swaps) for s in scores.values()) == 0
@@ -85,7 +86,7 @@ def test_what_a_word_leaves_behind_is_no_alarm() -> None:
 def test_a_keyword_in_anothers_place_is_an_error_and_no_false_alarm() -> None:
     heard = stream(EASY, {})
     heard.posteriors[102:122, COLUMN["up"]] = 0.97
-    scores = gather([heard], 4, 1, CONFIG, GOAL)
+    scores = gather([heard], 4, 1, 0.0, CONFIG, GOAL)
     assert len(scores["up"].swaps) == 1
     _, outcome = calibrate([heard], detector(CONFIG), CONFIG, GOAL)
     assert outcome.unprovoked == 0
@@ -121,6 +122,19 @@ def test_early_enough_comes_before_fewer_misses() -> None:
     assert np.median(outcome.latencies) <= 200
 
 
+def test_silence_gains_where_noises_sound_a_little_like_it() -> None:
+    words = EASY | {100 * i: ("go", 0.6) for i in range(30, 39)}
+    alarms = {100 * i + 50: ("go", 0.7) for i in range(1, 30)}
+    heard = stream(words, alarms)
+    for token in alarms:
+        heard.posteriors[token : token + 20, CONFIG.labels.index(SILENCE)] = 0.3
+    calibration, outcome = calibrate([heard], detector(CONFIG), CONFIG, replace(GOAL, silences=(0.0, 3.0)))
+    assert calibration["silence"] == 3.0
+    assert outcome.unprovoked == outcome.missed.total() == 0
+    again, _ = total([heard], calibration, detector(CONFIG), CONFIG)
+    assert again.report() == outcome.report()
+
+
 def test_a_keyword_nobody_said_gets_the_threshold_that_suits_the_others() -> None:
     scores = {word: Scores(logit(np.full(20, 0.9)), np.zeros(0), logit(np.full(5, 0.5))) for word in KEYWORDS}
     scores["off"] = Scores(np.zeros(0), np.zeros(0), np.zeros(0))
@@ -144,7 +158,7 @@ def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path
     assert result.exit_code == 0, result.output
     before, after = load_checkpoint(shipped_path()), load_checkpoint(output)
     assert after.fingerprint == before.fingerprint
-    assert set(after.calibration) == set(before.calibration)
+    assert set(after.calibration) == {*before.calibration, "silence"}
     assert set(after.calibration["keywords"]) == set(KEYWORDS)
     told = json.loads(CliRunner().invoke(app, ["info", str(output), "--json"], catch_exceptions=False).stdout)
     assert told["calibration"] == json.loads(json.dumps(dict(after.calibration)))

@@ -48,6 +48,16 @@ def test_a_rule_may_ask_for_a_shorter_average_and_for_no_longer_one() -> None:
     assert [hit.keyword for hit in both.feed(np.repeat(said[:, YES : YES + 1], len(LABELS), axis=1))] == ["no"]
 
 
+def test_silence_may_be_likelier_than_in_training() -> None:
+    rows = np.array([[0.2, 0.8, 0.0], [0.0, 0.8, 0.2]], np.float32)
+    wary = Detector(LABELS, {"yes": Rule(0.1), "no": Rule(0.1, alone=True)}, 1, 0.05, silence=np.log(4.0))
+    averages, highest = wary._average(rows)
+    assert averages == pytest.approx(np.array([[0.8 / 1.6, 0.0], [0.8, 0.2]]))
+    assert highest == pytest.approx(0.8)
+    rows[:, 2] = rows[:, 0] = 0.5
+    assert wary._average(rows)[0][:, 1] == pytest.approx(0.5), "its posterior knows nothing of silence's"
+
+
 def test_patience_asks_for_consecutive_hits() -> None:
     patient = detector(Rule(0.5, patience=3))
     assert tokens(patient.feed(heard(1, 1, 0.4, 1, 1, 1, 1))) == [5]

@@ -80,7 +80,8 @@ def detector(config: ModelConfig) -> Detect:
             word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))
             for word, rule in calibration["keywords"].items()
         }
-        spotter = Detector(config.labels, rules, calibration["window_tokens"], calibration["margin"])
+        window, margin = calibration["window_tokens"], calibration["margin"]
+        spotter = Detector(config.labels, rules, window, margin, calibration.get("silence", 0.0))
         pieces = (posteriors[start : start + PIECE] for start in range(0, len(posteriors), PIECE))
         return list(chain.from_iterable(map(spotter.feed, pieces)))
 
