@@ -21,6 +21,7 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ConfigError, ModelConfig
+from models.counting import fold_factors
 from models.folding import network_of
 from models.recipe import Recipe
 from models.transformer import StreamingKWT
@@ -106,12 +107,18 @@ class State:
 def new_state(
     config: ModelConfig, recipe: Recipe, schedule: Schedule, objective: Objective, start: Checkpoint | None = None
 ) -> State:
-    """The beginning of a run: random weights from the schedule's seed, or those of a checkpoint."""
+    """The beginning of a run: random weights from the schedule's seed, or those of a checkpoint.
+
+    Layers that the checkpoint folds otherwise begin anew.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         model = network_of(config)
     if start:
-        model.load_state_dict({name: torch.tensor(array) for name, array in start.weights.items()})
+        folds = zip(fold_factors(config), fold_factors(start.config), strict=True)
+        anew = tuple(f"blocks.{layer}." for layer, (mine, theirs) in enumerate(folds) if mine != theirs)
+        taken = {name: torch.tensor(a) for name, a in start.weights.items() if not name.startswith(anew)}
+        model.load_state_dict(model.state_dict() | taken)
     optimizer = build_optimizer(model, objective, schedule)
     generator = torch.Generator().manual_seed(schedule.seed)
     return State(config, recipe, schedule, objective, model, copy.deepcopy(model), optimizer, generator)

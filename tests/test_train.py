@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from models.checkpoint import load_checkpoint, save
+from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.compose import Composer
 from models.config import ConfigError, ModelConfig
 from models.data import DataError, load_corpus, split_of
+from models.folding import network_of
 from models.gated import LEARNED, Gated
 from models.recipe import Recipe
 from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, slope, train
@@ -150,6 +151,17 @@ def test_gated_stage_starts_from_the_checkpoints_weights(data: Path, cache: Path
             np.testing.assert_array_equal(tensor.numpy(), checkpoint.weights[name])
 
 
+def test_layers_that_are_folded_otherwise_begin_anew() -> None:
+    plain = replace(CONFIG, layers=2)
+    weights = {name: value.numpy() for name, value in network_of(plain).state_dict().items()}
+    folded = replace(plain, folds=(1, 2))
+    state = new_state(folded, Recipe(), SCHEDULE, Dense(folded, Recipe()), Checkpoint(plain, weights))
+    for name, tensor in state.model.state_dict().items():
+        if not name.startswith("blocks.1."):
+            np.testing.assert_allclose(tensor.numpy(), weights[name], rtol=1e-3, atol=1e-6)  # which it keeps in halves
+    assert state.model.blocks[1].factor == 2
+
+
 def test_rate_warms_up_and_falls_to_nothing() -> None:
     schedule = Schedule(steps=100, warmup=10)
     rates = [schedule.rate(step) for step in range(101)]
@@ -250,7 +262,7 @@ def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tm
     gated = new_state(config, RECIPE, SCHEDULE, Gated(config, RECIPE), trained)
     *_, report = train(gated, data, tmp_path / "gated", cache)
     assert report.validation[LEARNED]["done"] < 1
-    with pytest.raises(TrainingError, match="for a dense stage from nothing"):
+    with pytest.raises(TrainingError, match="for the dense stage"):
         begin(Stage.GATED, tmp_path / "dense" / MODEL, steps=2, seed=0, folds=(1, 2))
     with pytest.raises(ConfigError, match="one factor for each of 8 layers"):
         begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2))

@@ -54,7 +54,10 @@ def train_command(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
     rate: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
     fold: Annotated[
-        str, typer.Option(help="Sub-tokens of each layer, such as 1,1,1,2,2,2,1,1; dense stage only.")
+        str,
+        typer.Option(
+            help="Sub-tokens of each layer, such as 1,1,1,2,2,2,1,1; dense stage only. What folds begins anew."
+        ),
     ] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
@@ -109,13 +112,14 @@ def begin(
     asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
-    if folds and (init or stage is Stage.GATED):
-        raise TrainingError("--fold is for a dense stage from nothing; others keep the folds of their checkpoint")
+    if folds and stage is Stage.GATED:
+        raise TrainingError("--fold is for the dense stage; the gated one keeps the folds of its checkpoint")
     start = load_checkpoint(init) if init else None
     if stage is Stage.GATED:
         start = start or load_checkpoint(shipped_path())
         return new_state(start.config, Recipe(), schedule, Gated(start.config, Recipe(), start.points), start)
-    config = start.config if start else ModelConfig(folds=folds)
+    config = start.config if start else ModelConfig()
+    config = replace(config, folds=folds or config.folds)
     return new_state(config, Recipe(), schedule, Dense(config, Recipe()), start)
 
 
