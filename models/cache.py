@@ -11,13 +11,16 @@ The read-out's ring is `pool_span` long.
 
 from __future__ import annotations
 
+import mmap
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.config import ConfigError, ModelConfig
 from models.lanes import WIDTH
+
+GIVES_BACK = hasattr(mmap, "MADV_HUGEPAGE")
+"""Whether this system takes pages back (Linux)."""
 
 
 class BlockLayout(NamedTuple):
@@ -107,7 +110,8 @@ class Cache:
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
         self.config, self.capacity, self.layout = config, capacity, layout(config)
-        self.state = _aligned_zeros(capacity, self.layout.size)
+        self._memory = _memory(capacity * self.layout.size * 4)
+        self.state = np.frombuffer(self._memory, np.float32, capacity * self.layout.size).reshape(capacity, -1)
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
         self.pruned = np.zeros((capacity, 2), np.int64)
@@ -129,14 +133,22 @@ class Cache:
         self.macs[row] = 0
         self.pruned[row] = 0
 
+    def forget(self, row: int) -> None:
+        """Give a row's memory back to the system until somebody uses it again; it reads as zeros."""
+        size = self.state.strides[0]
+        begin, end = (row * size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE, (row + 1) * size & -mmap.PAGESIZE
+        if GIVES_BACK and end > begin:
+            self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
         self.point[row], self.scale[row] = point, scale
 
 
-def _aligned_zeros(rows: int, columns: int) -> NDArray[np.float32]:
-    """Zeros whose rows begin on cache lines; untouched pages cost nothing."""
-    line = 64
-    raw = np.zeros(rows * columns * 4 + line, np.uint8)
-    start = -raw.ctypes.data % line
-    return raw[start : start + rows * columns * 4].view(np.float32).reshape(rows, columns)
+def _memory(size: int) -> mmap.mmap:
+    """Zeros that begin on a page; those that nobody touched cost nothing, and `Cache.forget` can give pages back."""
+    if not GIVES_BACK:
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -41,6 +41,9 @@ class AnyCache(Protocol):
     def reset(self, row: int) -> None:
         """Back to the start of a stream; its operating point stays."""
 
+    def forget(self, row: int) -> None:
+        """Give a row's memory back to the system, if that is possible; to be `reset` before it is used again."""
+
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point and a factor on its thresholds."""
 

@@ -62,6 +62,9 @@ class TorchCache:
         self.macs[row] = 0
         self.pruned[row] = 0
 
+    def forget(self, row: int) -> None:
+        """Nothing: rows lie side by side in every tensor."""
+
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
         self.point[row], self.scale[row] = point, scale

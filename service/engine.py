@@ -205,6 +205,7 @@ class Engine:
         self._open.discard(slot)
 
         def free() -> None:
+            slot.hosted.cache.forget(slot.row)
             slot.hosted.free.append(slot.row)
             self._taken -= 1
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from models.cache import Cache, layout, offsets, padded
+from models.cache import GIVES_BACK, Cache, layout, offsets, padded
 from models.config import ConfigError, ModelConfig
 from models.lanes import WIDTH
 
@@ -88,3 +91,21 @@ def test_reset_forgets_one_stream_and_keeps_its_operating_point() -> None:
     assert (cache.macs[[0, 2]] == 5).all()
     assert cache.pruned.tolist() == [[3, 3], [0, 0], [3, 3]]
     assert (cache.point.tolist(), cache.scale.tolist()) == ([0, 2, 0], [1.0, 0.5, 1.0])
+
+
+@pytest.mark.skipif(not GIVES_BACK, reason="this system takes no pages back")
+def test_rows_that_are_forgotten_cost_no_memory_and_hurt_no_neighbour() -> None:
+    cache = Cache(ModelConfig(), 400)
+    cache.state[:] = 1.0
+    before = resident()
+    for row in range(1, 399):
+        cache.forget(row)
+    assert before - resident() > 0.9 * 398 * cache.state[0].nbytes
+    assert (cache.state[[0, 399]] == 1.0).all()
+    inner = cache.state[1:399].reshape(-1)[1024:-1024]
+    assert (inner == 0.0).mean() > 0.97, "but for the pages that two rows share"
+
+
+def resident() -> int:
+    """Memory of this process, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
