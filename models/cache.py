@@ -101,7 +101,7 @@ def layout(config: ModelConfig) -> Layout:
 class Cache:
     """Arena for `capacity` streams.
 
-    state: (capacity, layout.size) float32.
+    state: (capacity, layout.size) float32, each row filled up to whole pages.
     tokens: (capacity,) int64, tokens judged since the last reset.
     macs: (capacity, layers + 2, 6) int64, multiply-accumulates done; see `models.counting`.
     pruned: (capacity, 2) int64, multiply-accumulates that pruned scores and silent heads left out.
@@ -110,8 +110,9 @@ class Cache:
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
         self.config, self.capacity, self.layout = config, capacity, layout(config)
-        self._memory = _memory(capacity * self.layout.size * 4)
-        self.state = np.frombuffer(self._memory, np.float32, capacity * self.layout.size).reshape(capacity, -1)
+        floats = -(-4 * self.layout.size // mmap.PAGESIZE) * mmap.PAGESIZE // 4
+        self._memory = _memory(4 * capacity * floats)
+        self.state = np.frombuffer(self._memory, np.float32).reshape(capacity, floats)
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
         self.pruned = np.zeros((capacity, 2), np.int64)
@@ -135,10 +136,9 @@ class Cache:
 
     def forget(self, row: int) -> None:
         """Give a row's memory back to the system until somebody uses it again; it reads as zeros."""
-        size = self.state.strides[0]
-        begin, end = (row * size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE, (row + 1) * size & -mmap.PAGESIZE
-        if GIVES_BACK and end > begin:
-            self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        if GIVES_BACK:
+            size = self.state.strides[0]
+            self._memory.madvise(mmap.MADV_DONTNEED, row * size, size)
 
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""

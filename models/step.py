@@ -229,12 +229,12 @@ def begin(state, net):
 def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, logits, net, scratch):
     """Advance a batch of streams by `counts` tokens each; `models.network.Network.step` is the public face.
 
-    All arrays are the caller's: state (capacity, layout.size), tokens (capacity,), macs (capacity, layers + 2, 6) and
-    pruned (capacity, 2) are the cache; thetas (B, layers + 2, 6) are the streams' thresholds for stem, blocks and
-    read-out, prunes (B, layers + 1, heads, 2) what they prune in blocks and read-out; rows and counts (B,) name the
-    streams, all different, and their tokens in this batch; frames hold (sum of counts) * stride * bands of network
-    input; x (sum of counts) * C and logits (sum of counts) * labels are the result: what the read-out pooled at each
-    token, and what the head says of it.
+    All arrays are the caller's: state (capacity, layout.size or more), tokens (capacity,), macs (capacity, layers +
+    2, 6) and pruned (capacity, 2) are the cache; thetas (B, layers + 2, 6) are the streams' thresholds for stem,
+    blocks and read-out, prunes (B, layers + 1, heads, 2) what they prune in blocks and read-out; rows and counts
+    (B,) name the streams, all different, and their tokens in this batch; frames hold (sum of counts) * stride *
+    bands of network input; x (sum of counts) * C and logits (sum of counts) * labels are the result: what the read-
+    out pooled at each token, and what the head says of it.
     """
     sizes, layout = net.sizes, net.layout
     c, new, last = sizes.channels, sizes.stride * sizes.bands, sizes.layers + 1

@@ -68,7 +68,7 @@ def test_sizes_that_are_no_whole_vectors_are_refused(wrong: dict[str, int]) -> N
 @pytest.mark.parametrize("capacity", [1, 3, 100])
 def test_rows_begin_on_cache_lines_and_are_empty(capacity: int) -> None:
     cache = Cache(CONFIG, capacity)
-    assert cache.state.shape == (capacity, cache.layout.size)
+    assert cache.state.shape[1] >= cache.layout.size
     assert all(cache.state[row].ctypes.data % 64 == 0 for row in range(capacity))
     assert not cache.state.any()
     assert not cache.tokens.any()
@@ -78,7 +78,8 @@ def test_rows_begin_on_cache_lines_and_are_empty(capacity: int) -> None:
 def test_memory_of_a_row_is_what_it_holds() -> None:
     cache = Cache(CONFIG, 4)
     counters = 8 + 8 * (CONFIG.layers + 2) * 6 + 2 * 8 + 8 + 4
-    assert cache.bytes_per_row == 4 * cache.layout.size + counters
+    assert cache.bytes_per_row == cache.state[0].nbytes + counters
+    assert cache.bytes_per_row < 4 * cache.layout.size + counters + mmap.PAGESIZE
 
 
 def test_reset_forgets_one_stream_and_keeps_its_operating_point() -> None:
@@ -102,8 +103,7 @@ def test_rows_that_are_forgotten_cost_no_memory_and_hurt_no_neighbour() -> None:
         cache.forget(row)
     assert before - resident() > 0.9 * 398 * cache.state[0].nbytes
     assert (cache.state[[0, 399]] == 1.0).all()
-    inner = cache.state[1:399].reshape(-1)[1024:-1024]
-    assert (inner == 0.0).mean() > 0.97, "but for the pages that two rows share"
+    assert (cache.state[1:399] == 0.0).all()
 
 
 def resident() -> int:
