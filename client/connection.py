@@ -17,7 +17,6 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from websockets.asyncio.client import ClientConnection
@@ -26,17 +25,12 @@ from websockets.exceptions import ConnectionClosed
 from client.errors import CannotConnect, ClientError, SourceError
 from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
-from client.outbox import Outbox
+from client.memory import Memory, News
 from service.protocol import (
-    Checkpoint,
     Close,
-    CloseCode,
-    Closed,
     Configure,
     Detection,
-    Encoding,
     Enrolled,
-    Failed,
     Feedback,
     Flush,
     Heartbeat,
@@ -45,19 +39,10 @@ from service.protocol import (
     Marker,
     Ready,
     Reset,
-    Resume,
-    Scores,
-    ServerMessage,
     Totals,
-    Warned,
 )
 
-IN_FLIGHT_S: Final = 4.0
-"""Audio that may be sent before it is acknowledged, s: bounds what a replay pushes at once."""
-BACKLOG_S: Final = 60.0
-"""Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
 LONGEST_PAUSE_S: Final = 5.0
-SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +58,7 @@ class Interrupted:
     retry_s: float
 
 
-Event = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed | Interrupted
+Event = News | Interrupted
 
 
 def connect(
@@ -93,8 +78,7 @@ def connect(
         enrolled: keywords of one's own, detected as well: files of `deltaspot enroll`, or what is in them.
         key: sent as a bearer token.
         retry_s: how long to try again without any progress before giving up, s.
-        settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`,
-            `method`, ...
+        settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
 
     Raises:
         pydantic.ValidationError: for settings that the protocol does not know.
@@ -112,29 +96,28 @@ class Spotter:
     """One stream; see `connect`.
 
     Attributes:
-        ready: the server's answer to `configure`, of the connection in use.
-        totals: the stream in numbers, once it is closed.
         connections: how many it has taken so far.
     """
 
-    ready: Ready
-
     def __init__(self, url: str, configure: Configure, *, key: str | None, retry_s: float) -> None:
         """Prepare; nothing is opened before `async with`."""
-        self.url, self.configure = url, configure
-        self.totals: Totals | None = None
-        self.connections = 0
+        self.url, self.connections = url, 0
+        self._memory = Memory(configure)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._retry_s = retry_s
-        self._second = (frame := SAMPLE_BYTES[configure.encoding] * configure.channels) * configure.sample_rate
-        self._outbox = Outbox(frame, piece=self._second // 4)
-        self._checkpoint: Checkpoint | None = None
-        self._markers: set[int | str] = set()
         self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         self._work, self._room = asyncio.Event(), asyncio.Event()
-        self._failed: Failed | None = None
-        self._trouble: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready(self) -> Ready:
+        """The server's answer to `configure`, of the connection in use."""
+        return self._memory.ready
+
+    @property
+    def totals(self) -> Totals | None:
+        """The stream in numbers, once it is closed."""
+        return self._memory.totals
 
     async def __aenter__(self) -> Self:
         """Open the first connection.
@@ -150,9 +133,7 @@ class Spotter:
         self._tasks.append(asyncio.create_task(self._run(socket)))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Let go of the connection; `finish` beforehand to have everything judged."""
         for task in self._tasks:
             task.cancel()
@@ -181,9 +162,8 @@ class Spotter:
         Raises:
             StreamFailed, CannotConnect: if the stream has ended.
         """
-        self._outbox.add_audio(audio)
-        self._work.set()
-        while self._outbox.unjudged > BACKLOG_S * self._second and not self._ended:
+        self._say(audio)
+        while self._memory.full and not self._ended:
             self._room.clear()
             await self._room.wait()
         if self._ended:
@@ -194,7 +174,7 @@ class Spotter:
 
         A SourceError comes at once if it says that its rate is not the stream's.
         """
-        rate = self.configure.sample_rate
+        rate = self._memory.configure.sample_rate
         if (own := getattr(source, "rate", rate)) != rate:
             raise SourceError(f"the source has {own} Hz and the stream {rate}: connect(url, sample_rate=source.rate)")
         self._tasks.append(asyncio.create_task(self._play(source)))
@@ -208,7 +188,6 @@ class Spotter:
 
     def marker(self, name: int | str) -> None:
         """Have `name` come back as an event once all audio so far has been judged."""
-        self._markers.add(name)
         self._say(Marker(id=name))
 
     def flush(self) -> None:
@@ -225,15 +204,14 @@ class Spotter:
 
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
         """Detect these keywords from now on; a connection to come begins with them."""
-        self.configure = self.configure.model_copy(update={"keywords": dict(keywords)})
-        self._say(self.configure)
+        self._say(self._memory.configure.model_copy(update={"keywords": dict(keywords)}))
 
     @property
     def _ended(self) -> bool:
         return self._tasks[0].done()
 
-    def _say(self, message: Marker | Flush | Reset | Feedback | Configure | Close) -> None:
-        self._outbox.add_text(message.model_dump_json(exclude_none=True))
+    def _say(self, said: bytes | Marker | Flush | Reset | Feedback | Configure | Close) -> None:
+        self._memory.add(said)
         self._work.set()
 
     async def _play(self, source: AsyncIterable[bytes]) -> None:
@@ -262,63 +240,38 @@ class Spotter:
         pump = asyncio.create_task(self._pump(socket))
         try:
             async for text in socket:
-                self._receive(text)
+                if event := self._memory.note(parsed(text)):
+                    self._events.put_nowait(event)
+                if isinstance(event, Detection | Heartbeat):  # some audio is acknowledged
+                    self._work.set()
+                    self._room.set()
         except ConnectionClosed as error:
             if error.rcvd is None:
                 return "the connection broke"
-            failed, self._failed = self._failed, None
-            return why_closed(error.rcvd.code, error.rcvd.reason, failed)
+            return why_closed(error.rcvd.code, error.rcvd.reason, self._memory.failed)
         finally:
             pump.cancel()
             await socket.close()
         return None if self.totals else "the server went away"
 
     async def _pump(self, socket: ClientConnection) -> None:
-        """Send what there is, keeping at most `IN_FLIGHT_S` unacknowledged."""
-        window = max(IN_FLIGHT_S, 2 * self.configure.heartbeat_ms / 1_000) * self._second
+        """Send what there is, and a sign of life where there is nothing."""
         with suppress(ConnectionClosed):  # the receiving side sees it as well, and acts
             while True:
                 self._work.clear()
-                for item in self._outbox.take(int(window)):
+                for item in self._memory.unsent():
                     await socket.send(item)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._work.wait(), self.ready.limits.idle_s / 3)
                     continue
                 await socket.send(Keepalive().model_dump_json())
 
-    def _receive(self, text: str | bytes) -> None:
-        message = parsed(text)
-        if isinstance(message, Failed):
-            self._failed = message
-        elif isinstance(message, Marker) and message.id not in self._markers:
-            return  # asked again after a reconnection, and answered before
-        elif isinstance(message, Closed) and message.reason != CloseCode.NORMAL.wire:
-            return  # this connection ends; the close code tells whether the stream goes on
-        elif message is not None:
-            self._note(message)
-            self._events.put_nowait(message)
-
-    def _note(self, message: ServerMessage) -> None:
-        """Keep what a message says about the stream itself."""
-        if isinstance(message, Detection | Heartbeat):
-            self._checkpoint = message.checkpoint
-            if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
-                self._trouble = None
-            self._work.set()
-            self._room.set()
-        elif isinstance(message, Marker):
-            self._markers.discard(message.id)
-        elif isinstance(message, Ready):
-            self.ready = message
-        elif isinstance(message, Closed):
-            self.totals = message.totals
-
     async def _reopen(self, reason: str) -> ClientConnection:
         """Try again, ever more patiently, while there was progress within `retry_s`."""
         clock, attempt = asyncio.get_running_loop().time, 0
         while True:
-            self._trouble = self._trouble or clock()
-            if clock() - self._trouble > self._retry_s:
+            self._memory.stuck_since = self._memory.stuck_since or clock()
+            if clock() - self._memory.stuck_since > self._retry_s:
                 raise CannotConnect(f"gave up on {self.url} after {self._retry_s:g} s: {reason}")
             pause = min(0.1 * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311 (spreads clients out)
             self._events.put_nowait(Interrupted(reason, pause))
@@ -336,13 +289,10 @@ class Spotter:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""
         socket = self._socket = await dial(self.url, self._headers)
         try:
-            sample = self._outbox.rewind()
-            resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
-            self.ready = await introduce(socket, self.url, self.configure.model_copy(update={"resume": resume}))
+            ready = self._memory.ready = await introduce(socket, self.url, self._memory.hello())
         except BaseException:
             await socket.close()
             raise
-        self._events.put_nowait(self.ready)
+        self._events.put_nowait(ready)
         self.connections += 1
-        self._work.set()
         return socket

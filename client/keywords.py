@@ -50,21 +50,21 @@ async def enroll(
         ]
     )
     kind = f"multipart/form-data; boundary={boundary}"
-    return _keyword(await asyncio.to_thread(post, url, "/v1/enroll", body, kind, key))
+    return _keyword(url, await asyncio.to_thread(post, url, "/v1/enroll", body, kind, key))
 
 
 def read_keyword(path: Path) -> Enrolled:
     """A keyword of one's own.
 
     Raises:
-        SourceError: for a file that is missing or is none.
+        SourceError: for a file that is missing, is none, or is another version's.
     """
     try:
-        return _keyword(json.loads(path.read_text(encoding="utf-8")))
+        return _keyword(str(path), json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
     except (ValueError, LookupError, AttributeError, TypeError, ValidationError):
-        raise SourceError(f"{path} is no keyword of this version's `deltaspot enroll`; enrol it again") from None
+        raise SourceError(f"{path} is no keyword of `deltaspot enroll`") from None
 
 
 def write_keyword(keyword: Enrolled, path: Path) -> None:
@@ -85,8 +85,10 @@ def read_bytes(path: Path) -> bytes:
         raise SourceError(f"{path}: {error.strerror}") from None
 
 
-def _keyword(values: dict[str, Any]) -> Enrolled:
-    values.pop("format")
+def _keyword(origin: str, values: dict[str, Any]) -> Enrolled:
+    kind = values.pop("format")
+    if kind != FORMAT and kind.startswith("deltaspot-keyword-"):
+        raise SourceError(f"{origin}: a keyword of another version of deltaspot; enrol it again from its recordings")
     return Enrolled.model_validate_json(json.dumps(values))
 
 

@@ -70,7 +70,6 @@ class Microphone:
         name: of the device.
         rate: of the blocks, Hz: the device's own, or 48 kHz if that is more than a stream may have; it stays.
         overflows: blocks or samples that were lost because nobody took them in time.
-        losses: times that the device went away.
     """
 
     def __init__(self, device: str | int | None = None, on_loss: Callable[[str], None] = lambda _: None) -> None:
@@ -85,7 +84,7 @@ class Microphone:
         """
         found = find(device)
         self.name, self.rate = str(found["name"]), min(max(round(found["default_samplerate"]), RATES[0]), RATES[1])
-        self.overflows = self.losses = 0
+        self.overflows = 0
         self._device, self._on_loss = device, on_loss
         self._blocks: deque[bytes] = deque(maxlen=KEPT)
         self._arrived = asyncio.Event()
@@ -103,7 +102,6 @@ class Microphone:
             while True:
                 async for block in self._until_silent():
                     yield block if stream.channels == 1 else mixed(block, stream.channels)
-                self.losses += 1
                 self._on_loss(f"{self.name} is gone; waiting for it")
                 stream = await self._reopen(stream)
                 self._on_loss(f"{self.name} is back")

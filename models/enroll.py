@@ -97,6 +97,8 @@ class EnrolledKeyword:
         """
         try:
             return cls(**_fields(json.loads(path.read_text(encoding="utf-8"))))
+        except EnrolError as error:
+            raise EnrolError(f"{path}: {error}") from None
         except OSError as error:
             raise EnrolError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -106,8 +108,10 @@ class EnrolledKeyword:
 def _fields(values: dict[str, Any]) -> dict[str, Any]:
     """What a keyword's file holds, of this version alone."""
     kind = values.pop("format")
+    if kind != FORMAT and kind.startswith("deltaspot-keyword-"):
+        raise EnrolError("a keyword of another version of deltaspot; enrol it again from its recordings")
     if kind != FORMAT:
-        raise EnrolError(f"{kind!r} is not {FORMAT!r}; enrol it again from its recordings")
+        raise ValueError(f"its format is {kind!r}")
     return values | {name: tuple(map(float, values[name])) for name in ("prototype", "contrast")}
 
 

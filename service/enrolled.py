@@ -36,7 +36,8 @@ def stored(folder: Path | None, name: str) -> EnrolledKeyword:
         return EnrolledKeyword.load(path)
     except EnrolError:
         log.exception("a keyword cannot be read", extra={"path": str(path)})
-        raise BadMessage(f"the keyword {name!r} of this server is broken", "stored") from None
+        said = f"this server cannot read its keyword {name!r}: whoever runs it has to enrol it again"
+        raise BadMessage(said, "stored") from None
 
 
 def spotting(network: AnyNetwork, configure: Configure, folder: Path | None = None) -> Spotting | None:

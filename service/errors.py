@@ -1,6 +1,6 @@
 """Every error that the other end is told about, in one tree.
 
-    WireError                  its `code` is a CloseCode of service/protocol.py; `message` is written for a person
+    WireError                  in service/codes.py; its `code` is a CloseCode, its `message` written for a person
     ├── BadMessage             4400  in service/protocol.py, since both ends raise it
     │   └── UnknownModel       4400  a model or operating point that is not served here
     ├── Unauthorised           4401

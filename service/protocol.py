@@ -1,101 +1,32 @@
-"""The wire format of `/v1/stream`, one class per message; both ends import it.
+"""The wire format of `/v1/stream`, one class per message, with the codes of service/codes.py; both ends import it.
 
-Binary frames are audio and nothing else; a text frame is one JSON object with a `type`. Times are stream time: seconds
-since the first sample, or samples per channel at the client's own rate. Unknown fields are refused; a client ignores
-message types that it does not know.
+Binary frames are audio; a text frame is one JSON object with a `type`. Times are stream time: seconds since the first
+sample, or samples per channel at the client's rate. Unknown fields are refused; a client ignores unknown types.
 
 Knows nothing of sockets, sessions or models.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
-from typing import Annotated, Final, Literal, Self
+from enum import StrEnum
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.codes import CloseCode, WarningCode, WireError
+
 PROTOCOL: Final = 1
 """The version of this format; it changes only when an old client would break."""
-
 MAX_TEXT_BYTES: Final = 16_384
 """Longest text frame that is read at all, in bytes."""
 
+Name = Annotated[str, Field(max_length=32)]
 Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
 Samples = Annotated[int, Field(ge=0, description="samples per channel at the client's rate")]
 Share = Annotated[float, Field(ge=0, le=1, description="share, 0 to 1")]
 Method = Literal["dense", "delta", "pruned", "delta+pruned"]
 """What an operating point leaves out: nothing, what moves little, weak scores and heads, or both."""
 Signed = Annotated[float, Field(le=1, description="share, at most 1; below 0 if more was done than the baseline")]
-
-
-class CloseCode(IntEnum):
-    """Why a stream ended: the WebSocket's close code, its name on the wire, what it means, whether to try again."""
-
-    description: str
-    retry: bool
-
-    def __new__(cls, value: int, description: str, retry: bool = False) -> Self:
-        """An integer that carries its documentation."""
-        code = int.__new__(cls, value)
-        code._value_ = value
-        code.description = description
-        code.retry = retry
-        return code
-
-    NORMAL = 1000, "The client asked for the end; everything it sent was judged."
-    BAD_MESSAGE = 4400, "A message is no JSON object of this protocol, or came out of order."
-    UNAUTHORISED = 4401, "The key or ticket is missing, wrong or expired."
-    FORBIDDEN = 4403, "The key is known but may not do this."
-    IDLE = 4408, "Neither audio nor keepalive arrived for `limits.idle_s` seconds."
-    TOO_LONG = 4413, "A frame, message or stream is longer than its limit."
-    UNSUPPORTED_AUDIO = 4415, "The audio is not what `configure` said, or holds values that are no numbers."
-    TOO_FAST = 4429, "Audio arrived faster than `limits.speed` times real time."
-    QUEUE_FULL = 4430, "The client does not read its messages, or the server fell behind; resume elsewhere.", True
-    INTERNAL = 4500, "The server's fault; it is logged under the session's id.", True
-    CAPACITY = 4503, "No room for another stream; try another replica or later.", True
-    DRAINING = 4504, "The server is stopping; resume at once, on another replica.", True
-
-    @property
-    def wire(self) -> str:
-        """The name used in `error.code` and `closed.reason`."""
-        return self.name.lower()
-
-
-class WarningCode(StrEnum):
-    """What a `warning` is about; none of them ends the stream."""
-
-    description: str
-
-    def __new__(cls, value: str, description: str) -> Self:
-        """A string that carries its documentation."""
-        code = str.__new__(cls, value)
-        code._value_ = value
-        code.description = description
-        return code
-
-    DRAINING = "draining", "The server is about to stop; the stream will be closed with `draining`."
-    LAGGING = "lagging", "Judging is behind the audio by more than the server's limit."
-    SHEDDING = "shedding", "The server is busy and judges with coarser thresholds for now."
-    RESTORED = "restored", "The server is no longer busy; thresholds are back where they were."
-    UNKNOWN_DETECTION = "unknown_detection", "A `feedback` names a detection that this stream did not have."
-
-
-class WireError(Exception):
-    """Root of the tree of errors that the other end is told about (see service/errors.py).
-
-    Attributes:
-        code: why; becomes the WebSocket's close code.
-        message: one sentence for a person.
-        field: the field at fault, as a dotted path, if there is one.
-    """
-
-    code: CloseCode = CloseCode.INTERNAL
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        """Keep the sentence and the field at fault."""
-        super().__init__(message)
-        self.message = message
-        self.field = field
 
 
 class BadMessage(WireError):
@@ -165,15 +96,9 @@ class Configure(Strict):
     point: str | None = Field(None, max_length=32, description="operating point of the model, such as `dense`")
     method: Method | None = Field(None, description="a point of this method, unless `point` names one of it")
     coarsest: float = Field(4.0, ge=1, le=16, description="largest factor on delta thresholds if the server is busy")
-    keywords: dict[str, KeywordSettings] | None = Field(
-        None, max_length=64, description="exactly these are detected; all of the model's if left out"
-    )
-    enrolled: tuple[Enrolled, ...] = Field(
-        (), max_length=8, description="the client's own; detected beside `keywords`, which may change their settings"
-    )
-    stored: tuple[Annotated[str, Field(max_length=32)], ...] = Field(
-        (), max_length=8, description="names of keywords that the server keeps; detected as those of `enrolled` are"
-    )
+    keywords: dict[str, KeywordSettings] | None = Field(None, max_length=64, description="exactly these; left out: all")
+    enrolled: tuple[Enrolled, ...] = Field((), max_length=8, description="one's own; `keywords` may change settings")
+    stored: tuple[Name, ...] = Field((), max_length=8, description="the server's own, detected as those of `enrolled`")
     scores: bool = Field(False, description="send every token's posteriors")
     heartbeat_ms: int = Field(1_000, ge=100, le=60_000, description="stream time between heartbeats, ms")
     preroll_ms: int = Field(0, ge=0, le=3_000, description="audio before a word to send with it, ms; 0: no clip")
@@ -283,8 +208,7 @@ class Heartbeat(Strict):
     macs_skipped_vs_window: Signed = Field(description="against recomputing a whole window at every token")
     macs_skipped_vs_causal: Signed = Field(description="against dense arithmetic on new tokens only")
     skipped: dict[str, Signed] = Field(
-        {},
-        description="share of the window baseline not done, by reason: window, delta, score (dropped), head",
+        {}, description="share of the window baseline not done, by reason: window, delta, score (dropped), head"
     )
     delta_scale: float = Field(ge=0, description="factor on delta thresholds in force; above 1 when the server is busy")
     cache_bytes: int = Field(ge=0, description="memory of this stream inside the model, bytes")

@@ -37,6 +37,7 @@ class Page:
         self._socket, self._ids = socket, itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
+        self._loaded = asyncio.Event()
         self.complaints: list[str] = []
         self._reader = asyncio.create_task(self._read())
 
@@ -61,6 +62,12 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete'")
+
+    async def reload(self) -> None:
+        """Load the page anew; what it kept stays."""
+        self._loaded.clear()
+        await self.call("Page.reload")
+        await asyncio.wait_for(self._loaded.wait(), 30)
 
     async def run(self, script: str) -> Any:
         """Value of an expression; promises are awaited."""
@@ -97,6 +104,8 @@ class Page:
             message = json.loads(text)
             if waiting := self._answers.pop(message.get("id"), None):
                 waiting.set_result(message)
+            elif message.get("method") == "Page.loadEventFired":
+                self._loaded.set()
             elif message.get("method") == "Runtime.exceptionThrown":
                 details = message["params"]["exceptionDetails"]
                 self.complaints.append(details.get("exception", {}).get("description", details["text"]))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 
-from client import blocking, connection
+from client import blocking, memory
 from client.connection import Interrupted, connect, stream_url
 from client.errors import CannotConnect, SourceError, StreamFailed
 from client.handshake import dial
@@ -310,7 +310,7 @@ async def test_server_that_stays_away_is_given_up():
 
 
 async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
-    monkeypatch.setattr(connection, "BACKLOG_S", len(PCM) / 32_000)
+    monkeypatch.setattr(memory, "BACKLOG_S", len(PCM) / 32_000)
     received, acknowledge = asyncio.Event(), asyncio.Event()
 
     async def act(peer: Peer) -> None:

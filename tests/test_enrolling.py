@@ -151,7 +151,7 @@ async def test_kept_keywords_are_named_by_streams(teaching: Running, wanted: Enr
         ("nine", "keeps no keyword 'nine'"),
         ("../shelf/seven", "keeps no keyword"),
         ("huge", "keeps no keyword"),
-        (BROKEN, "is broken"),
+        (BROKEN, "enrol it again"),
         ("stranger", "enrol it again"),
     ],
 )

@@ -20,8 +20,6 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let session = null;
 /** What the person chose, kept from one stream to the next. */
 const chosen = { keywords: {}, point: undefined };
-/** Of the model that streams get, once it is known. */
-let fingerprint = null;
 const own = new OwnWords({
   status: (text, bad) => status(text instanceof Error ? explained(text) : text, bad),
   level: (samples) => level(decibels(samples)),
@@ -54,7 +52,7 @@ async function begin(title, open, seconds = LIVE_S) {
   clear(seconds);
   status("Connecting …");
   try {
-    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(fingerprint), ...wishes() });
+    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(), ...wishes() });
     listenTo(mine.spotter);
     mine.source = await open((samples) => take(mine, samples));
     status(title(mine.source));
@@ -157,9 +155,11 @@ async function analyse(file) {
 
 async function adopt(file) {
   try {
-    status(`${own.adopt(await file.text())} is one of your words now.`);
-  } catch {
-    status(`${file.name} is no keyword of deltaspot enroll.`, true);
+    const word = own.adopt(await file.text());
+    const trouble = own.trouble(word);
+    status(`${word.name} ${trouble || "is one of your words now."}`, Boolean(trouble));
+  } catch ({ message }) {
+    status(`${file.name} ${message}`, true);
   }
 }
 
@@ -204,7 +204,7 @@ theme(localStorage.getItem("theme"));
 
 /** What streams get, or would get: from `ready`, or from `/v1/models` before the first one. */
 function configured(model) {
-  fingerprint = model.fingerprint;
+  own.fit(model.fingerprint);
   const fresh = Object.keys(model.keywords).filter((word) => !(word in timeline.thresholds));
   for (const [word, { threshold }] of Object.entries(model.keywords)) timeline.thresholds[word] = threshold;
   if (fresh.length) rows([...timeline.words, ...fresh]);

@@ -14,7 +14,7 @@ const BACKLOG_S = 60;
 const LONGEST_PAUSE_MS = 5_000;
 const NORMAL = 1000;
 
-/** Close codes after which trying again does not help; see service/protocol.py. */
+/** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
 
 /** The server ended the stream, or there is none. */

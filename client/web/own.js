@@ -8,6 +8,7 @@ const MOST = 8;
 const PATIENCE_MS = 8_000;
 const FORMAT = "deltaspot-keyword-2";
 const KEPT = "keywords";
+const AGAIN = "Say it three times here again, or give its recordings to deltaspot enroll.";
 
 const $ = (id) => document.getElementById(id);
 
@@ -15,8 +16,8 @@ export class OwnWords {
   /** @param {{status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
   constructor(page) {
     this.page = page;
-    this.words = kept();
-    this.cancel = null;
+    this.words = parsed(localStorage.getItem(KEPT)) ?? []; // what an earlier visit left here
+    this.cancel = this.fingerprint = null;
     $("teach").onsubmit = (event) => {
       event.preventDefault();
       if (!this.stop()) this.teach($("word").value.trim());
@@ -86,9 +87,21 @@ export class OwnWords {
     return clips;
   }
 
-  /** Those that fit the model; all if it is not known. */
-  fitting(fingerprint) {
-    return this.words.filter((word) => !fingerprint || word.fingerprint === fingerprint);
+  /** Say which model streams get: words are made for one model and no other. */
+  fit(fingerprint) {
+    this.fingerprint = fingerprint;
+    this.show();
+  }
+
+  /** Why a word cannot be listened for, and what to do; empty if it can, or if the model is not known. */
+  trouble({ contrast, fingerprint }) {
+    if (!contrast) return `was made by an older version. ${AGAIN}`; // the first version had none
+    return this.fingerprint && fingerprint !== this.fingerprint ? `was made for another model. ${AGAIN}` : "";
+  }
+
+  /** Those that streams take along. */
+  fitting() {
+    return this.words.filter((word) => !this.trouble(word));
   }
 
   /** Keep a word, in the place of one of the same name. */
@@ -97,12 +110,12 @@ export class OwnWords {
     this.keep();
   }
 
-  /** The text of a file of `deltaspot enroll`, or of the page's own. */
+  /** The text of a file of `deltaspot enroll`, or of the page's own -> its word; an error's message is what the file is. */
   adopt(text) {
-    const { format, ...word } = JSON.parse(text);
-    if (format !== FORMAT) throw new Error("That file is no keyword.");
+    const { format, ...word } = parsed(text) ?? {};
+    if (format !== FORMAT) throw new Error(/^deltaspot-keyword-/.test(format) ? `was made by another version. ${AGAIN}` : "is no keyword of deltaspot enroll.");
     this.add(word);
-    return word.name;
+    return word;
   }
 
   forget(gone) {
@@ -143,18 +156,20 @@ export class OwnWords {
       ...this.words.map((word) => {
         const item = document.createElement("li");
         const name = Object.assign(document.createElement("b"), { textContent: word.name });
-        item.append(name, button("Save", `Save ${word.name} as a file`, () => this.save(word)), button("✕", `Forget ${word.name}`, () => this.forget(word)));
+        const trouble = Object.assign(document.createElement("small"), { textContent: this.trouble(word) });
+        const save = button("Save", `Save ${word.name} as a file`, () => this.save(word));
+        item.append(name, trouble, ...(word.contrast ? [save] : []), button("✕", `Forget ${word.name}`, () => this.forget(word)));
         return item;
       }),
     );
   }
 }
 
-/** What an earlier visit left here, if it can be read. */
-function kept() {
+/** What JSON says; null if it is none. */
+function parsed(text) {
   try {
-    return JSON.parse(localStorage.getItem(KEPT)) ?? [];
+    return JSON.parse(text);
   } catch {
-    return [];
+    return null;
   }
 }

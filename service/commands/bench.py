@@ -17,6 +17,7 @@ from rich.table import Table
 from service.commands.bench_churn import churn
 from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
+from service.commands.tables import show
 
 if TYPE_CHECKING:
     from models.bench import Row
@@ -64,7 +65,7 @@ def engine(
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "notes": notes}))
     else:
-        Console().print(as_table(rows), *notes, sep="\n")
+        show(as_table(rows), *notes)
 
 
 @app.command()
@@ -125,7 +126,7 @@ def as_table(rows: Sequence[Row]) -> Table:
             f"{row.streams_per_core:,.0f}",
             f"{row.chunk_ms_p50:.3f}",
             f"{row.chunk_ms_p99:.3f}",
-            *("" if share is None else f"-{share:.1%}" for share in skipped),
+            *("" if share is None else f"{-share:+.1%}" for share in skipped),
             f"{row.bytes_per_session / 1024:.0f}",
         )
     return table

@@ -17,6 +17,7 @@ from rich.table import Table
 from client.visits import visit
 from service.commands.bench_service import memory
 from service.commands.demo import free_port, server
+from service.commands.tables import show
 
 FIRST = 1_000
 """Streams after which memory counts as what a server takes that has seen some."""
@@ -52,7 +53,7 @@ def churn(
     for look in looks:
         table.add_row(f"{look.opens:,}", f"{look.bytes / 2**20:.1f}", f"{look.opens / look.seconds:.0f}")
     ends = ", ".join(f"{count:,} with {code}" for code, count in ended.items())
-    Console().print(table, f"Memory at the end is {ratio:.1%} of that after {FIRST:,}; {ends}.", sep="\n")
+    show(table, f"Memory at the end is {ratio:.1%} of that after {FIRST:,}; {ends}.")
 
 
 def measure(port: int, pid: int, opens: int, at_once: int, ended: Counter[str]) -> list[Look]:

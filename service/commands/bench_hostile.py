@@ -16,6 +16,7 @@ from rich.table import Table
 from client.hostile import intrude
 from service.commands.bench_service import Row, measure, memory
 from service.commands.demo import free_port, server
+from service.commands.tables import show
 
 STAY_S = 5.0
 """For how long a hostile connection stays, unless it is thrown out."""
@@ -62,7 +63,7 @@ def hostile(
         table.add_row(phase.name, *latencies, str(felt.lost_chunks), str(felt.refused), f"{phase.bytes / 2**20:.0f}")
     ends = f"{siege.thrown_out:,} thrown out, {siege.stayed:,} gone after {STAY_S:g} s, {siege.not_let_in:,} not let in"
     ends += f"; {siege.late_s:.1f} s late at most"
-    Console().print(table, f"Hostile connections: {ends}.", sep="\n")
+    show(table, f"Hostile connections: {ends}.")
 
 
 async def _phases(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from service.commands.demo import free_port, server
+from service.commands.tables import show
 
 SAMPLE_S = 0.25
 """How often the server's memory is looked at."""
@@ -57,7 +57,7 @@ def service(
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
-        Console().print(_table(rows))
+        show(_table(rows))
 
 
 @contextmanager

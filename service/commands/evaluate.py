@@ -31,6 +31,7 @@ from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.methods import methods
+from service.commands.tables import show
 from service.detector import Detector, Hit, Rule
 
 app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
@@ -115,7 +116,7 @@ def clips(
     if as_json:
         print(json.dumps({"points": [asdict(report) for report in reports]}))
     else:
-        Console().print(clips_table(reports))
+        show(clips_table(reports))
 
 
 def clips_table(reports: Sequence[ClipReport]) -> Table:
@@ -158,7 +159,7 @@ def stream(
     if as_json:
         print(json.dumps(report))
     else:
-        Console().print(streams_table({audio.name: report}))
+        show(streams_table({audio.name: report}))
 
 
 def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any], path: Path) -> None:
@@ -265,7 +266,7 @@ def report(
         **_all_streams(network, material, streams, seed, output),
     }
     (output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    Console().print(streams_table(result["streams"]))
+    show(streams_table(result["streams"]))
 
 
 def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any]]:

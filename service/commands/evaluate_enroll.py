@@ -18,6 +18,7 @@ from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
 from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
 from models.evaluate_sets import gather_material
 from models.network import Network
+from service.commands.tables import show
 
 console = Console(stderr=True)
 
@@ -59,7 +60,7 @@ def enroll(
     if as_json:
         print(json.dumps({**described, "recordings": results}))
     else:
-        Console().print(table(results))
+        show(table(results))
 
 
 def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:

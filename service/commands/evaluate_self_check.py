@@ -18,6 +18,7 @@ from models.engines import make_network
 from models.evaluate_self_check import Difference, differences
 from models.evaluate_sets import MIXED, build_many, gather_material
 from models.self_check import BOUND
+from service.commands.tables import show
 
 console = Console(stderr=True)
 
@@ -47,7 +48,7 @@ def self_check(
         described = {"model": checkpoint.fingerprint, "bound": BOUND, "streams": count, "seed": seed}
         print(json.dumps({**described, "rows": [asdict(row) for row in rows]}))
     else:
-        Console().print(as_table(rows))
+        show(as_table(rows))
 
 
 def as_table(rows: list[Difference]) -> Table:

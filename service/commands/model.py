@@ -24,6 +24,7 @@ from models.evaluate_streams import hear
 from models.network import Network
 from service.commands.evaluate import AsJson, Model, Point, Seed, detector, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
+from service.commands.tables import show
 
 app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and export checkpoints.")
 app.command("import")(import_stock)
@@ -170,7 +171,7 @@ def calibrate_command(
         calibration, outcome = calibrate(heard, detector(network.config), network.config, goal)
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
-    Console().print(streams_table({"calibrated on": outcome.report()}))
+    show(streams_table({"calibrated on": outcome.report()}))
 
 
 @app.command()

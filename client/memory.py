@@ -1,0 +1,109 @@
+"""What a stream remembers from one connection to the next: what was said, how far it was judged, what is still asked.
+
+Knows no socket and no clock: client/connection.py sends what there is, and hands over what comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from client.outbox import Outbox
+from service.protocol import (
+    Checkpoint,
+    ClientMessage,
+    CloseCode,
+    Closed,
+    Configure,
+    Detection,
+    Encoding,
+    Failed,
+    Heartbeat,
+    Marker,
+    Ready,
+    Resume,
+    Scores,
+    ServerMessage,
+    Totals,
+    Warned,
+)
+
+IN_FLIGHT_S: Final = 4.0
+"""Audio that may be sent before it is acknowledged, s: bounds what a replay pushes at once."""
+BACKLOG_S: Final = 60.0
+"""Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
+SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
+News = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed
+"""Messages of the server that a client is told of; a `Failed` is raised, or only breaks the connection."""
+
+
+class Memory:
+    """The client's side of one stream, whatever carries it.
+
+    Attributes:
+        configure: how the stream shall be from now on.
+        ready: the server's answer to it, of the connection in use.
+        failed: why the connection in use is about to be closed, if the server said so.
+        totals: the stream in numbers, once it is closed.
+        stuck_since: when the trouble began, on whatever clock; None while the stream goes forward.
+    """
+
+    ready: Ready
+
+    def __init__(self, configure: Configure) -> None:
+        """Remember nothing but how the stream shall be."""
+        self.configure = configure
+        self.failed: Failed | None = None
+        self.totals: Totals | None = None
+        self.stuck_since: float | None = None
+        self._second = (frame := SAMPLE_BYTES[configure.encoding] * configure.channels) * configure.sample_rate
+        self._outbox = Outbox(frame, piece=self._second // 4)
+        self._checkpoint: Checkpoint | None = None
+        self._markers: set[int | str] = set()
+
+    @property
+    def full(self) -> bool:
+        """Whether as much audio is kept as may be."""
+        return self._outbox.unjudged > BACKLOG_S * self._second
+
+    def add(self, said: bytes | ClientMessage) -> None:
+        """Audio, in any split, or a message that belongs after all audio so far."""
+        if isinstance(said, bytes):
+            return self._outbox.add_audio(said)
+        if isinstance(said, Configure):
+            self.configure = said
+        elif isinstance(said, Marker):
+            self._markers.add(said.id)
+        return self._outbox.add_text(said.model_dump_json(exclude_none=True))
+
+    def hello(self) -> Configure:
+        """What a new connection begins with; all that the server may need again is to be sent once more."""
+        self.failed, sample = None, self._outbox.rewind()
+        resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
+        return self.configure.model_copy(update={"resume": resume})
+
+    def unsent(self) -> Iterator[bytes | str]:
+        """What to send next, keeping at most `IN_FLIGHT_S` unacknowledged."""
+        window = max(IN_FLIGHT_S, 2 * self.configure.heartbeat_ms / 1_000) * self._second
+        return self._outbox.take(int(window))
+
+    def note(self, message: ServerMessage | None) -> News | None:
+        """Keep what a message says about the stream; return what is news to whoever listens."""
+        if message is None or isinstance(message, Failed):
+            self.failed = message or self.failed
+            return None
+        if isinstance(message, Marker):
+            if message.id not in self._markers:
+                return None  # asked again after a reconnection, and answered before
+            self._markers.discard(message.id)
+        elif isinstance(message, Closed):
+            if message.reason != CloseCode.NORMAL.wire:
+                return None  # this connection ends; the close code tells whether the stream goes on
+            self.totals = message.totals
+        elif isinstance(message, Ready):
+            self.ready = message
+        elif isinstance(message, Detection | Heartbeat):
+            self._checkpoint = message.checkpoint
+            if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
+                self.stuck_since = None
+        return message

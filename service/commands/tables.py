@@ -1,0 +1,18 @@
+"""Tables on standard output, whole where there is no terminal. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Console, RenderableType
+
+WIDE: Final = 160
+"""Columns in a pipe or a file, where nobody's window cuts a table."""
+
+
+def show(*what: RenderableType) -> None:
+    """Print tables and lines, one below the other."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    console.print(*what, sep="\n")

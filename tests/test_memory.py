@@ -1,0 +1,69 @@
+"""What a stream remembers from one connection to the next, told without a socket."""
+
+from __future__ import annotations
+
+import pytest
+
+from client import memory
+from client.memory import Memory
+from service.protocol import Closed, Configure, Failed, Marker, Totals, parse_client
+from tests.test_connection import PCM, REPLAY, detection, heartbeat, ready
+
+
+@pytest.fixture
+def stream() -> Memory:
+    made = Memory(Configure())
+    made.note(ready())
+    return made
+
+
+def test_a_marker_that_is_answered_twice_is_told_once(stream: Memory) -> None:
+    stream.add(Marker(id="here"))
+    assert [parse_client(said) for said in stream.unsent()] == [Marker(id="here")]
+    stream.hello()  # another connection, which is asked again
+    assert [stream.note(Marker(id="here")) for _ in range(2)] == [Marker(id="here"), None]
+
+
+def test_only_the_end_of_the_stream_is_told(stream: Memory) -> None:
+    totals = Totals(audio_s=0.0, samples=0, chunks=0, tokens=0, detections=0, macs_done=0)
+    assert stream.note(Closed(reason="draining", totals=totals)) is None
+    assert stream.totals is None
+    assert stream.note(Closed(reason="normal", totals=totals)) is not None
+    assert stream.totals == totals
+
+
+def test_what_a_server_complained_of_is_forgotten_with_its_connection(stream: Memory) -> None:
+    assert stream.note(failed := Failed(code="draining", message="the server is stopping")) is None
+    assert stream.note(None) is None  # a message of a later version
+    assert stream.failed == failed
+    stream.hello()
+    assert stream.failed is None
+
+
+def test_a_stream_goes_on_before_its_checkpoint(stream: Memory) -> None:
+    assert stream.hello().resume is None
+    stream.add(PCM)
+    assert b"".join(stream.unsent()) == PCM
+    stream.stuck_since = 7.0
+    assert stream.note(detection(0, 600)) is not None
+    assert stream.stuck_since is None, "there was progress"
+    resume = stream.hello().resume
+    assert resume is not None
+    assert (resume.token, resume.sample <= 600 - REPLAY) == ("t600", True)
+    assert b"".join(stream.unsent()) == PCM[2 * resume.sample :]
+    stream.stuck_since = 8.0
+    stream.note(heartbeat(600))
+    assert stream.stuck_since == 8.0, "which it knew before"
+
+
+def test_an_outage_is_bounded(stream: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BACKLOG_S", len(PCM) / 32_000)
+    stream.add(PCM)
+    assert not stream.full
+    stream.add(PCM[:2])
+    assert stream.full
+
+
+def test_settings_that_changed_are_those_of_the_next_connection(stream: Memory) -> None:
+    stream.add(changed := Configure(scores=True))
+    assert stream.hello() == changed
