@@ -56,7 +56,7 @@ class Goal:
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
     windows: tuple[int, ...] = (8, 11, 14, 17)
-    silences: tuple[float, ...] = (0.0, 3.0, 4.0)
+    silences: tuple[float, ...] = (0.0, 3.0)
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
     refractory_ms: int = 600

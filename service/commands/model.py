@@ -90,7 +90,7 @@ def points_command(
 
 @app.command("balance")
 def balance_command(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint with its new biases goes.")],
+    output: Annotated[Path, typer.Option(help="Where the checkpoint with its new bias goes.")],
     data: Annotated[
         Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers choose.")
     ],
@@ -98,7 +98,7 @@ def balance_command(
     point: Point = None,
     model: Model = None,
 ) -> None:
-    """Choose how ready a model is to say `_silence_` and `_unknown_`: as if all labels were equally frequent.
+    """Choose how ready a model is to say `_silence_`: as if all labels were equally frequent.
 
     To be run after `points` and before `calibrate`.
     """
@@ -111,7 +111,7 @@ def balance_command(
     with console.status("judging them"):
         balanced, moved = balance(checkpoint, usual_point(Network(checkpoint), point), heard)
     save(balanced, output)
-    console.print(", ".join(f"{label} {bias:+.2f}" for label, bias in moved.items()))
+    console.print(f"silence {moved:+.2f}")
 
 
 @app.command()
