@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,21 +15,11 @@ from models.config import ConfigError, ModelConfig, gate_names
 from models.counting import Count, causal_macs, count
 from models.finetune import _mac_shares
 from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
-from models.network import Network
 from models.torch_network import TorchNetwork
 from models.transformer import Gates, Past, StreamingKWT
 
 SMALL = ModelConfig(channels=12, layers=3, heads=2, hidden=24, span=4)
-
-
-@dataclass(frozen=True)
-class Folded(ModelConfig):
-    """A configuration that says which layers fold."""
-
-    folds: tuple[int, ...] = (1, 2, 3)
-
-
-FOLDED = Folded(**{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name != "folds"})
+FOLDED = replace(SMALL, folds=(1, 2, 3))
 GATED = {name: 0.02 if name.endswith("weights") else 0.3 for name in gate_names(SMALL)}
 
 
@@ -106,11 +96,6 @@ def test_prices_of_gates_follow_the_folds() -> None:
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert shares["block2.up"] == pytest.approx(shares["block0.up"] / 3)
     assert shares["block2.query"] == pytest.approx(3 * shares["block0.query"])
-
-
-def test_folded_layers_are_not_compiled(engine: TorchNetwork) -> None:
-    with pytest.raises(ConfigError, match="run them in the torch engine"):
-        Network(engine.checkpoint)
 
 
 def test_a_quarter_of_the_default_networks_memory_is_saved() -> None:
