@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint
+from client.connection import connect
+from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.config import ConfigError, ModelConfig, gate_names
 from models.counting import Count, causal_macs, count
 from models.finetune import _mac_shares
 from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
+from models.offline import judge
 from models.torch_network import TorchNetwork
 from models.transformer import Gates, Past, StreamingKWT
+from service.protocol import Scores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 SMALL = ModelConfig(channels=12, layers=3, heads=2, hidden=24, span=4)
 FOLDED = replace(SMALL, folds=(1, 2, 3))
@@ -188,3 +196,24 @@ def test_factors_that_do_not_fit_are_refused() -> None:
         FoldedKWT(SMALL, (2,))
     with pytest.raises(ConfigError, match="multiples of 5"):
         FoldedKWT(SMALL, (5, 1, 1))
+
+
+@pytest.fixture
+def served(tmp_path: Path, serving: Any) -> Iterator[tuple[Any, Checkpoint]]:
+    """A server of a folded network with random weights."""
+    torch.manual_seed(5)
+    config = ModelConfig(layers=2, folds=(1, 2))
+    weights = {name: tensor.numpy() for name, tensor in network_of(config).state_dict().items()}
+    save(Checkpoint(config, weights, {"shipped": dict.fromkeys(gate_names(config), 0.05)}), tmp_path / "folded")
+    with serving(model=tmp_path / "folded") as running:
+        yield running, load_checkpoint(tmp_path / "folded")
+
+
+async def test_a_folded_network_is_served(served: tuple[Any, Checkpoint], spoken: np.ndarray) -> None:
+    running, checkpoint = served
+    async with connect(running.stream, scores=True, point="dense") as spotter:
+        await spotter.send(spoken.astype("<i2").tobytes())
+        await spotter.finish()
+        heard = [event.posteriors async for event in spotter if isinstance(event, Scores)]
+    ((wanted, _),) = judge(TorchNetwork(checkpoint), [spoken], point="dense")
+    np.testing.assert_allclose(np.concatenate(heard), wanted, atol=1e-3)

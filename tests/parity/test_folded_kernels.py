@@ -15,6 +15,7 @@ from models.cache import Cache, block_layout
 from models.checkpoint import Checkpoint
 from models.config import ConfigError, ModelConfig, gate_names
 from models.counting import count
+from models.engines import AnyNetwork, make_network
 from models.features import Array
 from models.folding import FoldedKWT, network_of
 from models.network import Network
@@ -76,7 +77,7 @@ def expected(frames: Array, point: str = "dense", scale: float = 1.0, model: Fol
     return model(torch.from_numpy(frames).flatten(1, 2), None, theta)[0].numpy()
 
 
-def whole(network: Network | TorchNetwork, frames: Array, point: str = "dense", scale: float = 1.0) -> tuple:
+def whole(network: AnyNetwork, frames: Array, point: str = "dense", scale: float = 1.0) -> tuple:
     """Streams (B, N, stride, M) in one call: logits (B, N, K), what was pooled (B, N, C), and the cache."""
     cache, streams = network.new_cache(len(frames)), np.arange(len(frames))
     for row in streams:
@@ -104,7 +105,7 @@ def deviations(got: Array, wanted: Array) -> Array:
 def test_dense_network_equals_the_reference(shape: dict[str, int], folds: tuple[int, ...]) -> None:
     model = reference(ModelConfig(**shape, layers=2, folds=folds))
     frames = noise(2, 3 * model.config.span)
-    got, _, _ = whole(Network(checkpoint_of(model)), frames)
+    got, _, _ = whole(make_network(checkpoint_of(model), "kernels"), frames)
     np.testing.assert_allclose(got, expected(frames, model=model), atol=TOLERANCE)
 
 
