@@ -71,7 +71,7 @@ def renew(state, at, turn, factor, net, scratch):
 
 
 @compiled
-def attend(state, at, turn, theta, factor, net, scratch, macs):
+def attend(state, at, layer, turn, theta, factor, net, scratch, macs):
     """Attention of one token's sub-tokens from their sums of query, key and value, into `scratch.mixed`."""
     block, sizes = net.layout.block, net.sizes
     c, span, filled = sizes.channels, factor * turn.span, factor * turn.filled
@@ -79,11 +79,12 @@ def attend(state, at, turn, theta, factor, net, scratch, macs):
     count = score(state, at, turn, theta[SCORES], factor, net, scratch)
     macs[SCORES] += factor * (count * (turn.filled - 1) + factor * c)
     rows = renew(state, at, turn, factor, net, scratch)
+    bias_at = layer * factor * sizes.heads * 2 * span
     for head in range(sizes.heads):
         ring = Matrix(state, at + block.values + head * width, width, c, scratch.zero, 0)
         for part in range(factor):
             row, place = (part * sizes.heads + head) * span, part * c + head * width
-            scores, ages = at + block.scores + row, 2 * row + span - newest
+            scores, ages = at + block.scores + row, bias_at + 2 * row + span - newest
             held, sums = at + block.held_weights + row, at + block.sum_values + place
             bias, weights = net.weights.age_bias, scratch.weights
             softmax(state, scores, sizes.scale, bias, ages, filled, span, NEVER, weights, 0)
@@ -93,12 +94,12 @@ def attend(state, at, turn, theta, factor, net, scratch, macs):
 
 
 @compiled
-def feed_forward(x, x_at, state, at, part, turn, theta, net, scratch, macs):
+def feed_forward(x, x_at, state, at, layer, part, turn, theta, net, scratch, macs):
     """One sub-token x (C / F) through the feed-forward network, in place."""
     block, weights, c, hidden = net.layout.block, net.weights, net.sizes.channels, net.sizes.hidden
-    up = Matrix(weights.up, 0, hidden, hidden, weights.up_bias, 0)
-    down = Matrix(weights.down, 0, c, c, weights.down_bias, 0)
-    normalise(x, x_at, c, weights.norm2, 0, scratch.x)
+    up = Matrix(weights.up, layer * c * hidden, hidden, hidden, weights.up_bias, layer * hidden)
+    down = Matrix(weights.down, layer * hidden * c, c, c, weights.down_bias, layer * c)
+    normalise(x, x_at, c, weights.norm2, layer * 2 * c, scratch.x)
     held, sums = at + block.held_up + part * c, at + block.sum_up + part * hidden
     moved = product(scratch.x, 0, c, state, held, sums, up, theta[UP], turn.rebase, scratch)
     macs[UP] += hidden * moved
@@ -112,22 +113,22 @@ def feed_forward(x, x_at, state, at, part, turn, theta, net, scratch, macs):
 
 
 @compiled
-def folded_block(x, x_at, state, at, turn, theta, factor, net, scratch, macs):
+def folded_block(x, x_at, state, at, layer, turn, theta, factor, net, scratch, macs):
     """One token through one folded block; x (C) is changed in place. `theta` holds the block's six thresholds."""
     block, weights, c = net.layout.block, net.weights, net.sizes.channels
-    qkv = Matrix(weights.qkv, 0, 3 * c, 3 * c, weights.qkv_bias, 0)
-    out = Matrix(weights.out, 0, c, c, weights.out_bias, 0)
+    qkv = Matrix(weights.qkv, layer * c * 3 * c, 3 * c, 3 * c, weights.qkv_bias, layer * 3 * c)
+    out = Matrix(weights.out, layer * c * c, c, c, weights.out_bias, layer * c)
     for part in range(factor):
-        normalise(x, x_at + part * c, c, weights.norm1, 0, scratch.x)
+        normalise(x, x_at + part * c, c, weights.norm1, layer * 2 * c, scratch.x)
         held, sums = at + block.held_in + part * c, at + block.sum_qkv + 3 * part * c
         macs[QKV] += 3 * c * product(scratch.x, 0, c, state, held, sums, qkv, theta[QKV], turn.rebase, scratch)
-    attend(state, at, turn, theta, factor, net, scratch, macs)
+    attend(state, at, layer, turn, theta, factor, net, scratch, macs)
     for part in range(factor):
         place = part * c
         held, sums = at + block.held_mixed + place, at + block.sum_out + place
         macs[OUT] += c * product(scratch.mixed, place, c, state, held, sums, out, theta[OUT], turn.rebase, scratch)
         add(x, x_at + place, state, sums, c)
-        feed_forward(x, x_at + place, state, at, part, turn, theta, net, scratch, macs)
+        feed_forward(x, x_at + place, state, at, layer, part, turn, theta, net, scratch, macs)
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True, _nrt=False)
@@ -135,17 +136,17 @@ def folded_step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frame
     """As `models.step.step`, of a `models.packed.FoldedNet`."""
     sizes = net.sizes
     stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch)
-    for number in range(sizes.layers):
-        layer, at = net.layers[number], 0
+    for layer in range(sizes.layers):
+        factor, number, place, at = net.layers[layer, 0], net.layers[layer, 1], net.layers[layer, 2], 0
         for b in range(len(rows)):
-            row, place = rows[b], layer.place
-            theta, prune, done, left = thetas[b, number + 1], prunes[b, number], macs[row, number + 1], pruned[row]
+            row = rows[b]
+            theta, prune, done, left = thetas[b, layer + 1], prunes[b, layer], macs[row, layer + 1], pruned[row]
             for n in range(counts[b]):
                 turn = turn_of(tokens[row] + n, row, sizes.span)
-                if layer.factor == 1:
-                    block_step(x, at, state[row], place, 0, turn, theta, prune, layer.net, scratch, done, left)
+                if factor == 1:
+                    block_step(x, at, state[row], place, number, turn, theta, prune, net, scratch, done, left)
                 else:
-                    folded_block(x, at, state[row], place, turn, theta, layer.factor, layer.net, scratch, done)
+                    folded_block(x, at, state[row], place, number, turn, theta, factor, net.folded, scratch, done)
                 at += sizes.channels
     readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logits, net, scratch)
 

@@ -13,7 +13,8 @@ channels that reads a query and its keys::
 so a sub-token sees all sub-tokens of its own token and of the `span - 1` tokens before it, and the layer stays causal
 by token; a bias per head and sub-token distance is learned. The paper folds a trained architecture's layers before
 training; so do we. Which layers fold is given as one factor per layer, 1 for a plain one (`folds` of the
-configuration). Points that prune leave folded layers alone. `models.folded_step` is the same, compiled.
+configuration). Points that prune leave folded layers alone. `models.folded_step` is the same, compiled,
+for one factor in a network.
 
 Letters: N tokens, P past tokens, F sub-tokens in a token, C channels of a token.
 """

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.cache import Layout, block_layout, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
-from models.config import ModelConfig
+from models.config import ConfigError, ModelConfig
 from models.kernels import F16, F32
 from models.lanes import WIDTH
 
@@ -68,24 +69,19 @@ class Net(NamedTuple):
     layout: Layout
 
 
-class Layer(NamedTuple):
-    """One layer of a network in which some are folded: by `factor`, its state `place` floats into a stream's row.
-
-    net: as if it were the only layer; the sizes and blocks of a folded one are those of its sub-tokens.
-    """
-
-    factor: int
-    place: int
-    net: Net
-
-
 class FoldedNet(NamedTuple):
-    """All that is the same for every stream, where some layers are folded; `weights` lack the blocks'."""
+    """All that is the same for every stream, where some layers are folded.
+
+    weights, sizes, layout: as a `Net` of the plain layers alone.
+    folded: a `Net` of the folded layers alone, with the sizes and the block of their sub-tokens.
+    layers: (layers, 3) factor of each layer, its number among those of its kind, and where its part of a row begins.
+    """
 
     weights: Weights
     sizes: Sizes
     layout: Layout
-    layers: tuple[Layer, ...]
+    folded: Net
+    layers: NDArray[np.int64]
 
 
 def pack(checkpoint: Checkpoint) -> Net | FoldedNet:
@@ -93,19 +89,23 @@ def pack(checkpoint: Checkpoint) -> Net | FoldedNet:
 
     Raises:
         CheckpointError: where a weight is missing or has another shape than the configuration says.
-        ConfigError: for sizes that are no whole number of vectors.
+        ConfigError: for sizes that are no whole number of vectors, and for layers folded by different factors.
     """
-    config = checkpoint.config
-    ends, whole = _ends(checkpoint), (_sizes(config), layout(config))
-    if max(config.factors) == 1:
-        return Net(Weights(**ends, **_blocks(checkpoint, range(config.layers))), *whole)
-    layers, place = [], whole[1].blocks
-    for layer, factor in enumerate(config.factors):
-        block = block_layout(config, factor)
-        weights = Weights(**ends, **_blocks(checkpoint, [layer], factor))
-        layers.append(Layer(factor, place, Net(weights, _sizes(config.folded(factor)), whole[1]._replace(block=block))))
-        place += block.size
-    return FoldedNet(Weights(**ends, **_blocks(checkpoint, [])), *whole, tuple(layers))
+    config, factors = checkpoint.config, checkpoint.config.factors
+    factor, ends, whole = max(factors), _ends(checkpoint), layout(config)
+    if set(factors) - {1, factor}:
+        raise ConfigError(
+            f"layers must be folded by one factor to be compiled, got {factors}; the torch engine may mix"
+        )
+    net = Net(Weights(**ends, **_blocks(checkpoint, 1)), _sizes(config), whole)
+    if factor == 1:
+        return net
+    block = whole._replace(block=block_layout(config, factor))
+    folded = Net(Weights(**ends, **_blocks(checkpoint, factor)), _sizes(config.folded(factor)), block)
+    numbers = [factors[:layer].count(each) for layer, each in enumerate(factors)]
+    ends_at = whole.blocks + np.cumsum([block_layout(config, each).size for each in factors])
+    places = [whole.blocks, *ends_at[:-1]]
+    return FoldedNet(*net, folded, np.array([factors, numbers, places], np.int64).T.copy())
 
 
 def _sizes(config: ModelConfig) -> Sizes:
@@ -149,9 +149,10 @@ def _ends(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _blocks(checkpoint: Checkpoint, layers: Iterable[int], factor: int = 1) -> dict[str, Any]:
-    """Weights of some of the blocks, all folded by the same factor."""
+def _blocks(checkpoint: Checkpoint, factor: int) -> dict[str, Any]:
+    """Weights of the blocks that are folded by a factor; of the plain ones, for 1."""
     config = checkpoint.config.folded(factor)
+    layers = [layer for layer, each in enumerate(checkpoint.config.factors) if each == factor]
     c, hidden, ring = config.channels, config.hidden, factor * config.span
 
     def each(name: str, *shape: int) -> list[F32]:

@@ -23,7 +23,7 @@ from models.operating import prune_names
 from models.step import REBASE_TOKENS
 from models.torch_network import TorchNetwork
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, folds=(2, 1))
+CONFIG = ModelConfig(channels=32, heads=2, layers=3, hidden=64, span=16, folds=(2, 1, 2))
 BY_THREE = ModelConfig(channels=48, heads=1, layers=2, hidden=48, span=16, folds=(1, 3))
 TOLERANCE = 1e-4
 STREAMS, TOKENS = 6, 48
@@ -56,7 +56,7 @@ def checkpoint_of(model: FoldedKWT) -> Checkpoint:
 
 MODEL = reference()
 NETWORK = Network(checkpoint_of(MODEL))
-FOLDED_GATES = [name for name in gate_names(CONFIG) if name.startswith("block0")]
+FOLDED_GATES = [name for name in gate_names(CONFIG) if name.startswith(("block0", "block2"))]
 
 
 def noise(streams: int = STREAMS, tokens: int = TOKENS, seed: int = 0) -> Array:
@@ -96,11 +96,11 @@ def deviations(got: Array, wanted: Array) -> Array:
     ("shape", "folds"),
     [
         ({"channels": 96, "heads": 3, "hidden": 384}, (1, 2)),
-        ({"channels": 96, "heads": 3, "hidden": 96}, (2, 6)),
+        ({"channels": 96, "heads": 3, "hidden": 96}, (6, 6)),
         ({"channels": 64, "heads": 4, "hidden": 64, "span": 32}, (2, 2)),
         ({"channels": 48, "heads": 1, "hidden": 48}, (3, 1)),
     ],
-    ids=["as shipped, one folded", "by two and by six", "two heads in a folded layer", "by three"],
+    ids=["as shipped, one folded", "by six, none plain", "two heads in a folded layer", "by three"],
 )
 def test_dense_network_equals_the_reference(shape: dict[str, int], folds: tuple[int, ...]) -> None:
     model = reference(ModelConfig(**shape, layers=2, folds=folds))
@@ -227,9 +227,9 @@ def folded_parts() -> list[tuple[str, int, int, int]]:
         "down": ("held_down", "sum_down"),
     }
     return [
-        (f"blocks.{i}.{name}", *(layer.place + getattr(layer.net.layout.block, part) for part in parts), layer.factor)
-        for i, layer in enumerate(NETWORK.net.layers)
-        if layer.factor > 1
+        (f"blocks.{i}.{name}", *(place + getattr(NETWORK.net.folded.layout.block, part) for part in parts), factor)
+        for i, (factor, _, place) in enumerate(NETWORK.net.layers.tolist())
+        if factor > 1
         for name, parts in pairs.items()
     ]
 
@@ -245,3 +245,9 @@ def test_a_folded_layer_takes_the_same_memory_but_for_its_rows_of_scores() -> No
 def test_widths_that_do_not_fit_are_refused(channels: int, folds: tuple[int, ...], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         Cache(ModelConfig(channels=channels, heads=2, layers=1, folds=folds), 1)
+
+
+def test_factors_may_not_be_mixed() -> None:
+    checkpoint = checkpoint_of(reference(ModelConfig(layers=2, folds=(2, 3))))
+    with pytest.raises(ConfigError, match="by one factor to be compiled, got \\(2, 3\\)"):
+        make_network(checkpoint)
