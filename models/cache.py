@@ -7,6 +7,9 @@ Per block: the values last propagated through each gate (`held`), what they add 
 (`sum`), and rings of keys and values in which token t lives in slot t mod span. Keys lie channel by channel
 (C, W), so that a channel of the query that moved is one contiguous row; values lie token by token (W, C).
 The read-out's ring is `pool_span` long.
+
+A layer that folds a token into F sub-tokens has rings of F W sub-tokens of C / F channels, with sub-token g of token t
+in slot F (t mod W) + g; everything else is there once for each sub-token, one after the other.
 """
 
 from __future__ import annotations
@@ -81,21 +84,32 @@ def offsets(sizes: list[int]) -> list[int]:
 
 
 def layout(config: ModelConfig) -> Layout:
-    """Lay out one stream.
+    """Lay out one stream; `block` is a plain one's, `block_layout` tells a folded one's.
 
     Raises:
         ConfigError: for sizes that are no whole number of vectors.
     """
-    c, w, p = config.channels, config.span, config.pool_span
-    for name in ("head_channels", "hidden", "span", "pool_span"):
-        if getattr(config, name) % WIDTH:
-            raise ConfigError(f"{name} must be a multiple of {WIDTH} to be compiled, got {getattr(config, name)}")
-    h, hidden = config.heads, config.hidden
-    block = BlockLayout(*offsets([c, 3 * c, c, c * w, h * w, w * c, h * w, c, c, c, c, hidden, hidden, c]))
+    c, h, p = config.channels, config.heads, config.pool_span
+    block = block_layout(config)
     pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands
-    whole = offsets([history, config.stem_inputs, c, config.layers * block.size, pool.size])
-    return Layout(*whole, block, pool)
+    blocks = sum(block_layout(config, factor).size for factor in config.factors)
+    return Layout(*offsets([history, config.stem_inputs, c, blocks, pool.size]), block, pool)
+
+
+def block_layout(config: ModelConfig, factor: int = 1) -> BlockLayout:
+    """Lay out one block; folded by `factor`, it has a row of scores for each head and sub-token.
+
+    Raises:
+        ConfigError: for sizes that are no whole number of vectors.
+    """
+    thin = config.folded(factor)
+    for name in ("head_channels", "hidden", "span", "pool_span"):
+        if (size := getattr(thin, name)) % WIDTH:
+            folded = f" folded by {factor}" if factor > 1 else ""
+            raise ConfigError(f"{name}{folded} must be a multiple of {WIDTH} to be compiled, got {size}")
+    c, w, hidden, scores = config.channels, config.span, config.hidden, factor**2 * thin.heads * config.span
+    return BlockLayout(*offsets([c, 3 * c, c, c * w, scores, w * c, scores, c, c, c, c, hidden, hidden, c]))
 
 
 class Cache:

@@ -5,7 +5,7 @@ Knows nothing of weights, files or arrays.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -87,6 +87,22 @@ class ModelConfig:
             raise ConfigError(f"folds must have one factor for each of {self.layers} layers, got {self.folds}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels must be distinct, got {self.labels}")
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Sub-tokens into which each layer folds a token (`models.folding`); 1 for a plain layer."""
+        return self.folds or (1,) * self.layers
+
+    def folded(self, factor: int) -> Self:
+        """The shape of a layer folded by `factor`: channels, hidden units and heads divided by it.
+
+        Raises:
+            ConfigError: where a number does not divide.
+        """
+        if self.channels % factor or self.hidden % factor:
+            raise ConfigError(f"channels ({self.channels}) and hidden ({self.hidden}) must be multiples of {factor}")
+        heads = max(1, self.heads // factor)
+        return replace(self, channels=self.channels // factor, hidden=self.hidden // factor, heads=heads)
 
     @property
     def head_channels(self) -> int:

@@ -124,17 +124,12 @@ def nothing(config: ModelConfig) -> Count:
     return Count(0, np.zeros((config.layers + 2, 6), np.int64), causal_macs(config, 0), window_macs(config, 0))
 
 
-def fold_factors(config: ModelConfig) -> tuple[int, ...]:
-    """Sub-tokens into which each layer folds a token (`models.folding`); 1 for a plain one."""
-    return tuple(getattr(config, "folds", ())) or (1,) * config.layers
-
-
 def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
     """MACs by group of `tokens` tokens from the beginning of a stream, dense, keys and values cached.
 
     A layer folded by F has F sub-tokens with 1 / F^2 of the weights, and F^2 times the pairs of 1 / F of the channels.
     """
-    c, factors = config.channels, fold_factors(config)
+    c, factors = config.channels, config.factors
     seen, pooled = _keys_seen(tokens, config.span), _keys_seen(tokens, config.pool_span)
     thin, pairs = sum(c // factor for factor in factors), sum(factors)
     return {

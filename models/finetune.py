@@ -18,7 +18,7 @@ from numba import njit
 from torch import Tensor, nn
 
 from models.config import ModelConfig, gate_names
-from models.counting import causal_macs, fold_factors
+from models.counting import causal_macs
 from models.gates import Thresholds
 
 SOFTNESS = 0.5
@@ -137,7 +137,7 @@ def _mac_shares(config: ModelConfig) -> list[float]:
     """Share of the causal baseline's MACs behind each gate, in the order of `gate_names`; they add up to 1."""
     tokens = 100 * config.pool_span
     macs = causal_macs(config, tokens)
-    whole, factors = sum(macs.values()), fold_factors(config)
+    whole, factors = sum(macs.values()), config.factors
     thin, pairs = sum(1 / factor for factor in factors), sum(factors)
     blocks = [
         macs[group] / whole * (factor / pairs if group in ("scores", "values") else 1 / factor / thin)

@@ -13,15 +13,14 @@ channels that reads a query and its keys::
 so a sub-token sees all sub-tokens of its own token and of the `span - 1` tokens before it, and the layer stays causal
 by token; a bias per head and sub-token distance is learned. The paper folds a trained architecture's layers before
 training; so do we. Which layers fold is given as one factor per layer, 1 for a plain one (`folds` of the
-configuration). Runs in the torch engine, gates and cache included (`models.torch_network`); the compiled step has
-plain layers only, and points that prune leave folded layers alone.
+configuration). Points that prune leave folded layers alone. `models.folded_step` is the same, compiled,
+for one factor in a network.
 
 Letters: N tokens, P past tokens, F sub-tokens in a token, C channels of a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import ConfigError
-from models.counting import fold_factors
 from models.transformer import Block, Gating, Past, StreamingKWT, WindowedAttention
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ class FoldedBlock(Block):
     """A block over sub-tokens; tokens in, tokens out."""
 
     def __init__(self, config: ModelConfig, name: str, factor: int) -> None:
-        super().__init__(folded_config(config, factor), name)
+        super().__init__(config.folded(factor), name)
         self.factor = factor
         self.attention.attend = FoldedWindow(self.attention.heads, config.span, factor)
 
@@ -103,23 +101,9 @@ class FoldedBlock(Block):
         return unfold(folded, self.factor)
 
 
-def folded_config(config: ModelConfig, factor: int) -> ModelConfig:
-    """The shape of a folded layer: channels, hidden units and heads divided by the factor.
-
-    Raises:
-        ConfigError: where a number does not divide.
-    """
-    if config.channels % factor or config.hidden % factor:
-        raise ConfigError(f"channels ({config.channels}) and hidden ({config.hidden}) must be multiples of {factor}")
-    channels = config.channels // factor
-    heads = max(1, config.heads // factor)
-    return replace(config, channels=channels, hidden=config.hidden // factor, heads=heads)
-
-
 def network_of(config: ModelConfig) -> StreamingKWT:
     """The network that a configuration describes, its layers folded where it says so."""
-    factors = fold_factors(config)
-    return FoldedKWT(config, factors) if max(factors) > 1 else StreamingKWT(config)
+    return FoldedKWT(config, config.factors) if max(config.factors) > 1 else StreamingKWT(config)
 
 
 class FoldedKWT(StreamingKWT):

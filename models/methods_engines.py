@@ -1,8 +1,7 @@
 """The streaming network's rows of the table of methods: what its engines leave out, measured, then all the rest.
 
 Settings that end in "compiled" are the compiled step's: operating points, score pruning and the head gate leave work
-out on the clock. Folded layers run in the torch engine. Hybrid pruning by blocks is the torch reference's, as in
-`models.methods`.
+out on the clock, and folded layers fold. Hybrid pruning by blocks is the torch reference's, as in `models.methods`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.counting import fold_factors
-from models.engines import make_network
 from models.methods import BATCH, Row, attentions, cuts, streaming_bench
 from models.network import Network
 from models.offline import judge
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from models.checkpoint import Checkpoint
-    from models.engines import AnyNetwork
     from models.evaluate import LabelledClips
 
 LEOPARD = {"dense": "dense", "delta": "delta", "pruned": "leopard", "delta+pruned": "delta + leopard"}
@@ -61,17 +57,14 @@ def _pruning_rows(checkpoint: Checkpoint, clips: LabelledClips, learned: Mapping
 
 
 def folding_rows(checkpoint: Checkpoint, clips: LabelledClips) -> Iterator[Row]:
-    """Every operating point of a folded checkpoint, in the torch engine."""
-    network, factors = make_network(checkpoint, "torch"), ",".join(map(str, fold_factors(checkpoint.config)))
+    """Every operating point of a folded checkpoint, in the compiled step."""
+    network, factors = Network(checkpoint), ",".join(map(str, checkpoint.config.factors))
+    network.warm_up()
     for point in network.points:
-        yield _engine_row(network, clips, point, "folding", f"{factors}, {point}, torch engine")
+        yield _compiled_row(network, clips, point, "folding", f"{factors}, {point}")
 
 
 def _compiled_row(network: Network, clips: LabelledClips, point: str, method: str, setting: str) -> Row:
-    return _engine_row(network, clips, point, method, f"{setting}, compiled")
-
-
-def _engine_row(network: AnyNetwork, clips: LabelledClips, point: str, method: str, setting: str) -> Row:
     began = time.process_time()
     judged = [
         result
@@ -85,7 +78,7 @@ def _engine_row(network: AnyNetwork, clips: LabelledClips, point: str, method: s
     return Row(
         network="skwt",
         method=method,
-        setting=setting,
+        setting=f"{setting}, compiled",
         accuracy=float((verdicts == clips.targets).mean()),
         **cuts(total.done, total.causal),
         cpu_ms_per_audio_s=1000 * spent / seconds,

@@ -12,10 +12,11 @@ from models.checkpoint import DENSE, Checkpoint
 from models.config import gate_names
 from models.engines import check_batch, second_of_silence
 from models.features import Array
+from models.folded_step import folded_step
 from models.kernels import Scratch
 from models.lanes import WIDTH
 from models.operating import gate_table, prune_table
-from models.packed import pack
+from models.packed import FoldedNet, pack
 from models.step import step
 
 
@@ -28,6 +29,7 @@ class Network:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.net = pack(checkpoint)
+        self._step = folded_step if isinstance(self.net, FoldedNet) else step
         dense = dict.fromkeys(gate_names(self.config), 0.0)
         self.thresholds = {DENSE: dense, **checkpoint.points}
         self.points = tuple(self.thresholds)
@@ -69,7 +71,7 @@ class Network:
         logits = np.empty(total * sizes.labels, np.float32)
         points = cache.point[rows]
         thetas = self._gates[points] * cache.scale[rows, None, None]
-        step(
+        self._step(
             *(cache.state, cache.tokens, cache.macs, cache.pruned, thetas, self._prunes[points], rows, counts),
             *(np.ascontiguousarray(frames).reshape(-1), x, logits, self.net, self._scratch()),
         )
@@ -84,15 +86,16 @@ class Network:
         """This thread's working memory."""
         if not hasattr(self._local, "scratch"):
             config = self.config
-            wide = max(config.hidden, padded(config.stem_inputs), config.heads * config.longest_span) + WIDTH
+            ring = max(config.longest_span, max(config.factors) * config.span)
+            wide = max(config.hidden, padded(config.stem_inputs), config.heads * ring) + WIDTH
             self._local.scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),
-                weights=np.zeros(config.longest_span, np.float32),
+                weights=np.zeros(ring, np.float32),
                 index=np.zeros(wide + WIDTH, np.int32),
                 change=np.zeros(wide + WIDTH, np.float32),
                 origin=np.zeros(WIDTH, np.float32),
-                zero=np.zeros(max(config.longest_span, config.head_channels), np.float32),
+                zero=np.zeros(max(ring, config.channels), np.float32),
                 mixed=np.zeros(config.channels, np.float32),
             )
         return self._local.scratch

@@ -79,9 +79,10 @@ def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:
         raise CheckpointError(f"an operating point lacks thresholds for {sorted(missing)}")
     table = np.zeros((config.layers + 2, len(BLOCK_GATES)), np.float32)
     table[0, 0] = point["stem"]
-    for layer in range(config.layers):
+    for layer, factor in enumerate(config.factors):
         table[layer + 1] = [point[f"block{layer}.{kind}"] for kind in BLOCK_GATES]
-    table[1:-1, BLOCK_GATES.index("query")] *= config.head_channels**0.5  # the kernels gate queries before scaling
+        scale = config.folded(factor).head_channels ** 0.5  # the kernels gate queries before scaling
+        table[layer + 1, BLOCK_GATES.index("query")] *= scale
     table[-1, : len(READOUT_GATES)] = [point[f"readout.{kind}"] for kind in READOUT_GATES]
     return table
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.cache import Layout, layout, padded
+from models.cache import Layout, block_layout, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
 from models.config import ConfigError, ModelConfig
-from models.counting import fold_factors
 from models.kernels import F16, F32
 from models.lanes import WIDTH
 
@@ -36,8 +37,8 @@ class Weights(NamedTuple):
     """All weights, input-major: a matrix (in, out) is one flat row per input channel, layer after layer.
 
     Matrices are half-precision floats, kept as uint16, which numba can hold; a checkpoint's are rounded already.
-    Every bias row follows its matrix's outputs; `age_bias` holds, per
-    head, the bias by age twice in a row and reversed, so that any rotation of the ring is one slice.
+    Every bias row follows its matrix's outputs; `age_bias` holds, per head, the bias by age twice in a row and
+    reversed, so that any rotation of the ring is one slice; a folded layer has that for each of a token's sub-tokens.
     """
 
     stem: F16
@@ -68,16 +69,43 @@ class Net(NamedTuple):
     layout: Layout
 
 
-def pack(checkpoint: Checkpoint) -> Net:
+class FoldedNet(NamedTuple):
+    """All that is the same for every stream, where some layers are folded.
+
+    weights, sizes, layout: as a `Net` of the plain layers alone.
+    folded: a `Net` of the folded layers alone, with the sizes and the block of their sub-tokens.
+    layers: (layers, 3) factor of each layer, its number among those of its kind, and where its part of a row begins.
+    """
+
+    weights: Weights
+    sizes: Sizes
+    layout: Layout
+    folded: Net
+    layers: NDArray[np.int64]
+
+
+def pack(checkpoint: Checkpoint) -> Net | FoldedNet:
     """Make a checkpoint ready for the kernels.
 
     Raises:
         CheckpointError: where a weight is missing or has another shape than the configuration says.
-        ConfigError: for sizes that are no whole number of vectors, and for folded layers.
+        ConfigError: for sizes that are no whole number of vectors, and for layers folded by different factors.
     """
-    if max(fold_factors(checkpoint.config)) > 1:
-        raise ConfigError("folded layers are not compiled; run them in the torch engine")
-    return Net(_weights(checkpoint), _sizes(checkpoint.config), layout(checkpoint.config))
+    config, factors = checkpoint.config, checkpoint.config.factors
+    factor, ends, whole = max(factors), _ends(checkpoint), layout(config)
+    if set(factors) - {1, factor}:
+        raise ConfigError(
+            f"layers must be folded by one factor to be compiled, got {factors}; the torch engine may mix"
+        )
+    net = Net(Weights(**ends, **_blocks(checkpoint, 1)), _sizes(config), whole)
+    if factor == 1:
+        return net
+    block = whole._replace(block=block_layout(config, factor))
+    folded = Net(Weights(**ends, **_blocks(checkpoint, factor)), _sizes(config.folded(factor)), block)
+    numbers = [factors[:layer].count(each) for layer, each in enumerate(factors)]
+    ends_at = whole.blocks + np.cumsum([block_layout(config, each).size for each in factors])
+    places = [whole.blocks, *ends_at[:-1]]
+    return FoldedNet(*net, folded, np.array([factors, numbers, places], np.int64).T.copy())
 
 
 def _sizes(config: ModelConfig) -> Sizes:
@@ -97,51 +125,66 @@ def _sizes(config: ModelConfig) -> Sizes:
     )
 
 
-def _weights(checkpoint: Checkpoint) -> Weights:
-    config = checkpoint.config
-    c, hidden, labels = config.channels, config.hidden, len(config.labels)
+def _get(checkpoint: Checkpoint, name: str, *shape: int) -> F32:
+    array = checkpoint.weights.get(name)
+    if array is None or array.shape != shape:
+        found = "missing" if array is None else f"of shape {array.shape}"
+        raise CheckpointError(f"weight {name} is {found}; the configuration asks for {shape}")
+    return array
 
-    def get(name: str, *shape: int) -> F32:
-        array = checkpoint.weights.get(name)
-        if array is None or array.shape != shape:
-            found = "missing" if array is None else f"of shape {array.shape}"
-            raise CheckpointError(f"weight {name} is {found}; the configuration asks for {shape}")
-        return array
+
+def _ends(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Weights of the stem and the read-out."""
+    config = checkpoint.config
+    c, labels = config.channels, len(config.labels)
+    get = partial(_get, checkpoint)
+    return {
+        "stem": _matrix([get("stem.weight", c, config.stem_inputs)], rows=padded(config.stem_inputs)),
+        "stem_bias": get("stem.bias", c),
+        "pool_norm": _flat([get("readout.norm.weight", c), get("readout.norm.bias", c)]),
+        "pool_query": _matrix([get("readout.query.weight", config.heads, c)], columns=WIDTH),
+        "pool_age_bias": _flat([_by_slot(get("readout.attend.bias", config.heads, config.pool_span))]),
+        "head": _matrix([get("readout.head.weight", labels, c)], columns=padded(labels)),
+        "head_bias": np.pad(get("readout.head.bias", labels), (0, padded(labels) - labels)),
+    }
+
+
+def _blocks(checkpoint: Checkpoint, factor: int) -> dict[str, Any]:
+    """Weights of the blocks that are folded by a factor; of the plain ones, for 1."""
+    config = checkpoint.config.folded(factor)
+    layers = [layer for layer, each in enumerate(checkpoint.config.factors) if each == factor]
+    c, hidden, ring = config.channels, config.hidden, factor * config.span
 
     def each(name: str, *shape: int) -> list[F32]:
-        return [get(f"blocks.{i}.{name}", *shape) for i in range(config.layers)]
+        return [_get(checkpoint, f"blocks.{i}.{name}", *shape) for i in layers]
 
-    return Weights(
-        stem=_matrix([get("stem.weight", c, config.stem_inputs)], rows=padded(config.stem_inputs)),
-        stem_bias=get("stem.bias", c),
-        norm1=_flat(zip(each("norm1.weight", c), each("norm1.bias", c), strict=True)),
-        qkv=_matrix(each("attention.qkv.weight", 3 * c, c)),
-        qkv_bias=_flat(each("attention.qkv.bias", 3 * c)),
-        age_bias=_flat(_by_slot(b) for b in each("attention.attend.bias", config.heads, config.span)),
-        out=_matrix(each("attention.out.weight", c, c)),
-        out_bias=_flat(each("attention.out.bias", c)),
-        norm2=_flat(zip(each("norm2.weight", c), each("norm2.bias", c), strict=True)),
-        up=_matrix(each("up.weight", hidden, c)),
-        up_bias=_flat(each("up.bias", hidden)),
-        down=_matrix(each("down.weight", c, hidden)),
-        down_bias=_flat(each("down.bias", c)),
-        pool_norm=_flat([get("readout.norm.weight", c), get("readout.norm.bias", c)]),
-        pool_query=_matrix([get("readout.query.weight", config.heads, c)], columns=WIDTH),
-        pool_age_bias=_flat([_by_slot(get("readout.attend.bias", config.heads, config.pool_span))]),
-        head=_matrix([get("readout.head.weight", labels, c)], columns=padded(labels)),
-        head_bias=np.pad(get("readout.head.bias", labels), (0, padded(labels) - labels)),
-    )
+    # Counted back from the newest key, the biases of a token's sub-token `part` begin `part` places further on.
+    biases = each("attention.attend.bias", config.heads, ring + factor - 1)
+    return {
+        "norm1": _flat(zip(each("norm1.weight", c), each("norm1.bias", c), strict=True)),
+        "qkv": _matrix(each("attention.qkv.weight", 3 * c, c)),
+        "qkv_bias": _flat(each("attention.qkv.bias", 3 * c)),
+        "age_bias": _flat(_by_slot(bias[:, part : part + ring]) for bias in biases for part in range(factor)),
+        "out": _matrix(each("attention.out.weight", c, c)),
+        "out_bias": _flat(each("attention.out.bias", c)),
+        "norm2": _flat(zip(each("norm2.weight", c), each("norm2.bias", c), strict=True)),
+        "up": _matrix(each("up.weight", hidden, c)),
+        "up_bias": _flat(each("up.bias", hidden)),
+        "down": _matrix(each("down.weight", c, hidden)),
+        "down_bias": _flat(each("down.bias", c)),
+    }
 
 
 def _matrix(matrices: list[F32], rows: int = 0, columns: int = 0) -> F16:
     """Matrices (out, in) -> one flat array, input-major, padded with zeros to `rows` inputs and `columns` outputs."""
     turned = [np.asarray(m, np.float16).T for m in matrices]
     padding = [((0, max(0, rows - m.shape[0])), (0, max(0, columns - m.shape[1]))) for m in turned]
-    return np.concatenate([np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True)]).view(np.uint16)
+    flat = [np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True)]
+    return np.concatenate([np.zeros(0, np.float16), *flat]).view(np.uint16)
 
 
 def _flat(arrays: Iterable[F32 | tuple[F32, ...]]) -> F32:
-    return np.concatenate([np.asarray(a, np.float32).ravel() for a in arrays])
+    return np.concatenate([np.zeros(0, np.float32), *(np.asarray(a, np.float32).ravel() for a in arrays)])
 
 
 def _by_slot(bias: F32) -> F32:

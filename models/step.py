@@ -2,7 +2,7 @@
 
 Layer-major over a batch of streams: a block's weights are fetched once and serve every stream and token of
 the batch. A stream's state is a row of the cache's arena (`models.cache`); the products that follow only what
-moved are in `models.kernels`.
+moved are in `models.kernels`. Networks with folded layers have a step of their own, `models.folded_step`.
 
 Sums of millions of small additions drift, so each stream rebuilds its sums from its held values every
 `REBASE_TOKENS` tokens, rows taking turns.
@@ -225,6 +225,37 @@ def begin(state, net):
         state[net.layout.frames + i] = np.float32(SILENT)
 
 
+@compiled
+def stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch):
+    """Every stream's new frames into tokens x; arguments as those of `step`."""
+    sizes = net.sizes
+    c, new, at = sizes.channels, sizes.stride * sizes.bands, 0
+    for b in range(len(rows)):
+        row = rows[b]
+        if tokens[row] == 0:
+            begin(state[row], net)
+        for n in range(counts[b]):
+            turn = turn_of(tokens[row] + n, row, sizes.span)
+            stem_step(frames, at * new, x, at * c, state[row], turn, thetas[b, 0], net, scratch, macs[row, 0])
+            at += 1
+
+
+@compiled
+def readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logits, net, scratch):
+    """Every stream's tokens x into logits, and on with the streams; arguments as those of `step`."""
+    sizes = net.sizes
+    c, last, at = sizes.channels, sizes.layers + 1, 0
+    for b in range(len(rows)):
+        row = rows[b]
+        theta, prune, done, left = thetas[b, last], prunes[b, sizes.layers], macs[row, last], pruned[row]
+        for n in range(counts[b]):
+            turn = turn_of(tokens[row] + n, row, sizes.pool_span)
+            place = at * sizes.labels
+            readout_step(x, at * c, state[row], turn, theta, prune, net, scratch, done, left, logits, place)
+            at += 1
+        tokens[row] += counts[b]
+
+
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True, _nrt=False)
 def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, logits, net, scratch):
     """Advance a batch of streams by `counts` tokens each; `models.network.Network.step` is the public face.
@@ -236,17 +267,8 @@ def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, l
     bands of network input; x (sum of counts) * C and logits (sum of counts) * labels are the result: what the read-
     out pooled at each token, and what the head says of it.
     """
-    sizes, layout = net.sizes, net.layout
-    c, new, last = sizes.channels, sizes.stride * sizes.bands, sizes.layers + 1
-    at = 0
-    for b in range(len(rows)):
-        row = rows[b]
-        if tokens[row] == 0:
-            begin(state[row], net)
-        for n in range(counts[b]):
-            turn = turn_of(tokens[row] + n, row, sizes.span)
-            stem_step(frames, at * new, x, at * c, state[row], turn, thetas[b, 0], net, scratch, macs[row, 0])
-            at += 1
+    sizes, layout, c = net.sizes, net.layout, net.sizes.channels
+    stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch)
     for layer in range(sizes.layers):
         place, at = layout.blocks + layer * layout.block.size, 0
         for b in range(len(rows)):
@@ -256,13 +278,4 @@ def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, l
                 turn = turn_of(tokens[row] + n, row, sizes.span)
                 block_step(x, at * c, state[row], place, layer, turn, theta, prune, net, scratch, done, left)
                 at += 1
-    at = 0
-    for b in range(len(rows)):
-        row = rows[b]
-        theta, prune, done, left = thetas[b, last], prunes[b, sizes.layers], macs[row, last], pruned[row]
-        for n in range(counts[b]):
-            turn = turn_of(tokens[row] + n, row, sizes.pool_span)
-            place = at * sizes.labels
-            readout_step(x, at * c, state[row], turn, theta, prune, net, scratch, done, left, logits, place)
-            at += 1
-        tokens[row] += counts[b]
+    readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logits, net, scratch)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from models.checkpoint import DENSE, Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
-from models.counting import fold_factors
 from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
 from models.folding import network_of
@@ -101,7 +100,7 @@ def _newest(name: str, tokens: int, config: ModelConfig) -> tuple[Any, ...]:
     if not name.startswith(("keys.", "values.")):
         return ()
     block = name.partition(".block")[2]
-    factor = fold_factors(config)[int(block)] if block else 1
+    factor = config.factors[int(block)] if block else 1
     return slice(None), slice(-tokens * factor, None)
 
 
@@ -201,7 +200,7 @@ class TorchNetwork:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, torch.device(device)
         self.model = network_of(self.config)
-        for layer, factor in enumerate(fold_factors(self.config)):
+        for layer, factor in enumerate(self.config.factors):
             if factor == 1:
                 self.model.blocks[layer].attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
         self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
@@ -277,7 +276,7 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
     channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
     total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
     total[:, 0, 0] = channels["stem"].sum(1) * c
-    for layer, factor in enumerate(fold_factors(config)):
+    for layer, factor in enumerate(config.factors):
         thin, part = c // factor, max(1, heads // factor)
         old_keys, leaves = factor * np.minimum(before, config.span - 1), factor**2 * part * (before >= config.span)
         outputs = {"query": old_keys, "weights": thin // part, "up": config.hidden // factor, "qkv": 3 * thin}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.config import SILENCE, UNKNOWN, ModelConfig
-from models.counting import causal_macs, fold_factors
+from models.counting import causal_macs
 from models.data import CLIP_FRAMES, CLIP_SAMPLES, Corpus
 from models.engines import AnyNetwork, make_network
 from models.features import Array, network_input
@@ -43,8 +43,7 @@ class Validation:
 
         `done` is the share of the causal baseline's MACs.
         """
-        folded = max(fold_factors(self.config)) > 1
-        network = make_network(checkpoint, "torch" if folded else "kernels")
+        network = make_network(checkpoint)
         unknown, silence = self.config.labels.index(UNKNOWN), self.config.labels.index(SILENCE)
         figures = {}
         for point in network.points:

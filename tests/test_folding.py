@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import Checkpoint
+from client.connection import connect
+from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.config import ConfigError, ModelConfig, gate_names
 from models.counting import Count, causal_macs, count
 from models.finetune import _mac_shares
 from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
-from models.network import Network
+from models.offline import judge
 from models.torch_network import TorchNetwork
 from models.transformer import Gates, Past, StreamingKWT
+from service.protocol import Scores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 SMALL = ModelConfig(channels=12, layers=3, heads=2, hidden=24, span=4)
-
-
-@dataclass(frozen=True)
-class Folded(ModelConfig):
-    """A configuration that says which layers fold."""
-
-    folds: tuple[int, ...] = (1, 2, 3)
-
-
-FOLDED = Folded(**{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name != "folds"})
+FOLDED = replace(SMALL, folds=(1, 2, 3))
 GATED = {name: 0.02 if name.endswith("weights") else 0.3 for name in gate_names(SMALL)}
 
 
@@ -106,11 +104,6 @@ def test_prices_of_gates_follow_the_folds() -> None:
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert shares["block2.up"] == pytest.approx(shares["block0.up"] / 3)
     assert shares["block2.query"] == pytest.approx(3 * shares["block0.query"])
-
-
-def test_folded_layers_are_not_compiled(engine: TorchNetwork) -> None:
-    with pytest.raises(ConfigError, match="run them in the torch engine"):
-        Network(engine.checkpoint)
 
 
 def test_a_quarter_of_the_default_networks_memory_is_saved() -> None:
@@ -203,3 +196,24 @@ def test_factors_that_do_not_fit_are_refused() -> None:
         FoldedKWT(SMALL, (2,))
     with pytest.raises(ConfigError, match="multiples of 5"):
         FoldedKWT(SMALL, (5, 1, 1))
+
+
+@pytest.fixture
+def served(tmp_path: Path, serving: Any) -> Iterator[tuple[Any, Checkpoint]]:
+    """A server of a folded network with random weights."""
+    torch.manual_seed(5)
+    config = ModelConfig(layers=2, folds=(1, 2))
+    weights = {name: tensor.numpy() for name, tensor in network_of(config).state_dict().items()}
+    save(Checkpoint(config, weights, {"shipped": dict.fromkeys(gate_names(config), 0.05)}), tmp_path / "folded")
+    with serving(model=tmp_path / "folded") as running:
+        yield running, load_checkpoint(tmp_path / "folded")
+
+
+async def test_a_folded_network_is_served(served: tuple[Any, Checkpoint], spoken: np.ndarray) -> None:
+    running, checkpoint = served
+    async with connect(running.stream, scores=True, point="dense") as spotter:
+        await spotter.send(spoken.astype("<i2").tobytes())
+        await spotter.finish()
+        heard = [event.posteriors async for event in spotter if isinstance(event, Scores)]
+    ((wanted, _),) = judge(TorchNetwork(checkpoint), [spoken], point="dense")
+    np.testing.assert_allclose(np.concatenate(heard), wanted, atol=1e-3)

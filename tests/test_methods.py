@@ -7,7 +7,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
 from models.data import Item, pad_clip, read_audio, split_of, walk
 from models.evaluate import LabelledClips
+from models.folding import network_of
 from models.kwt import KWT
 from models.kwt_weights import KWTConfig
 from models.methods import (
@@ -127,7 +128,7 @@ def test_pruning_of_the_streaming_network_is_for_its_own_weights_only(clips: Lab
 
 def test_engines_rows_have_names_of_their_own_and_say_what_they_read(clips: LabelledClips) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
+    config = ModelConfig(channels=32, heads=2, layers=2, hidden=32)
     weights = {name: value.numpy() for name, value in StreamingKWT(config).state_dict().items()}
     gates = dict.fromkeys(gate_names(config), 0.01)
     checkpoint = Checkpoint(config, weights, {"dense": dict.fromkeys(gates, 0.0), "shipped": gates})
@@ -142,8 +143,12 @@ def test_engines_rows_have_names_of_their_own_and_say_what_they_read(clips: Labe
     assert silent == sorted(silent)
     assert silent[-1] > rows[0].macs_cut_products
     (plain,) = folding_rows(Checkpoint(config, weights), clips)
-    assert (plain.method, plain.setting) == ("folding", "1,1, dense, torch engine")
+    assert (plain.method, plain.setting) == ("folding", "1,1, dense, compiled")
     assert plain.accuracy == rows[0].accuracy
+    folded = replace(config, folds=(1, 2))
+    weights = {name: value.numpy() for name, value in network_of(folded).state_dict().items()}
+    (thin,) = folding_rows(Checkpoint(folded, weights), clips)
+    assert (thin.setting, thin.parameters < plain.parameters) == ("1,2, dense, compiled", True)
 
 
 def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:

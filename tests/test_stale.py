@@ -51,7 +51,10 @@ def test_what_is_inlined_is_renewed_and_the_rest_is_kept(tmp_path: Path) -> None
     assert run(tmp_path, "outer.py").split() == ["2", "0"]
 
 
-@pytest.mark.parametrize(("module", "kernel"), [("models.step", "step"), ("models.spectrum", "mel_energies")])
+@pytest.mark.parametrize(
+    ("module", "kernel"),
+    [("models.step", "step"), ("models.folded_step", "folded_step"), ("models.spectrum", "mel_energies")],
+)
 def test_ours_are_watched(tmp_path: Path, module: str, kernel: str) -> None:
     ask = f"import {module}; print({module}.{kernel}.stats.cache_path)"
     kept, stale = (Path(run(tmp_path, "-c", ask, NUMBA_CACHE_DIR=str(tmp_path)).strip()) / f"{n}.nbi" for n in "ab")

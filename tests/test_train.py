@@ -252,7 +252,7 @@ def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> 
 
 
 def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tmp_path: Path) -> None:
-    """Its state and its checkpoint keep its folds; validation judges it in the torch engine."""
+    """Its state and its checkpoint keep its folds; validation judges it in the compiled step."""
     config = replace(CONFIG, layers=2, folds=(1, 2))
     dense = new_state(config, RECIPE, SCHEDULE, Dense(config, RECIPE))
     assert list(train(dense, data, tmp_path / "dense", cache))[-1].validation["dense"]["done"] > 0.5
