@@ -21,7 +21,7 @@ it does meets the target. Knows no detector: it is handed in, as in `models.eval
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -44,6 +44,8 @@ FLOOR = 0.2
 LAXEST, STRICTEST = -1.2, 5.0
 """Least and largest shift of all thresholds that are tried, on the logit scale."""
 STEPS = (0.4, 0.1)
+CHOOSING = 4.0
+"""Multiple of the target at which smoothing and silence's odds are chosen, as the multiples below are."""
 LENIENT = (1.0, 2.0, 4.0, 8.0)
 """Multiples of the target for which thresholds are balanced before all of them move together to meet it: a handful of
 false alarms says little about which keyword owes them, more of them say more."""
@@ -56,7 +58,7 @@ class Goal:
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
     windows: tuple[int, ...] = (8, 11, 14, 17)
-    silences: tuple[float, ...] = (0.0, 3.0)
+    silences: tuple[float, ...] = (0.0, 1.5, 3.0)
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
     refractory_ms: int = 600
@@ -84,13 +86,17 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
         The calibration, as a checkpoint keeps it, and what the detector does with it on these streams.
     """
     allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
-    candidates = []
-    for window, patience, silence in product(goal.windows, goal.patiences, goal.silences):
-        scores = gather(heard, window, patience, silence, config, goal)
-        for factor in LENIENT:
-            calibration = compose(optimise(scores, factor * allowed), window, patience, silence, goal)
-            candidates.append(settle(heard, calibration, detect, config, goal))
-    return min(candidates, key=lambda candidate: _loss(candidate[1], goal))
+    shapes = {
+        shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
+    }
+
+    def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
+        calibration = compose(optimise(shapes[shape], factor * allowed), *shape, goal)
+        return settle(heard, calibration, detect, config, aim)
+
+    laxer = replace(goal, false_alarms_per_hour=CHOOSING * goal.false_alarms_per_hour)
+    chosen = min(shapes, key=lambda shape: _loss(settled(shape, CHOOSING, laxer)[1], goal))
+    return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal))
 
 
 def _loss(outcome: Tally, goal: Goal) -> tuple[float, float]:

@@ -6,6 +6,7 @@ out on the clock, and folded layers fold. Hybrid pruning by blocks is the torch 
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,10 @@ def _pruning_rows(checkpoint: Checkpoint, clips: LabelledClips, learned: Mapping
 def folding_rows(checkpoint: Checkpoint, clips: LabelledClips) -> Iterator[Row]:
     """Every operating point of a folded checkpoint, in the compiled step."""
     network, factors = Network(checkpoint), ",".join(map(str, checkpoint.config.factors))
+    seed = json.loads(checkpoint.metadata.get("schedule", "{}")).get("seed", "unknown")
     network.warm_up()
     for point in network.points:
-        yield _compiled_row(network, clips, point, "folding", f"{factors}, {point}")
+        yield _compiled_row(network, clips, point, "folding", f"{factors}, seed {seed}, {point}")
 
 
 def _compiled_row(network: Network, clips: LabelledClips, point: str, method: str, setting: str) -> Row:

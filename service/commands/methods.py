@@ -28,7 +28,8 @@ def methods(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Streaming checkpoint; the shipped one if left out.")] = None,
     folded: Annotated[
-        Path | None, typer.Option(help="Streaming checkpoint with folded layers, for rows of its own.")
+        list[Path] | None,
+        typer.Option(help="Streaming checkpoint with folded layers, for rows of its own. Repeatable."),
     ] = None,
     learn: Annotated[
         list[str] | None,
@@ -76,7 +77,8 @@ def methods(
     extra = pruning_tuned.load(kwt, tuned) if kwt else None
     rows = list(_told(stock_rows(kwt, clips, learned, extra), table)) if kwt else []
     rows += _told(streaming_rows(Network(checkpoint), clips, learned), table)
-    rows += _told(folding_rows(load_checkpoint(folded), clips), table) if folded else []
+    for path in folded or ():
+        rows += _told(folding_rows(load_checkpoint(path), clips), table)
     sliding = list(_told(sliding_rows(kwt.config, kwt.weights(), end_to_end(clips)), sliding_table)) if kwt else []
     if report:
         write_report(rows, sliding, report, f"{len(clips.samples)} clips, split: {split}")
