@@ -143,12 +143,12 @@ def test_engines_rows_have_names_of_their_own_and_say_what_they_read(clips: Labe
     assert silent == sorted(silent)
     assert silent[-1] > rows[0].macs_cut_products
     (plain,) = folding_rows(Checkpoint(config, weights), clips)
-    assert (plain.method, plain.setting) == ("folding", "1,1, dense, compiled")
+    assert (plain.method, plain.setting) == ("folding", "1,1, seed unknown, dense, compiled")
     assert plain.accuracy == rows[0].accuracy
     folded = replace(config, folds=(1, 2))
     weights = {name: value.numpy() for name, value in network_of(folded).state_dict().items()}
     (thin,) = folding_rows(Checkpoint(folded, weights), clips)
-    assert (thin.setting, thin.parameters < plain.parameters) == ("1,2, dense, compiled", True)
+    assert (thin.setting, thin.parameters < plain.parameters) == ("1,2, seed unknown, dense, compiled", True)
 
 
 def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:

@@ -238,7 +238,7 @@ def test_a_folded_layer_takes_the_same_memory_but_for_its_rows_of_scores() -> No
     plain, folded = block_layout(CONFIG), block_layout(CONFIG, 2)
     more = (2 * 2 * CONFIG.folded(2).heads - CONFIG.heads) * CONFIG.span
     assert folded.size - plain.size == 2 * more
-    assert Cache(CONFIG, 1).state.shape[1] == NETWORK.net.layout.size
+    assert Cache(CONFIG, 1).layout.size == NETWORK.net.layout.size
 
 
 @pytest.mark.parametrize(("channels", "folds", "match"), [(32, (4,), "head_channels folded by 4"), (96, (5,), "of 5")])
