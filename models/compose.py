@@ -104,10 +104,13 @@ class Composer:
 
     def _background(self, stream: Tensor, level: Tensor, alone: Tensor) -> Tensor:
         """Noise at a random distance below the speech's mean level, and now and then other people: (B, T, M)."""
-        recipe, streams = self.recipe, len(stream)
-        noise, second = self._noise(streams), self._noise(streams)
-        mixed = self.chance.uniform((streams, 1, 1)) < recipe.mixed
-        noise = noise + second * decibels(self.chance.uniform((streams, 1, 1), *recipe.mixed_db)) * mixed
+        recipe, (streams, length, _) = self.recipe, stream.shape
+        start = self.chance.integers(0, len(self.noise) - length, (streams, 1))
+        noise = self.noise[start + torch.arange(length)].float()
+        backwards = self.chance.uniform((streams,)) < recipe.reversed
+        noise[backwards] = noise[backwards].flip(1)
+        noise = expand(self.speaker.perturb(noise))
+        noise *= decibels(self._colour(streams, -recipe.colour_db, recipe.colour_db))
         mean = noise.mean(dim=(1, 2), keepdim=True).clamp(min=ENERGY_FLOOR / 100)
         snr = self.chance.uniform((streams, 1, 1), *recipe.snr_db)
         noisy = self.chance.uniform((streams, 1, 1)) < recipe.noisy
@@ -119,16 +122,6 @@ class Composer:
         quiet = quiet / decibels(self.chance.uniform((streams, 1, 1), *recipe.babble_snr_db))
         babble = (self.chance.uniform((streams, 1, 1)) < recipe.babble) & ~alone[:, None, None]
         return background + others * quiet * babble + self._bursts(stream.shape) * level
-
-    def _noise(self, streams: int) -> Tensor:
-        """Noise at its own level, perturbed, its bands bent up and down: (B, T, M)."""
-        recipe = self.recipe
-        start = self.chance.integers(0, len(self.noise) - self.frames, (streams, 1))
-        noise = self.noise[start + torch.arange(self.frames)].float()
-        backwards = self.chance.uniform((streams,)) < recipe.reversed
-        noise[backwards] = noise[backwards].flip(1)
-        colour = self._colour(streams, -recipe.colour_db, recipe.colour_db)
-        return expand(self.speaker.perturb(noise)) * decibels(colour)
 
     def _colour(self, streams: int, low: float, high: float) -> Tensor:
         """A smooth random curve over the bands, in dB: (B, 1, M)."""
