@@ -21,7 +21,6 @@ from torch import Tensor
 from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ConfigError, ModelConfig
-from models.counting import fold_factors
 from models.folding import network_of
 from models.recipe import Recipe
 from models.transformer import StreamingKWT
@@ -115,7 +114,7 @@ def new_state(
         torch.manual_seed(schedule.seed)
         model = network_of(config)
     if start:
-        folds = zip(fold_factors(config), fold_factors(start.config), strict=True)
+        folds = zip(config.factors, start.config.factors, strict=True)
         anew = tuple(f"blocks.{layer}." for layer, (mine, theirs) in enumerate(folds) if mine != theirs)
         taken = {name: torch.tensor(a) for name, a in start.weights.items() if not name.startswith(anew)}
         model.load_state_dict(model.state_dict() | taken)
