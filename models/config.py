@@ -83,7 +83,7 @@ class ModelConfig:
             raise ConfigError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
         if self.kernel < self.stride:
             raise ConfigError(f"kernel ({self.kernel}) must be at least stride ({self.stride}), or frames are lost")
-        if self.folds and len(self.folds) != self.layers:
+        if self.folds and (len(self.folds) != self.layers or min(self.folds) < 1):
             raise ConfigError(f"folds must have one factor for each of {self.layers} layers, got {self.folds}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels must be distinct, got {self.labels}")

@@ -264,5 +264,8 @@ def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tm
     assert report.validation[LEARNED]["done"] < 1
     with pytest.raises(TrainingError, match="for the dense stage"):
         begin(Stage.GATED, tmp_path / "dense" / MODEL, steps=2, seed=0, folds=(1, 2))
-    with pytest.raises(ConfigError, match="one factor for each of 8 layers"):
-        begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2))
+    for folds in ((1, 2), (0,) * 8):
+        with pytest.raises(ConfigError, match="one factor for each of 8 layers"):
+            begin(Stage.DENSE, None, steps=2, seed=0, folds=folds)
+    with pytest.raises(TrainingError, match="one factor beside 1"):
+        begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2, 3, 1, 1, 1, 1, 1))

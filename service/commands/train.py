@@ -114,6 +114,8 @@ def begin(
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
     if folds and stage is Stage.GATED:
         raise TrainingError("--fold is for the dense stage; the gated one keeps the folds of its checkpoint")
+    if len(set(folds) - {1}) > 1:
+        raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
     start = load_checkpoint(init) if init else None
     if stage is Stage.GATED:
         start = start or load_checkpoint(shipped_path())
