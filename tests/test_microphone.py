@@ -45,6 +45,7 @@ class Room:
             "PULSE_SOURCE": "stage.monitor",
         }
         self.folder = folder
+        self.playing: list[asyncio.subprocess.Process] = []
 
     async def start(self, *command: str, stdout: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -55,7 +56,8 @@ class Room:
         return await (await self.start("pactl", *words)).wait() == 0
 
     async def play(self, recording: Path) -> asyncio.subprocess.Process:
-        return await self.start("paplay", str(recording))
+        self.playing.append(await self.start("paplay", str(recording)))
+        return self.playing[-1]
 
     @asynccontextmanager
     async def listening(self, port: int) -> AsyncIterator[AsyncIterator[dict]]:
@@ -90,7 +92,8 @@ async def room(tmp_path):
             assert sound.returncode is None, "PulseAudio did not start"
     yield room
     sound.terminate()
-    await sound.wait()
+    for process in (sound, *room.playing):  # whoever still plays ends with the sound server
+        await process.wait()
 
 
 @pytest.fixture(scope="module")
