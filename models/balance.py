@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.config import SILENCE
-from models.network import Network
 from models.validation import posteriors_on
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from models.checkpoint import Checkpoint
     from models.features import Array
+    from models.network import Network
     from models.validation import Validation
 
 BIAS = "readout.head.bias"
@@ -34,18 +34,18 @@ GRID = np.arange(-3.0, 3.01, 0.25)
 TINY = 1e-12
 
 
-def balance(checkpoint: Checkpoint, point: str, heard: Validation) -> tuple[Checkpoint, float]:
+def balance(network: Network, point: str, heard: Validation) -> tuple[Checkpoint, float]:
     """Move the read-out's bias of silence.
 
     Args:
-        checkpoint: any of ours.
+        network: with the checkpoint that shall be balanced.
         point: the operating point at which it shall be balanced.
         heard: clips and noise that choose.
 
     Returns:
         The checkpoint, and by how much it was moved.
     """
-    network, silence = Network(checkpoint), checkpoint.config.labels.index(SILENCE)
+    checkpoint, silence = network.checkpoint, network.config.labels.index(SILENCE)
     parts = [posteriors_on(network, point, pixels)[0] for pixels in (heard.clips, heard.noise)]
     labels = np.concatenate((heard.labels, np.full(len(heard.noise), silence)))
     moved = best(np.concatenate(parts), labels, silence)

@@ -45,7 +45,7 @@ def test_only_one_bias_of_the_checkpoint_changes_and_the_verdicts_follow() -> No
     words = np.array(["yes", "no", "bed", "cat"] * 6)
     noise = [rng.integers(0, 40, (5 * CLIP_FRAMES, bands)).astype(np.uint8)]
     heard = Validation(Corpus(pixels, words, np.ones(24, bool), noise), CONFIG)
-    balanced, moved = balance(checkpoint, "dense", heard)
+    balanced, moved = balance(Network(checkpoint), "dense", heard)
     assert moved in GRID
     difference = balanced.weights[BIAS] - weights[BIAS]
     assert difference == pytest.approx([moved if label == SILENCE else 0.0 for label in CONFIG.labels])

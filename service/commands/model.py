@@ -105,11 +105,11 @@ def balance_command(
     from models.balance import balance
     from models.validation import Validation
 
-    checkpoint = load_checkpoint(model or shipped_path())
+    network = Network(load_checkpoint(model or shipped_path()))
     with console.status("reading recordings of training speakers"), kept(cache) as folder:
-        heard = Validation(load_corpus(data, "training", folder), checkpoint.config)
+        heard = Validation(load_corpus(data, "training", folder), network.config)
     with console.status("judging them"):
-        balanced, moved = balance(checkpoint, usual_point(Network(checkpoint), point), heard)
+        balanced, moved = balance(network, usual_point(network, point), heard)
     save(balanced, output)
     console.print(f"silence {moved:+.2f}")
 

@@ -22,36 +22,19 @@ from models.network import Network
 from models.operating import prune_names
 from models.step import REBASE_TOKENS
 from models.torch_network import TorchNetwork
+from tests.parity.test_kernels import TOLERANCE, checkpoint_of, deviations, randomise
+from tests.parity.test_kernels import expected as judged
+from tests.parity.test_kernels import noise as wandering
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=3, hidden=64, span=16, folds=(2, 1, 2))
 BY_THREE = ModelConfig(channels=48, heads=1, layers=2, hidden=48, span=16, folds=(1, 3))
-TOLERANCE = 1e-4
 STREAMS, TOKENS = 6, 48
 
 
 def reference(config: ModelConfig = CONFIG) -> FoldedKWT:
-    """Random weights, every bias and gain included; biases by distance so large that no two may be confused."""
+    """Random weights; biases by distance are so large that no two may be confused."""
     torch.manual_seed(0)
-    model = network_of(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (1.0 if name.endswith("attend.bias") else 0.1))
-            parameter.copy_(parameter.half())  # as checkpoints hold matrices
-    return model.eval()
-
-
-def points(config: ModelConfig) -> dict[str, dict[str, float]]:
-    """A mild and a strong operating point, each gate at a threshold of its own."""
-    rng = np.random.default_rng(0)
-    names = gate_names(config)
-    scale = [0.02 if name.endswith("weights") else 1.0 for name in names]
-    strong = dict(zip(names, (rng.uniform(0.1, 0.4, len(names)) * scale).tolist(), strict=True))
-    return {"mild": {name: theta / 10 for name, theta in strong.items()}, "strong": strong}
-
-
-def checkpoint_of(model: FoldedKWT) -> Checkpoint:
-    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return Checkpoint(model.config, weights, points(model.config))
+    return randomise(network_of(config), bias=1.0)
 
 
 MODEL = reference()
@@ -60,21 +43,11 @@ FOLDED_GATES = [name for name in gate_names(CONFIG) if name.startswith(("block0"
 
 
 def noise(streams: int = STREAMS, tokens: int = TOKENS, seed: int = 0) -> Array:
-    """Frames that wander, now and then jump and now and then stand still: (streams, tokens, stride, bands)."""
-    rng = np.random.default_rng(seed)
-    shape = (streams, tokens, CONFIG.stride, CONFIG.frontend.bands)
-    jumps = rng.normal(0, 1.0, shape) * (rng.random(shape[:2]) < 0.3)[..., None, None]
-    frames = np.cumsum(rng.normal(0, 0.1, shape), axis=1) + jumps
-    still = rng.random(shape[:2]) < 0.2
-    frames[:, 1:][still[:, 1:]] = frames[:, :-1][still[:, 1:]]
-    return frames.astype(np.float32)
+    return wandering(streams, tokens, seed, CONFIG)
 
 
-@torch.no_grad()
 def expected(frames: Array, point: str = "dense", scale: float = 1.0, model: FoldedKWT = MODEL) -> Array:
-    """The reference's logits for whole streams: (B, N, K)."""
-    theta = None if point == "dense" else {name: t * scale for name, t in points(model.config)[point].items()}
-    return model(torch.from_numpy(frames).flatten(1, 2), None, theta)[0].numpy()
+    return judged(frames, point, scale, model)
 
 
 def whole(network: AnyNetwork, frames: Array, point: str = "dense", scale: float = 1.0) -> tuple:
@@ -85,11 +58,6 @@ def whole(network: AnyNetwork, frames: Array, point: str = "dense", scale: float
     counts = np.full(len(frames), frames.shape[1])
     answers = network.embed(cache, streams, frames.reshape(-1, *frames.shape[2:]), counts)
     return *(answer.reshape(*frames.shape[:2], -1) for answer in answers), cache
-
-
-def deviations(got: Array, wanted: Array) -> Array:
-    """Largest difference of each stream: (B,)."""
-    return np.abs(got - wanted).max(axis=(1, 2))
 
 
 @pytest.mark.parametrize(

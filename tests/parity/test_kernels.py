@@ -27,15 +27,18 @@ TOLERANCE = 1e-4
 STREAMS, TOKENS = 8, 48
 
 
-def reference(config: ModelConfig = CONFIG) -> StreamingKWT:
-    """Random weights, every bias and gain included."""
-    torch.manual_seed(0)
-    model = StreamingKWT(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-            parameter.copy_(parameter.half())  # as checkpoints hold matrices
+@torch.no_grad()
+def randomise(model: StreamingKWT, bias: float = 0.1) -> StreamingKWT:
+    """Random weights, every gain and bias included; those by distance spread by `bias`."""
+    for name, parameter in model.named_parameters():
+        parameter.add_(torch.randn_like(parameter) * (bias if name.endswith("attend.bias") else 0.1))
+        parameter.copy_(parameter.half())  # as checkpoints hold matrices
     return model.eval()
+
+
+def reference(config: ModelConfig = CONFIG) -> StreamingKWT:
+    torch.manual_seed(0)
+    return randomise(StreamingKWT(config))
 
 
 def points(config: ModelConfig) -> dict[str, dict[str, float]]:
@@ -47,9 +50,13 @@ def points(config: ModelConfig) -> dict[str, dict[str, float]]:
     return {"mild": {name: theta / 10 for name, theta in strong.items()}, "strong": strong}
 
 
-def compiled(model: StreamingKWT) -> Network:
+def checkpoint_of(model: StreamingKWT) -> Checkpoint:
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return Network(Checkpoint(model.config, weights, points(model.config)))
+    return Checkpoint(model.config, weights, points(model.config))
+
+
+def compiled(model: StreamingKWT) -> Network:
+    return Network(checkpoint_of(model))
 
 
 MODEL = reference()
