@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from models.cache import GIVES_BACK
 from models.features import FrameStream, Tokens
 from models.network import Network
 from models.offline import judge
@@ -119,6 +120,18 @@ async def test_reset_and_reuse_leave_nothing_behind(network: Network, spoken: np
         other, fresh = admitted(engine)
         other.submit(tokens)
         np.testing.assert_allclose(await fresh.wait(len(tokens)), twice[: len(tokens)], atol=1e-6)
+
+
+@pytest.mark.skipif(not GIVES_BACK, reason="this system takes no pages back")
+async def test_memory_of_a_closed_stream_goes_back(network: Network, spoken: np.ndarray) -> None:
+    async with running(network, slots=1) as engine:
+        slot, listener = admitted(engine)
+        slot.submit(tokens_in(network, spoken[:16_000])[:3])
+        await listener.wait(3)
+        assert slot.hosted.cache.state[slot.row].any()
+        slot.close()
+        await cleared(engine)
+        assert not slot.hosted.cache.state[slot.row].any()
 
 
 async def cleared(engine: Engine) -> None:
