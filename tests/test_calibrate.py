@@ -19,8 +19,8 @@ from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS, SILENCE, ModelConfig
 from models.evaluate_streams import Heard, expit, logit, total
 from models.streams import SAMPLE_RATE, Stream, Utterance
-from service.commands.evaluate import detector
 from service.commands.model import app
+from service.commands.replay import detector
 from service.detector import Detector, Rule
 
 CONFIG = ModelConfig()

@@ -45,7 +45,7 @@ from models.streams import Stream, Utterance
 from service.commands import enroll as command
 from service.commands import model
 from service.commands.detect import here
-from service.commands.evaluate import detector
+from service.commands.replay import detector
 from service.protocol import Detection, Enrolled, KeywordSettings
 from tests.conftest import ROOT, Running
 

@@ -38,8 +38,9 @@ from models.streams import (
     telephone,
     write_labels,
 )
-from service.commands.evaluate import app, detector
+from service.commands.evaluate import app
 from service.commands.evaluate_socket import Answer, judge, listen_to_all, single_words
+from service.commands.replay import detector
 
 CONFIG = ModelConfig()
 SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import soundfile
 import typer
@@ -19,20 +18,18 @@ from rich.progress import track
 from rich.table import Table
 
 from models.checkpoint import load_checkpoint, shipped_path
-from models.config import ModelConfig
 from models.data import AUDIO, DataError, read_audio, walk
 from models.evaluate import ALL, ClipReport, cut_silence, join, judge_clips, read_clips
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
-from models.evaluate_streams import Calibration, Detect, Heard, hear, total, trade_off
-from models.features import Array
+from models.evaluate_streams import Detect, Heard, hear, total, trade_off
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
 from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.methods import methods
+from service.commands.replay import detector
 from service.commands.tables import show
-from service.detector import Detector, Hit, Rule
 
 app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
 app.command()(socket)
@@ -41,8 +38,6 @@ app.command()(methods)
 app.command()(self_check)
 console = Console(stderr=True)
 
-PIECE: Final = 16
-"""Tokens handed to the detector at once; it skips a piece in which nothing stirs."""
 
 Data = Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
@@ -70,23 +65,6 @@ def usual_point(network: Network, wanted: str | None) -> str:
     if point not in network.points:
         raise DataError(f"no operating point {point!r}: this checkpoint has {', '.join(network.points)}")
     return point
-
-
-def detector(config: ModelConfig) -> Detect:
-    """What the server detects with, as the evaluation calls it."""
-
-    def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
-        refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
-        rules = {
-            word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))
-            for word, rule in calibration["keywords"].items()
-        }
-        window, margin = calibration["window_tokens"], calibration["margin"]
-        spotter = Detector(config.labels, rules, window, margin, calibration.get("silence", 0.0))
-        pieces = (posteriors[start : start + PIECE] for start in range(0, len(posteriors), PIECE))
-        return list(chain.from_iterable(map(spotter.feed, pieces)))
-
-    return detect
 
 
 @app.command()

@@ -36,7 +36,8 @@ def enroll(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Judge keywords from 3, 5 and 10 recordings, of words that the network knows as unknown only; some minutes."""
-    from service.commands.evaluate import detector, usual_point
+    from service.commands.evaluate import usual_point
+    from service.commands.replay import detector
 
     network = Network(load_checkpoint(model or shipped_path()))
     point = usual_point(network, None)

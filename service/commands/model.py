@@ -22,8 +22,9 @@ from models.evaluate import read_clips
 from models.evaluate_sets import gather_material, standard_sets
 from models.evaluate_streams import hear
 from models.network import Network
-from service.commands.evaluate import AsJson, Model, Point, Seed, detector, read_streams, streams_table, usual_point
+from service.commands.evaluate import AsJson, Model, Point, Seed, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
+from service.commands.replay import detector
 from service.commands.tables import show
 
 app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and export checkpoints.")

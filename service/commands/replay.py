@@ -1,0 +1,34 @@
+"""The server's detector, run over posteriors that are there already. Knows no network and no recordings."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from models.streams import SAMPLE_RATE
+from service.detector import Detector, Hit, Rule
+
+if TYPE_CHECKING:
+    from models.config import ModelConfig
+    from models.evaluate_streams import Calibration, Detect
+    from models.features import Array
+
+PIECE: Final = 16
+"""Tokens handed to the detector at once; it skips a piece in which nothing stirs."""
+
+
+def detector(config: ModelConfig) -> Detect:
+    """What the server detects with, as the evaluation calls it."""
+
+    def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
+        refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
+        rules = {
+            word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))
+            for word, rule in calibration["keywords"].items()
+        }
+        window, margin = calibration["window_tokens"], calibration["margin"]
+        spotter = Detector(config.labels, rules, window, margin, calibration.get("silence", 0.0))
+        pieces = (posteriors[start : start + PIECE] for start in range(0, len(posteriors), PIECE))
+        return list(chain.from_iterable(map(spotter.feed, pieces)))
+
+    return detect
