@@ -19,6 +19,7 @@ from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.config import KEYWORDS
 from models.engines import make_network
 from models.kwt_weights import KWTFileError, is_stock
+from service import heap
 from service.auth import Anyone, Guard, Keys
 from service.engine import Engine, clock
 from service.errors import Capacity, Draining, UnknownModel
@@ -45,6 +46,8 @@ DEFAULT = "default"
 CHECK_S = 1.0
 COUNTED = 5
 """Streams are looked after every `CHECK_S`; the metrics are told of one in this many of them each time."""
+TRIM_S = 10.0
+"""Time between two moments at which memory of what is over is given back."""
 LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
@@ -104,7 +107,7 @@ class Server:
         self._make_room()
         gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True
-        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._check_models())]
+        self._tasks = [asyncio.create_task(task) for task in (self._watch(), self._check_models(), self._tidy())]
 
     async def reload(self) -> None:
         """Read all checkpoints again; open streams keep the network they have.
@@ -258,6 +261,12 @@ class Server:
                 for errors in await asyncio.to_thread(hosted.check.recompute):
                     for error in errors.tolist():
                         self.metrics.self_checked(error)
+
+    async def _tidy(self) -> None:
+        """Give back what streams and connections left, beside the event loop."""
+        while True:
+            await asyncio.sleep(TRIM_S)
+            await asyncio.to_thread(heap.trim)
 
     def _tell_shedding(self, shedding: bool) -> None:
         code = WarningCode.SHEDDING if shedding else WarningCode.RESTORED
