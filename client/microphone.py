@@ -69,7 +69,7 @@ class Microphone:
     Attributes:
         name: of the device.
         rate: of the blocks, Hz: the device's own, or 48 kHz if that is more than a stream may have; it stays.
-        overflows: blocks or samples that were lost because nobody took them in time.
+        overflows: how often blocks or samples were lost because nobody took them in time.
     """
 
     def __init__(self, device: str | int | None = None, on_loss: Callable[[str], None] = lambda _: None) -> None:
@@ -77,14 +77,14 @@ class Microphone:
 
         Args:
             device: number, part of a name, or None for the default one.
-            on_loss: called with a sentence when the device went away, and when it is back.
+            on_loss: called with a sentence when sound was lost, when the device went away, and when it is back.
 
         Raises:
             SourceError: if there is no such device, with help.
         """
         found = find(device)
         self.name, self.rate = str(found["name"]), min(max(round(found["default_samplerate"]), RATES[0]), RATES[1])
-        self.overflows = 0
+        self.overflows = self._told = 0
         self._device, self._on_loss = device, on_loss
         self._blocks: deque[bytes] = deque(maxlen=KEPT)
         self._arrived = asyncio.Event()
@@ -113,6 +113,9 @@ class Microphone:
         while True:
             self._arrived.clear()
             while self._blocks:
+                if self.overflows > self._told:
+                    self._told = self.overflows
+                    self._on_loss(f"sound was lost (times so far: {self._told}): this machine is too busy to take it")
                 yield self._blocks.popleft()
             try:
                 await asyncio.wait_for(self._arrived.wait(), GONE_S)

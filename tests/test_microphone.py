@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -178,6 +179,20 @@ async def test_devices_are_listed(room):
     )
     printed, _ = await listing.communicate()
     assert re.search(r"^ *\d+  pulse  \(\d+ ch, 44100 Hz\)$", printed.decode(), re.MULTILINE)
+
+
+async def test_sound_that_nobody_took_is_missed_aloud(monkeypatch):
+    """PulseAudio drops what a stopped process does not take without a word, so the device is played here."""
+    monkeypatch.setattr("client.microphone.find", lambda _: {"name": "desk", "default_samplerate": 16_000})
+    monkeypatch.setattr(Microphone, "_open", lambda _: SimpleNamespace(channels=1, close=lambda **_: None))
+    notes = []
+    microphone = Microphone(on_loss=notes.append)
+    blocks = aiter(microphone)
+    for lost in (False, True, False):
+        microphone._copy(bytes(640), 320, None, SimpleNamespace(input_overflow=lost))
+        assert await anext(blocks) == bytes(640)
+    await blocks.aclose()
+    assert notes == ["sound was lost (times so far: 1): this machine is too busy to take it"]
 
 
 def test_no_microphone_is_explained(monkeypatch):
