@@ -24,7 +24,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, CheckpointError
 from models.config import ModelConfig
 from models.data import CLIP_SAMPLES
 from models.features import SILENT, Array
@@ -37,7 +37,13 @@ POOL = "readout"
 
 
 def reference(checkpoint: Checkpoint) -> StreamingKWT:
-    """The checkpoint's weights in the torch network, ready to judge."""
+    """The checkpoint's weights in the torch network, ready to judge.
+
+    Raises:
+        CheckpointError: for layers that fold; the tracer does not understand them.
+    """
+    if max(checkpoint.config.factors) > 1:
+        raise CheckpointError("a network whose layers fold cannot be exported; serve it as it is")
     model = StreamingKWT(checkpoint.config)
     model.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in checkpoint.weights.items()})
     return model.eval()

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models.checkpoint import Checkpoint, CheckpointError, save
+from models.config import ModelConfig
 from models.data import pad_clip
+from models.folding import network_of
 from models.offline import softmax, tokens_of
 from service.commands.model import app
 
@@ -64,3 +67,14 @@ def test_a_graph_says_what_it_is(exported: Path, network) -> None:
         assert facts["form"] == form
         assert facts["fingerprint"] == network.checkpoint.fingerprint
         assert json.loads(facts["labels"]) == list(network.config.labels)
+
+
+def test_a_folded_network_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = ModelConfig(channels=32, heads=2, layers=2, hidden=32, span=16, folds=(1, 2))
+    weights = {name: tensor.detach().numpy() for name, tensor in network_of(config).state_dict().items()}
+    save(Checkpoint(config, weights), tmp_path / "folded.safetensors")
+    command = ["export", "--onnx", str(tmp_path / "a.onnx"), "--model", str(tmp_path / "folded.safetensors")]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, CheckpointError)
+    assert "layers fold cannot be exported" in str(result.exception)
+    assert not list(tmp_path.glob("*.onnx"))

@@ -215,7 +215,11 @@ def export(
     ],
     model: Model = None,
 ) -> None:
-    """Write the network as ONNX: judging whole seconds, and one token with the cache as inputs and outputs."""
+    """Write the network as ONNX: judging whole seconds, and one token with the cache as inputs and outputs.
+
+    Raises:
+        CheckpointError: if its layers fold.
+    """
     from models.export import export_clip, export_step
 
     checkpoint = load_checkpoint(model or shipped_path())
