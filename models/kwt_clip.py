@@ -24,7 +24,7 @@ class ClipNetwork:
 
     def __init__(self, config: KWTConfig, weights: Weights) -> None:
         self.config = config
-        self._weights = {name: np.array(value, order="C") for name, value in weights.items()}
+        self.weights = {name: np.array(value, order="C") for name, value in weights.items()}
 
     def judge(self, samples: Array) -> Array:
         """Clip (S,) of int16 values -> posteriors (K,)."""
@@ -32,23 +32,23 @@ class ClipNetwork:
 
     def logits(self, samples: Array) -> Array:
         """Clip (S,) of int16 values -> logits (K,)."""
-        w = self._weights
+        w = self.weights
         x = np.concatenate((w["class_token"][None], self._linear("stem", self._mfcc(samples)))) + w["positions"]
         for i in range(self.config.layers):
             x = self._block(f"blocks.{i}", x)
         return self._linear("head", x[0])
 
     def _linear(self, name: str, x: Array) -> Array:
-        return x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     def _norm(self, name: str, x: Array) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)
         deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + self.config.epsilon)
-        return centred / deviation * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        return centred / deviation * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def _mfcc(self, samples: Array) -> Array:
         """(S,) -> (N - 1, coefficients)."""
-        w = {name.removeprefix("frontend."): value for name, value in self._weights.items()}
+        w = {name.removeprefix("frontend."): value for name, value in self.weights.items()}
         view = np.lib.stride_tricks.sliding_window_view(samples / np.float32(FULL_SCALE), self.config.window)
         windows = view[:: self.config.hop].astype(np.float32) * w["window"]
         magnitude = np.sqrt((windows @ w["cosine"].T) ** 2 + (windows @ w["sine"].T) ** 2)
@@ -57,7 +57,7 @@ class ClipNetwork:
 
     def _block(self, name: str, x: Array) -> Array:
         """(N, C) -> (N, C)."""
-        qkv = (x @ self._weights[f"{name}.qkv.weight"].T).reshape(len(x), 3, self.config.heads, -1)
+        qkv = (x @ self.weights[f"{name}.qkv.weight"].T).reshape(len(x), 3, self.config.heads, -1)
         q, k, v = qkv.transpose(1, 2, 0, 3)
         weights = softmax(q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5))
         mixed = (weights @ v).swapaxes(0, 1).reshape(x.shape)

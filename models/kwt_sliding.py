@@ -82,8 +82,8 @@ class SlidingKWT(ClipNetwork):
     def __init__(self, config: KWTConfig, weights: Weights, hop_frames: int, gates: Thresholds | None = None) -> None:
         super().__init__(config, weights)
         self.hop_frames, self.gates = hop_frames, gates or {}
-        self._placed = self._weights["positions"] @ self._weights["blocks.0.qkv.weight"].T
-        self._class = self._weights["class_token"] @ self._weights["blocks.0.qkv.weight"].T
+        self._placed = self.weights["positions"] @ self.weights["blocks.0.qkv.weight"].T
+        self._class = self.weights["class_token"] @ self.weights["blocks.0.qkv.weight"].T
 
     def new_state(self) -> State:
         """An empty past."""
@@ -117,14 +117,14 @@ class SlidingKWT(ClipNetwork):
         """Put MFCC frames (k, coefficients) into the slots of those that leave."""
         slots = (state.frames + np.arange(len(frames))) % self.config.frames
         state.stem[slots] = self._linear("stem", frames)
-        state.first[slots] = state.stem[slots] @ self._weights["blocks.0.qkv.weight"].T
+        state.first[slots] = state.stem[slots] @ self.weights["blocks.0.qkv.weight"].T
         state.frames += len(frames)
         self._count(state, "stem", frames.size * self.config.channels)
         self._count(state, "qkv", len(frames) * 3 * self.config.channels**2)
 
     def _window(self, state: State) -> Array:
         """The whole window, in the order of slots -> logits (K,)."""
-        config, w = self.config, self._weights
+        config, w = self.config, self.weights
         age = 1 + (np.arange(config.frames) - state.frames) % config.frames
         order = np.concatenate((np.zeros(1, np.intp), age))
         x = np.concatenate((w["class_token"][None], state.stem)) + w["positions"][order]
@@ -142,7 +142,7 @@ class SlidingKWT(ClipNetwork):
         c = self.config.channels
         held, moved = self._gate(i, "x", x, state)
         self._count(state, "qkv", (2 * int(moved.sum()) + int(moved[0].sum()) if last else 3 * int(moved.sum())) * c)
-        return held @ self._weights[f"blocks.{i}.qkv.weight"].T
+        return held @ self.weights[f"blocks.{i}.qkv.weight"].T
 
     def _layer(self, i: int, x: Array, qkv: Array, state: State) -> Array:
         """What follows the projections, for the first len(x) tokens: (M, C), (N, 3 C) -> (M, C)."""

@@ -110,4 +110,4 @@ class Health(BaseModel):
     @classmethod
     def of(cls, server: Server, status: str) -> Self:
         """Describe a process."""
-        return cls(status=status, sessions=server.engine.sessions, wait_ms=server.engine.wait_s * 1000)
+        return cls(status=status, sessions=server.engine.places.used, wait_ms=server.engine.wait_s * 1000)

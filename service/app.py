@@ -188,7 +188,7 @@ async def enroll(request: Request, server: TheServer, _caller: Detector) -> enro
     try:
         return await enrolling.make_keyword(server, request.headers, await _arrived(server, request))
     finally:
-        server.engine.cancel()
+        server.engine.places.cancel()
 
 
 @rest.get("/v1/models", responses=REFUSED)
@@ -245,7 +245,7 @@ async def _judge(server: Server, request: Request, raw: Encoding | None, configu
     try:
         data = await _arrived(server, request)
     except BaseException:
-        server.engine.cancel()
+        server.engine.places.cancel()
         raise
     return await clips.judge(server, data, raw, configure)
 

@@ -82,11 +82,11 @@ async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Co
         try:
             return await _judge_windows(model, blocks, configure.point, server.decoding, began)
         finally:
-            server.engine.cancel()
+            server.engine.places.cancel()
     try:
         stream = Stream(server.engine, configure, server.limits, server.settings, server.metrics, "clip")
     except Exception:
-        server.engine.cancel()
+        server.engine.places.cancel()
         raise
     try:
         heard = await _push(stream, blocks, server.decoding)

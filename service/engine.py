@@ -29,8 +29,9 @@ from models.features import Array, Tokens, log_mel
 from models.offline import softmax
 from models.operating import METHODS
 from service.audio import SAMPLE_RATE
-from service.errors import Capacity, Draining, UnknownModel
+from service.errors import Capacity, UnknownModel
 from service.headroom import Usage
+from service.places import Places
 from service.shedding import EVERY_S, Shedding
 from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
@@ -53,9 +54,8 @@ class Engine:
     """Judges for many streams at once; create, `start`, `stop`.
 
     Attributes:
+        places: for streams.
         shedding: of precision, when turns take too long.
-        draining: no stream is admitted any more.
-        room: streams that the machine keeps up with; see service/headroom.py.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Engine:
             check_share: share of tokens that are judged again, densely, by each model's `check`.
             timer: the clock that times batches, s.
         """
-        self.slots, self.batch_s, self.lag_s, self.check_share = slots, batch_s, lag_s, check_share
-        self.draining, self.room = False, slots
+        self.batch_s, self.check_share = batch_s, check_share
+        self.places = Places(slots, lag_s, lambda: self.wait_s)
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
         self._watcher, self._timer = watcher, timer
@@ -87,7 +87,6 @@ class Engine:
         self._wake = threading.Event()
         self._waiting: deque[Slot] = deque()
         self._open: set[Slot] = set()
-        self._reserved = self._taken = 0
         self._turn_s = self._busy_s = self._judged_s = 0.0
         self.shedding = Shedding(lag_s, clock())
         self._stopping = False
@@ -98,7 +97,7 @@ class Engine:
 
     def host(self, name: str, network: AnyNetwork, methods: Collection[Method] = METHODS) -> Hosted:
         """Serve a network, by these methods, under a name from now on; streams of an earlier one keep theirs."""
-        self.hosted[name] = hosted = Hosted.of(name, network, self.slots, self.check_share, methods)
+        self.hosted[name] = hosted = Hosted.of(name, network, self.places.most, self.check_share, methods)
         return hosted
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -122,11 +121,6 @@ class Engine:
     # --- admission
 
     @property
-    def sessions(self) -> int:
-        """Places that are reserved, taken, or not yet cleared after a stream."""
-        return self._taken + self._reserved
-
-    @property
     def usage(self) -> Usage:
         """Time spent so far; to be asked on the event loop."""
         return Usage(self._busy_s, thread_clock(), self._judged_s)
@@ -137,31 +131,6 @@ class Engine:
         with self._lock:
             oldest = self._waiting[0].queued_at if self._waiting else None
         return max(self._turn_s, clock() - oldest if oldest is not None else 0.0)
-
-    def admit(self) -> None:
-        """Check that one more stream would be served well.
-
-        Raises:
-            Draining: the process is about to stop.
-            Capacity: all places are taken, or the streams that are here already wait too long.
-        """
-        if self.draining:
-            raise Draining("the server is stopping; use another replica")
-        if self.sessions >= self.slots:
-            raise Capacity(f"all {self.slots} places are taken", retry_after=5)
-        if self.sessions >= self.room:
-            raise Capacity(f"this machine keeps up with {self.room} streams", retry_after=5)
-        if (wait := self.wait_s) > self.lag_s:
-            raise Capacity(f"the server is {wait:.1f} s behind", retry_after=5)
-
-    def reserve(self) -> None:
-        """Keep a place for a stream that has not said which model it wants; see `admit`."""
-        self.admit()
-        self._reserved += 1
-
-    def cancel(self) -> None:
-        """Give a reserved place back."""
-        self._reserved -= 1
 
     def find(self, name: str | None) -> Hosted:
         """The model of this name, or the first one.
@@ -185,10 +154,10 @@ class Engine:
             if not hosted.free:
                 raise Capacity(f"all places of model {hosted.name!r} are taken", retry_after=5)
             row = hosted.free.pop()
-            self._taken += 1
+            self.places.taken += 1
         hosted.cache.reset(row)
         slot = Slot(self, hosted, row, listener)
-        self._reserved -= 1
+        self.places.reserved -= 1
         self._open.add(slot)
         return slot
 
@@ -207,7 +176,7 @@ class Engine:
         def free() -> None:
             slot.hosted.cache.forget(slot.row)
             slot.hosted.free.append(slot.row)
-            self._taken -= 1
+            self.places.taken -= 1
 
         with self._lock:
             slot.jobs.clear()
@@ -232,7 +201,7 @@ class Engine:
             self._wake.wait(EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
             if len(self._waiting) < BATCH_STREAMS:  # whatever a clock says, no longer than that
                 time.sleep(min(self.batch_s, max(0.0, due - clock())))
-            due = clock() + self.batch_s * min(1.0, len(self._open) / self.slots) ** 0.5
+            due = clock() + self.batch_s * min(1.0, len(self._open) / self.places.most) ** 0.5
             self._wake.clear()
             turns = self._take()
             for hosted in {turn.slot.hosted: None for turn in turns}:

@@ -52,10 +52,10 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send, so
     try:
         stream = server.open(await _configure(server, receive), caller)
     except WireError as error:
-        server.engine.cancel()
+        server.engine.places.cancel()
         await _end(send, [failed(error)], error.code)
     except Vanished:
-        server.engine.cancel()
+        server.engine.places.cancel()
     else:
         with server.tracing.span("session", session=stream.session.id) as span:
             await _run(server, stream, receive, send, socket)

@@ -66,7 +66,7 @@ def _open(engine: Engine, settings: Settings, metrics: Metrics) -> Stream:
     limits = Limits(
         frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
     )
-    engine.reserve()
+    engine.places.reserve()
     return Stream(engine, Configure(), limits, settings, metrics, "rehearsal")
 
 

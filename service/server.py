@@ -143,7 +143,7 @@ class Server:
 
     async def drain(self) -> None:
         """Take no more streams, tell those that are open, and give them time to end."""
-        self.engine.draining = True
+        self.engine.places.draining = True
         self.metrics.ready(False)
         log.info("draining", extra={"streams": len(self.streams)})
         for stream in self.streams:
@@ -171,7 +171,7 @@ class Server:
     def ready(self) -> bool:
         """Whether new streams are taken and served in time."""
         engine = self.engine
-        return self.warm and engine.alive and not engine.draining and engine.wait_s < self.settings.lag_s
+        return self.warm and engine.alive and not engine.places.draining and engine.wait_s < self.settings.lag_s
 
     # --- streams
 
@@ -185,12 +185,12 @@ class Server:
             self.metrics.refused("not_ready")
             raise Capacity("the models are not ready yet", retry_after=5)
         try:
-            self.engine.reserve()
+            self.engine.places.reserve()
         except Draining:
             self.metrics.refused("draining")
             raise
         except Capacity:
-            self.metrics.refused("capacity" if self.engine.sessions >= self.engine.room else "lag")
+            self.metrics.refused("capacity" if self.engine.places.used >= self.engine.places.room else "lag")
             raise
 
     def open(self, configure: Configure, caller: Caller) -> Stream:
@@ -250,8 +250,8 @@ class Server:
 
     def _make_room(self) -> None:
         """Admit as many streams as the machine keeps up with."""
-        self.engine.room = min(self.engine.slots, self.headroom.streams)
-        self.metrics.capacity(self.engine.room)
+        self.engine.places.room = min(self.engine.places.most, self.headroom.streams)
+        self.metrics.capacity(self.engine.places.room)
 
     async def _check_models(self) -> None:
         """Judge again what the models' checks took notes of, beside the event loop."""

@@ -176,7 +176,7 @@ class Satellite:
         try:
             self._stream = self._server.open(configure, self._server.guard.anyone)
         except WireError:
-            self._server.engine.cancel()
+            self._server.engine.places.cancel()
             raise
         self._heard = 0
         self._telling = asyncio.create_task(self._tell_detections(self._stream))

@@ -148,7 +148,7 @@ async def test_bad_input_gets_a_message_and_a_code(running: Any, case: str) -> N
     assert (failure.code, failure.field) == (code.wire, field)
     assert failure.message
     assert socket.close_code == code
-    assert running.server.engine._reserved == 0
+    assert running.server.engine.places.reserved == 0
 
 
 async def test_odd_bytes_lose_nothing(running: Any, spoken: np.ndarray) -> None:
@@ -268,7 +268,7 @@ async def test_bad_clip_is_refused(
     answer = await web.post(f"/v1/detect{query}", content=content)
     assert answer.status_code == status
     assert answer.json()
-    assert running.server.engine._reserved == 0
+    assert running.server.engine.places.reserved == 0
 
 
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:

@@ -80,7 +80,7 @@ async def running(
 
 
 def admitted(engine: Engine, point: str = "dense", coarsest: float = 1.0) -> tuple[Slot, Listener]:
-    engine.reserve()
+    engine.places.reserve()
     listener = Listener()
     slot = engine.open(engine.find(None), listener)
     slot.configure(point, coarsest)
@@ -136,7 +136,7 @@ async def test_memory_of_a_closed_stream_goes_back(network: Network, spoken: np.
 
 async def cleared(engine: Engine) -> None:
     """A row comes back when the engine's thread has seen that its stream is closed."""
-    await until(lambda: engine.sessions == 0)
+    await until(lambda: engine.places.used == 0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -178,19 +178,19 @@ async def test_a_batch_is_bounded_and_who_found_no_room_comes_next(
 
 async def test_places_are_counted_before_they_are_used(network: Network) -> None:
     async with running(network, slots=2) as engine:
-        engine.reserve()
+        engine.places.reserve()
         admitted(engine)
         with pytest.raises(Capacity, match="2 places"):
-            engine.reserve()
-        engine.cancel()
-        engine.admit()
+            engine.places.reserve()
+        engine.places.cancel()
+        engine.places.admit()
 
 
 async def test_draining_engine_admits_nobody(network: Network) -> None:
     async with running(network) as engine:
-        engine.draining = True
+        engine.places.draining = True
         with pytest.raises(Draining):
-            engine.admit()
+            engine.places.admit()
 
 
 async def test_engine_that_is_behind_refuses(network: Network) -> None:
@@ -199,7 +199,7 @@ async def test_engine_that_is_behind_refuses(network: Network) -> None:
     slot, _ = admitted(engine)
     slot.submit(tokens_in(network, np.zeros(1_000)))
     with pytest.raises(Capacity, match="behind") as refused:
-        engine.admit()
+        engine.places.admit()
     assert refused.value.retry_after > 0
 
 

@@ -118,7 +118,7 @@ async def test_what_no_keyword_can_be_made_of_is_said(
     answer = await web.post("/v1/enroll", data=fields, files=parts or [("other", (None, ""))])
     assert answer.status_code == status, answer.text
     assert said in answer.json()["message"] or said == "1 to 10 recordings"
-    assert teaching.server.engine._reserved == 0
+    assert teaching.server.engine.places.reserved == 0
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "multipart/form-data; boundary=x"])

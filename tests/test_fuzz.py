@@ -105,7 +105,7 @@ def test_nothing_is_left_of_them(running: Any) -> None:
         async with asyncio.timeout(30), connect(running.stream) as socket:
             await socket.send(Configure().model_dump_json())
             assert isinstance(parse_server(await socket.recv()), Ready)
-            while len(running.server.streams) > 1 or running.server.engine._reserved:
+            while len(running.server.streams) > 1 or running.server.engine.places.reserved:
                 await socket.send('{"type":"marker","id":1}')
                 assert parse_server(await socket.recv()) == Marker(id=1)
 

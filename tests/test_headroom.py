@@ -62,7 +62,7 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_machine")
 async def test_as_many_streams_as_fit_are_admitted_and_lose_nothing(serving: Callable[..., Any]) -> None:
     with serving(self_check_share=0.0) as running:
-        room = running.server.engine.room
+        room = running.server.engine.places.room
         assert 0 < room <= LIMIT / (33 * TOKEN_S)
         run = Run(100, 1.0, bytes(320_000), Configure())
         report = await load(running.stream, room + 10, 1.0, run)
@@ -90,4 +90,4 @@ async def test_refusal_says_when_to_come_back_and_place_is_there_again(serving: 
             assert (await web.post("/v1/detect", content=b"")).status_code == 503
             machine_for(server, 2)
             async with connect(running.stream):
-                assert server.engine.sessions == 2
+                assert server.engine.places.used == 2

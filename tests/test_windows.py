@@ -70,7 +70,7 @@ def test_windows_are_a_tenth_of_a_second_apart_and_reach_the_end(samples: int, c
 def test_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.safetensors" for seed in (0, 0, 1)]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        kwt_weights.save(path, SMALL, random_network(seed)._weights)
+        kwt_weights.save(path, SMALL, random_network(seed).weights)
     first, same, other = (ClipModel.load("kwt", path).fingerprint for path in paths)
     assert first == same != other
     assert not is_stock(tmp_path / "nothing")
@@ -86,7 +86,7 @@ def test_point_that_is_not_there_is_refused() -> None:
 @pytest.fixture(scope="module")
 def stock_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stock") / "kwt.safetensors"
-    kwt_weights.save(path, SMALL, NETWORK._weights)
+    kwt_weights.save(path, SMALL, NETWORK.weights)
     return path
 
 
@@ -112,7 +112,7 @@ def test_server_judges_clips_with_it_and_keeps_streams_away(
         }
         for content, more, status in ((b"", {}, 415), (body, {"point": "shipped"}, 422)):
             assert web.post("/v1/detect", content=content, params=query | more).status_code == status
-        assert running.server.engine.sessions == 0
+        assert running.server.engine.places.used == 0
         with connect(running.stream) as socket:
             socket.send(Configure(model="kwt").model_dump_json())
             assert "judges clips only" in str(socket.recv())

@@ -93,7 +93,7 @@ async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: b
         writer.write(garbage)
         assert b'"type": "error"' in await reader.read()
         writer.close()
-    assert door[1].engine._reserved == 0
+    assert door[1].engine.places.reserved == 0
     async with satellite(door[0]) as client:
         await client.write_event(Ping("there?").event())
         assert Pong.is_type((await client.read_event()).type)
@@ -120,4 +120,4 @@ async def test_hostile_satellites_are_thrown_out_and_honest_ones_hear_on(
         assert [hostile.kind for hostile in crowd if not hostile.ended.done()] == []
         assert await heard() == alone
         assert alone[0] == alone[1] != []
-        assert (running.server.streams, running.server.engine._reserved) == (set(), 0)
+        assert (running.server.streams, running.server.engine.places.reserved) == (set(), 0)

@@ -44,10 +44,10 @@ class Polite(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
         """Begin to drain; uvicorn stops once that is over."""
-        if self.server.engine.draining:
+        if self.server.engine.places.draining:
             self.should_exit = self.force_exit = True
             return
-        self.server.engine.draining = True
+        self.server.engine.places.draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:

@@ -100,4 +100,4 @@ def test_nothing_is_left_of_them(serving: Callable[..., Any]) -> None:
         before = live_objects(running)
         asyncio.run(attack(running.port, asyncio.Event(), FEW))
         assert asyncio.run(becomes(lambda: live_objects(running) <= before))
-        assert running.server.engine._reserved == 0
+        assert running.server.engine.places.reserved == 0
