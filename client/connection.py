@@ -26,6 +26,7 @@ from client.errors import CannotConnect, ClientError, SourceError
 from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
+from client.pace import Pace
 from service.protocol import (
     Close,
     Configure,
@@ -93,11 +94,7 @@ def connect(
 
 
 class Spotter:
-    """One stream; see `connect`.
-
-    Attributes:
-        connections: how many it has taken so far.
-    """
+    """One stream, see `connect`; `connections` is how many it has taken so far."""
 
     def __init__(self, url: str, configure: Configure, *, key: str | None, retry_s: float) -> None:
         """Prepare; nothing is opened before `async with`."""
@@ -255,11 +252,13 @@ class Spotter:
         return None if self.totals else "the server went away"
 
     async def _pump(self, socket: ClientConnection) -> None:
-        """Send what there is, and a sign of life where there is nothing."""
+        """Send what there is, no faster than allowed, and a sign of life where there is nothing."""
+        pace = Pace(self.ready.limits.speed)
         with suppress(ConnectionClosed):  # the receiving side sees it as well, and acts
             while True:
                 self._work.clear()
                 for item in self._memory.unsent():
+                    await pace.keep(self._memory.seconds(item))
                     await socket.send(item)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._work.wait(), self.ready.limits.idle_s / 3)

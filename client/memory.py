@@ -87,6 +87,10 @@ class Memory:
         window = max(IN_FLIGHT_S, 2 * self.configure.heartbeat_ms / 1_000) * self._second
         return self._outbox.take(int(window))
 
+    def seconds(self, item: bytes | str) -> float:
+        """Length of audio, s; a message has none."""
+        return len(item) / self._second if isinstance(item, bytes) else 0.0
+
     def note(self, message: ServerMessage | None) -> News | None:
         """Keep what a message says about the stream; return what is news to whoever listens."""
         if message is None or isinstance(message, Failed):

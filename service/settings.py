@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Time within which a request's head, then `configure`, must come, s."
     )
     self_check_share: float = Field(0.002, ge=0, le=1, description="Share of tokens judged again without gates.")
-    speed: float = Field(100.0, ge=1, description="Audio may arrive this many times faster than real time.")
+    speed: float = Field(20.0, ge=1, description="Audio may arrive this many times faster than real time.")
     burst_s: float = Field(120.0, ge=1, description="Audio that may arrive at once, whatever the speed, s.")
     outbox: int = Field(1_000, ge=10, description="Messages waiting for a client that does not read, at most.")
     clip_bytes: int = Field(32 << 20, ge=1_024, description="Longest body of `/v1/detect` and `/v1/enroll`, bytes.")

@@ -112,6 +112,18 @@ async def test_source_that_turns_out_to_be_none_ends_the_stream(monkeypatch):
         opened("nothing.wav", 1.0, None, 16_000, display)
 
 
+async def test_a_file_goes_no_faster_than_a_server_allows(serving):
+    with serving(speed=20.0, burst_s=1.0) as strict:
+        sound = AudioFile(SAMPLE / "commands.flac", speed=0)
+        async with connect(strict.http, sample_rate=sound.rate) as spotter:
+            spotter.play(sound)
+            heard = [event async for event in spotter if isinstance(event, Detection)]
+    assert spotter.totals
+    assert spotter.totals.audio_s > 15
+    assert len(heard) == spotter.totals.detections > 0
+    assert spotter.connections == 1
+
+
 async def test_recordings_are_judged_here_without_a_server():
     results = [(file, result) async for file, result in here([SAMPLE / "commands.flac"], None)]
     ((_file, result),) = results
