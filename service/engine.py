@@ -33,7 +33,7 @@ from service.errors import Capacity, UnknownModel
 from service.headroom import Usage
 from service.places import Places
 from service.shedding import EVERY_S, Shedding
-from service.slots import Hosted, Listener, Slot, Turn, Watcher
+from service.slots import Hosted, Listener, Nobody, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
     from models.engines import AnyNetwork
@@ -172,6 +172,7 @@ class Engine:
         if slot not in self._open:
             return
         self._open.discard(slot)
+        slot.listener = Nobody()
 
         def free() -> None:
             slot.hosted.cache.forget(slot.row)

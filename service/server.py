@@ -210,14 +210,14 @@ class Server:
 
     def close(self, stream: Stream, outcome: str | None = None) -> list[ServerMessage]:
         """Close a stream and write its line; return what is left to say."""
-        last = stream.close()
+        last, totals = stream.close()
         self.streams.discard(stream)
         if not self.streams:
             self._empty.set()
         outcome = outcome or stream.code.wire
         self.metrics.session_closed(outcome, stream.session.audio_s)
         self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
-        session_ended(stream.session.id, outcome, **stream.session.totals(stream.vitals).model_dump())
+        session_ended(stream.session.id, outcome, **totals.model_dump())
         return last
 
     async def _watch(self) -> None:

@@ -33,6 +33,16 @@ class Listener(Protocol):
         """The model failed; nothing more will be judged."""
 
 
+class Nobody:
+    """Listens to a slot that is closed: its stream must not live on in it until garbage is looked for."""
+
+    def judged(self, posteriors: Array, arrival: float) -> None:
+        """Nothing."""
+
+    def broken(self) -> None:
+        """Nothing."""
+
+
 class Watcher(Protocol):
     """What the engine tells of itself; see service/metrics.py."""
 

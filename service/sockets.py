@@ -50,10 +50,16 @@ class Door(HttpToolsProtocol):
         if not waiting:
             self._expect()
 
+    def handle_websocket_upgrade(self) -> None:
+        """The connection is somebody else's from now on."""
+        super().handle_websocket_upgrade()
+        self.parser = None  # type: ignore[assignment]  # its methods are this door's
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over."""
         self._late.cancel()
         super().connection_lost(exc)
+        del self._late  # it knows the transport, which knows this
 
     def _expect(self) -> None:
         self._late = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
@@ -83,6 +89,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._listener: Listener | None = None
         self._held, self._needed = bytearray(), 0
         self._fragmented = False
+        self._extensions: dict[str, Any] = {}
 
     # --- for the application
 
@@ -134,7 +141,8 @@ class Socket(WebSocketsSansIOProtocol):
         """Answer the upgrade; the application will find this socket in its scope."""
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["extensions"] = {**self.scope["extensions"], EXTENSION: self}  # type: ignore[dict-item]
+            self._extensions = {**self.scope["extensions"], EXTENSION: self}
+            self.scope["extensions"] = self._extensions
 
     def data_received(self, data: bytes) -> None:
         """Take the upgrade's request, then frames in any split."""
@@ -206,8 +214,12 @@ class Socket(WebSocketsSansIOProtocol):
             self._listener.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """The connection is over, and nothing may wait for the garbage collector."""
         super().connection_lost(exc)
+        self._extensions.pop(EXTENSION, None)
+        error: BaseException | None = self.conn.parser_exc
+        while error is not None:
+            error.__traceback__, error = None, error.__context__
         self._end()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:

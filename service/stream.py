@@ -25,6 +25,7 @@ from service.protocol import (
     Marker,
     Reset,
     ServerMessage,
+    Totals,
     Warned,
     WarningCode,
     WireError,
@@ -206,14 +207,14 @@ class Stream:
         """Why it ended."""
         return self.error.code if self.error else CloseCode.NORMAL
 
-    def close(self) -> list[ServerMessage]:
-        """Give the place back; return what is left to say, `closed` at the end."""
+    def close(self) -> tuple[list[ServerMessage], Totals]:
+        """Give the place back; return what is left to say, `closed` at the end, and the stream in numbers."""
         self.count()
         self._report()
         failure = [failed(self.error)] if self.error else []
-        last = [*self.outbox, *failure, Closed(reason=self.code.wire, totals=self.session.totals(self.vitals))]
+        totals = self.session.totals(self.vitals)
         self.slot.close()
-        return last
+        return [*self.outbox, *failure, Closed(reason=self.code.wire, totals=totals)], totals
 
     # --- from the engine
 

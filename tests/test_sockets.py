@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from websockets.frames import Frame, Opcode
 
 from client.frames import CLOSE, PONG, TEXT, Reader, upgrade
 from service.protocol import CloseCode, Configure
+from service.sockets import Door, Socket
+from service.stream import Stream
 
 CONFIGURE = Frame(Opcode.TEXT, Configure(heartbeat_ms=60_000).model_dump_json().encode()).serialize(mask=True)
 PING = Frame(Opcode.PING, b"?").serialize(mask=True)
@@ -64,16 +68,16 @@ MESSAGES = st.tuples(st.integers(0, 400), st.integers(1, 3), st.booleans())
 @settings(max_examples=40)
 @given(messages=st.lists(MESSAGES, min_size=1, max_size=4), cuts=st.lists(st.integers(1, 3_000), max_size=9))
 def test_any_split_and_any_fragments_are_the_same_messages(running: Any, messages: Any, cuts: list[int]) -> None:
-    stream = CONFIGURE
+    stream, pings = CONFIGURE, 0
     for number, (samples, pieces, ping) in enumerate(messages):
-        stream += said(Opcode.BINARY, bytes(2 * samples), pieces, PING if ping else b"")
+        stream += (audio := said(Opcode.BINARY, bytes(2 * samples), pieces, PING if ping else b""))
+        pings += audio.count(PING)
         stream += said(Opcode.TEXT, marker(number), pieces)
     stream += said(Opcode.TEXT, b'{"type":"close"}')
     heard = asyncio.run(talk(running.port, list(_cut(stream, cuts)), until=CLOSE))
     told = [json.loads(data) for kind, data in heard if kind == TEXT]
     assert [message["id"] for message in told if message["type"] == "marker"] == list(range(len(messages)))
     assert told[-1]["totals"]["samples"] == sum(samples for samples, _, _ in messages)
-    pings = sum(ping * (min(pieces, 2 * samples) - 1) for samples, pieces, ping in messages if samples)
     assert sum(kind == PONG for kind, _ in heard) == pings
     assert int.from_bytes(heard[-1][1][:2]) == CloseCode.NORMAL
 
@@ -119,3 +123,34 @@ async def test_a_flood_waits_in_the_senders_socket_and_is_all_judged(running: An
     heard = await talk(running.port, parts, until=CLOSE)
     (totals,) = [json.loads(data)["totals"] for kind, data in heard if kind == TEXT and b'"closed"' in data]
     assert totals["samples"] == 40 * 16_000
+
+
+def test_what_is_over_goes_without_the_garbage_collector(running: Any) -> None:
+    """Or the memory of a crowd would stay until somebody looks for it."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for last in (said(Opcode.TEXT, b'{"type":"close"}'), b"\xff" * 99, b"\x81\x02{}"):
+            asyncio.run(talk(running.port, [CONFIGURE, said(Opcode.BINARY, bytes(32_000)), last], until=CLOSE))
+        asyncio.run(asked(running.http))
+        asyncio.run(gone(before))
+    finally:
+        gc.enable()
+
+
+async def asked(url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{url}/healthz")).status_code == 200
+
+
+def alive() -> int:
+    """Connections and streams in this process."""
+    return sum(isinstance(thing, Door | Socket | Stream) for thing in gc.get_objects())
+
+
+async def gone(before: int) -> None:
+    """Wait until there are no more of them than before."""
+    async with asyncio.timeout(60):
+        while alive() > before:  # noqa: ASYNC110 (nobody is told of an object's end)
+            await asyncio.sleep(0.05)
