@@ -95,6 +95,17 @@ def test_sample_is_streamed_and_heard(running: Running) -> None:
     assert heard["totals"]["samples"] == 16_000 * 15
 
 
+def test_a_file_goes_no_faster_than_a_server_allows(serving: Serving) -> None:
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    for (let block = 0; block < 500; block++) spotter.send(new Int16Array(320));
+    console.log(JSON.stringify(await spotter.finish()));
+    """
+    with serving(speed=20.0, burst_s=1.0) as strict:
+        assert node(code, url=strict.http)["samples"] == 160_000
+
+
 def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811
     clips = [samples.astype("int16").tolist() for samples in variants(spoken, "seven", 3)]
     code = """

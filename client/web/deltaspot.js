@@ -11,6 +11,8 @@
 
 const IN_FLIGHT_S = 4;
 const BACKLOG_S = 60;
+/** Audio that may go at once, whatever the server's `limits.speed`. */
+const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
 const NORMAL = 1000;
 
@@ -86,7 +88,7 @@ export class Spotter extends EventTarget {
     this.url = url;
     this.configuration = { type: "configure", protocol: 1, sample_rate: 16_000, encoding: "s16le", ...configure };
     this.ready = this.totals = this.failure = null;
-    this.lost = 0;
+    this.lost = this.allowed = this.pumpedAt = 0;
     this.outbox = new Outbox();
     this.retryMs = retrySeconds * 1_000;
     this.ticket = ticket;
@@ -141,9 +143,21 @@ export class Spotter extends EventTarget {
     this.pump();
   }
 
+  /** Send what there is, no faster than the server allows. */
   pump() {
     if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
-    for (const data of this.outbox.take(IN_FLIGHT_S * this.configuration.sample_rate)) this.socket.send(data);
+    const rate = this.configuration.sample_rate;
+    const perMs = (rate * this.ready.limits.speed) / 1_000;
+    const now = performance.now();
+    this.allowed = Math.min(AHEAD_S * rate, this.allowed + (now - this.pumpedAt) * perMs);
+    this.pumpedAt = now;
+    clearTimeout(this.later);
+    for (const data of this.allowed < 0 ? [] : this.outbox.take(IN_FLIGHT_S * rate)) {
+      this.socket.send(data);
+      if (typeof data !== "string") this.allowed -= data.length;
+      if (this.allowed < 0) break;
+    }
+    if (this.allowed < 0) this.later = setTimeout(() => this.pump(), -this.allowed / perMs);
   }
 
   async open() {
