@@ -42,7 +42,7 @@ weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or
 	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model balance --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model prune --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
-	$(BIN)/deltaspot model calibrate --streams 27 --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
+	$(BIN)/deltaspot model calibrate --streams 54 --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model background --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot evaluate report --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/report
 	$(BIN)/deltaspot model card $(RUN)/report/evaluation.json --log $(RUN)/gated/log.jsonl \

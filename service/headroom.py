@@ -1,13 +1,13 @@
 """How many paced streams this process keeps up with: measured, not believed. Knows no streams, only what they cost.
 
 A stream counts as one second of audio per second, whether it is silent for now or pushes a file: who pushes waits for
-turns, and who is silent may speak up at any moment.
+turns, and who is silent may speak up at any moment. Precision is shed before anybody is refused, so it counts as shed.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LIMIT = 0.95
 """Share of its time for which a thread may be busy; beyond that, precision is shed and nobody is admitted."""
@@ -44,20 +44,32 @@ class Headroom:
     """An estimate that follows what streams really cost.
 
     Attributes:
-        cost: share of this process that a paced stream takes.
+        cost: share of this process that a paced stream takes, once precision is shed.
     """
 
-    def __init__(self, rehearsed: Usage, cores: int | None = None) -> None:
-        """Begin with what a rehearsal cost."""
+    def __init__(self, rehearsed: Usage, shed: float = 1.0, cores: int | None = None) -> None:
+        """Begin with what a rehearsal cost.
+
+        Args:
+            rehearsed: with nothing shed.
+            shed: the engine's share of that when all is shed that may be.
+            cores: as many as this process has, if None.
+        """
         self._cores = cores or len(os.sched_getaffinity(0))
-        self._rehearsed = self.cost = rehearsed.share(rehearsed.audio, self._cores)
+        self._shed = shed
+        self._rehearsed = self.cost = self._share(rehearsed)
 
     def observe(self, spent: Usage, seconds: float, *, shedding: bool = False) -> None:
-        """Take what was spent in the last `seconds` of wall time; what shedding saves is a reserve, no room."""
+        """Take what was spent in the last `seconds` of wall time; while precision is shed, waits alone refuse."""
+        if shedding:
+            return
         told = spent.audio > 0 and spent.share(seconds, self._cores) > TELLING
-        cost = spent.share(spent.audio, self._cores) if told else self._rehearsed
-        if cost > self.cost or not shedding:
-            self.cost += WEIGHT * (cost - self.cost)
+        cost = self._share(spent) if told else self._rehearsed
+        self.cost += WEIGHT * (cost - self.cost)
+
+    def _share(self, spent: Usage) -> float:
+        """A second of audio's share of this process, if all that may be shed had been."""
+        return replace(spent, engine=spent.engine * self._shed).share(spent.audio, self._cores)
 
     @property
     def streams(self) -> int:

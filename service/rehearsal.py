@@ -18,6 +18,7 @@ from service.headroom import Usage
 from service.metrics import Metrics
 from service.protocol import Configure, Limits, Marker, encode
 from service.settings import Settings
+from service.shedding import COARSEST
 from service.stream import Stream
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ SOCKETS = 2.0
 """What the event loop spends on a stream with a socket, over what it spends here, without one."""
 
 
-async def rehearse(network: AnyNetwork) -> Usage:
-    """Judge noise that swells as speech does, and costs as much; return what a chunk of all streams took, once warm."""
+async def rehearse(network: AnyNetwork) -> tuple[Usage, float]:
+    """Judge noise that swells as speech does, and costs as much.
+
+    Returns:
+        What a second of audio took, once warm; and the share of the engine's part that is left of it when all
+        precision is shed.
+    """
     settings = Settings.model_construct()  # the defaults, whatever the operator's limits are
     metrics = Metrics(CollectorRegistry(), ())
     engine = Engine(metrics, slots=STREAMS, batch_s=0.0, lag_s=settings.behind_s, timer=thread_clock)
@@ -43,15 +49,24 @@ async def rehearse(network: AnyNetwork) -> Usage:
     engine.start(asyncio.get_running_loop())
     try:
         streams = [_open(engine, settings, metrics) for _ in range(STREAMS)]
-        spent: list[Usage] = []
-        for chunk in _noise():
-            spent.append(await _chunk(engine, streams, chunk))
-            if len(spent) >= LEAST and sum(usage.engine for usage in spent) > LONGEST_S:
-                break
-        cheapest = min(spent, key=lambda usage: usage.engine / usage.audio)
-        return replace(cheapest, loop=SOCKETS * cheapest.loop)
+        full = await _cheapest(engine, streams)
+        for stream in streams:
+            stream.slot.hosted.cache.scale[stream.slot.row] = COARSEST
+        shed = await _cheapest(engine, streams)
+        left = min(1.0, shed.engine / full.engine)
+        return replace(full, loop=SOCKETS * full.loop), left
     finally:
         await asyncio.to_thread(engine.stop)
+
+
+async def _cheapest(engine: Engine, streams: list[Stream]) -> Usage:
+    """What a second of audio took of either thread in the cheapest chunk: all else that goes on makes others dearer."""
+    spent: list[Usage] = []
+    for chunk in _noise():
+        spent.append(await _chunk(engine, streams, chunk))
+        if len(spent) >= LEAST and sum(usage.engine for usage in spent) > LONGEST_S:
+            break
+    return Usage(min(one.engine / one.audio for one in spent), min(one.loop / one.audio for one in spent), 1.0)
 
 
 def _noise() -> Iterator[list[bytes]]:

@@ -103,7 +103,7 @@ class Server:
         """
         await self._load()
         self.engine.start(asyncio.get_running_loop())
-        self.headroom = Headroom(await rehearse(self.engine.find(None).network))
+        self.headroom = Headroom(*await rehearse(self.engine.find(None).network))
         self._make_room()
         gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True

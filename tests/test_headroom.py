@@ -37,13 +37,21 @@ def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:
     for _ in range(50):
         headroom.observe(Usage(engine=0.8, loop=0.0, audio=100.0), 1.0)
     assert headroom.streams == int(LIMIT / 0.008)
-    headroom.observe(Usage(engine=0.8, loop=0.0, audio=300.0), 1.0, shedding=True)
-    assert headroom.streams == int(LIMIT / 0.008)
     for _ in range(50):
         headroom.observe(Usage(engine=0.0, loop=0.0, audio=0.0), 1.0)
     assert headroom.streams == rehearsed
     headroom.observe(Usage(engine=1.0, loop=0.0, audio=0.001), 1.0)
     assert headroom.streams == 1
+
+
+def test_precision_counts_as_shed_before_it_is_and_tells_nothing_while_it_is() -> None:
+    headroom = Headroom(Usage(engine=1.0, loop=0.0, audio=100.0), shed=0.5, cores=2)
+    assert headroom.streams == int(LIMIT / 0.005)
+    headroom.observe(Usage(engine=1.0, loop=0.0, audio=1.0), 1.0, shedding=True)
+    assert headroom.streams == int(LIMIT / 0.005)
+    for _ in range(50):
+        headroom.observe(Usage(engine=0.8, loop=0.0, audio=100.0), 1.0)
+    assert headroom.streams == int(LIMIT / 0.004)
 
 
 @pytest.fixture

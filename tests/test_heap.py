@@ -27,22 +27,6 @@ def measured(code: str) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
-def test_large_blocks_go_back_at_once_whatever_was_freed_before() -> None:
-    burst = """
-heap.keep_large_blocks_out()
-large = bytearray(16 * 2**20)
-del large  # glibc would keep blocks of this size from now on
-before = resident()
-kept = [(bytearray(100_000), bytearray(600)) for _ in range(1000)]
-full = resident()
-kept = [small for _, small in kept]
-print(full - before, resident() - before)
-"""
-    taken, left = measured(burst)
-    assert taken > 90
-    assert left < 8
-
-
 def test_trimming_gives_back_what_lies_between_blocks_that_stay() -> None:
     burst = """
 before = resident()

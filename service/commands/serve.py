@@ -18,7 +18,7 @@ from models.checkpoint import load_checkpoint, shipped_path
 from models.engines import Engine, check_engine
 from models.kwt_weights import is_stock
 from models.operating import offered
-from service import heap, logs
+from service import logs
 from service.app import create_app
 from service.server import Server
 from service.settings import Settings
@@ -90,7 +90,6 @@ def serve(
     check_engine(settings.engine, settings.device)
     stored = load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not a stream
     offered(stored, settings.methods)
-    heap.keep_large_blocks_out()
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
