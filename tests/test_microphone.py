@@ -132,7 +132,7 @@ async def test_unplugged_microphone_is_found_again(room, port):
     notes, at_s = [], []
     async with room.listening(port) as events:
         async for event in events:
-            if event["type"] == "note":
+            if event["type"] == "note" and not event["message"].startswith("sound was lost"):
                 notes.append(event["message"])
                 if len(notes) == 1:
                     assert await room.control("load-module", *STAGE.split())
