@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 
 LIMIT = 0.95
-"""Share of its time for which a thread may be busy; beyond that, precision is shed and nobody is admitted."""
+"""Share of its time for which a thread may be busy, once precision is shed; beyond that, nobody is admitted."""
 TELLING = 0.7
 """Share above which measured costs are believed: an idle process works in small batches, which cost more."""
 WEIGHT = 0.3

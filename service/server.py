@@ -47,7 +47,7 @@ CHECK_S = 1.0
 COUNTED = 5
 """Streams are looked after every `CHECK_S`; the metrics are told of one in this many of them each time."""
 TRIM_S = 10.0
-"""How often it is looked whether a crowd is gone, whose memory is given back; before, that would slow it."""
+"""Time between two looks whether a crowd is gone, whose memory is given back; while it is there, that would slow it."""
 LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 

@@ -17,6 +17,7 @@ from service import rehearsal
 from service.errors import HTTP_STATUS
 from service.headroom import LIMIT, Headroom, Usage
 from service.protocol import CloseCode, Configure, Failed
+from service.shedding import COARSEST
 
 TOKEN_S = 0.0005
 """What a token costs on the slow machine of these tests; a second of audio is 33 of them."""
@@ -52,6 +53,24 @@ def test_precision_counts_as_shed_before_it_is_and_tells_nothing_while_it_is() -
     for _ in range(50):
         headroom.observe(Usage(engine=0.8, loop=0.0, audio=100.0), 1.0)
     assert headroom.streams == int(LIMIT / 0.004)
+
+
+async def test_rehearsal_is_held_with_all_precision_and_with_what_is_left(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales, chunk = [], rehearsal._chunk
+
+    async def noted(engine: Any, streams: Any, data: Any) -> Usage:
+        slot = streams[0].slot
+        scales.append(float(slot.hosted.cache.scale[slot.row]))
+        return await chunk(engine, streams, data)
+
+    monkeypatch.setattr(rehearsal, "CHUNKS", 4)
+    monkeypatch.setattr(rehearsal, "_chunk", noted)
+    spent, left = await rehearsal.rehearse(network)
+    assert scales == pytest.approx([1.0] * 4 + [COARSEST] * 4)
+    assert 0.0 < left <= 1.0
+    assert min(spent.engine, spent.loop, spent.audio) > 0.0
 
 
 @pytest.fixture

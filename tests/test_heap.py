@@ -1,14 +1,22 @@
-"""What the process's heap gives back. Each case has a process of its own: a heap remembers."""
+"""What the process's heap gives back, in a process of its own, since a heap remembers; and when that happens."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, which is Linux's")
+from service import heap, server
+from service.protocol import Configure
+
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, which is Linux's")
 
 LOOK = """
 import resource
@@ -27,6 +35,7 @@ def measured(code: str) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
+@linux
 def test_trimming_gives_back_what_lies_between_blocks_that_stay() -> None:
     burst = """
 before = resident()
@@ -39,3 +48,22 @@ print(full - before, resident() - before)
     kept, left = measured(burst)
     assert kept > 40, "glibc gave it back by itself: trimming is not needed any more"
     assert left < 20
+
+
+async def test_memory_goes_back_once_half_of_a_crowd_is_gone(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(server, "TRIM_S", 0.01)
+    monkeypatch.setattr(heap, "trim", lambda: left.append(len(running.server.streams)))
+    with serving() as running:
+        async with AsyncExitStack() as crowd:
+            for _ in range(4):
+                socket = await crowd.enter_async_context(connect(running.stream))
+                await socket.send(Configure().model_dump_json())
+                await socket.recv()
+            assert not left
+        async with asyncio.timeout(60):
+            while not left:  # noqa: ASYNC110 (nobody is told)
+                await asyncio.sleep(0.01)
+    assert left[0] < 2
