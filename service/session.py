@@ -16,8 +16,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from models.features import FrameStream, Tokens
 from service.audio import SAMPLE_RATE, Array, Decoder, Recent
 from service.detector import Detector, Hit, Rule
@@ -27,11 +25,9 @@ from service.protocol import (
     Configure,
     Detection,
     Feedback,
-    Heartbeat,
     Limits,
     Marker,
     Ready,
-    Scores,
     ServerMessage,
     Totals,
     Warned,
@@ -39,6 +35,7 @@ from service.protocol import (
 )
 from service.resume import Position
 from service.spec import Spec, Vitals
+from service.telling import heartbeat, scores
 from service.timeline import Timeline
 
 WORD_S = 0.45
@@ -71,8 +68,7 @@ class Session:
         self._decoder = Decoder(configure.encoding, configure.channels, configure.sample_rate)
         self._frames = FrameStream(spec.config)
         self._queue: deque[tuple[int, Callable[[], list[ServerMessage]]]] = deque()
-        start = configure.resume.sample if configure.resume else 0
-        self._time = Timeline(spec.config, configure.sample_rate, start)
+        self._time = Timeline(spec.config, configure.sample_rate, configure.resume.sample if configure.resume else 0)
         self._rules = self.spec.rules(configure)
         usual = {"window_tokens": 5, "margin": 0.1, "silence": 0.0} | dict(spec.calibration)
         self.detector = Detector(spec.labels, self._rules, usual["window_tokens"], usual["margin"], usual["silence"])
@@ -149,7 +145,8 @@ class Session:
         """Take the next tokens' posteriors (N, K), N >= 1; return what the client shall know, in order."""
         messages: list[ServerMessage] = []
         if self.asked.scores:
-            messages.append(self._scores(posteriors, vitals))
+            at_s, hop_s = self._time.end_s(self.judged + len(posteriors)), self.spec.config.token_samples / SAMPLE_RATE
+            messages.append(scores(posteriors, at_s, hop_s, vitals))
         done, total = self.judged, self.judged + len(posteriors)
         while self.judged < total:
             until = min(self._queue[0][0], total) if self._queue else total
@@ -157,7 +154,7 @@ class Session:
             messages += self.due()
         if (now := self._time.end_s(self.judged)) >= self._next_heartbeat:
             self._next_heartbeat = now + self.asked.heartbeat_ms / 1000
-            messages.append(self._heartbeat(vitals))
+            messages.append(heartbeat(now, self.judged_s, self.checkpoint(), vitals))
         return messages
 
     def due(self) -> list[ServerMessage]:
@@ -187,7 +184,6 @@ class Session:
 
     def ready(self) -> Ready:
         """Answer to `configure`."""
-        config = self.spec.config
         return Ready(
             session=self.id,
             model=self.spec.name,
@@ -197,7 +193,7 @@ class Session:
             point=self.point,
             points=self.spec.points,
             methods=dict(self.spec.methods),
-            hop_samples=config.token_samples,
+            hop_samples=self.spec.config.token_samples,
             replay_samples=self._time.replay_samples,
             sample=self._time.start + self._decoder.samples,
             limits=self.limits,
@@ -213,11 +209,16 @@ class Session:
         """Seconds of audio received."""
         return self._decoder.samples / self.asked.sample_rate
 
+    @property
+    def judged_s(self) -> float:
+        """Seconds of audio judged."""
+        return self.judged * self.spec.config.token_samples / SAMPLE_RATE
+
     def totals(self, vitals: Vitals) -> Totals:
         """The stream so far, in numbers."""
         macs = vitals.macs
         return Totals(
-            audio_s=self.judged * self.spec.config.token_samples / SAMPLE_RATE,
+            audio_s=self.judged_s,
             samples=self._decoder.samples,
             chunks=self.chunks,
             tokens=self.judged,
@@ -253,30 +254,6 @@ class Session:
         self._known[identity] = detection
         self._known.pop(identity - KNOWN, None)
         return detection
-
-    def _scores(self, posteriors: Array, vitals: Vitals) -> Scores:
-        return Scores(
-            at_s=self._time.end_s(self.judged + len(posteriors)),
-            hop_s=self.spec.config.token_samples / SAMPLE_RATE,
-            posteriors=np.round(posteriors.astype(np.float64), 4).tolist(),
-            work=vitals.work(),
-        )
-
-    def _heartbeat(self, vitals: Vitals) -> Heartbeat:
-        macs = vitals.macs
-        audio_s = self.judged * self.spec.config.token_samples / SAMPLE_RATE
-        return Heartbeat(
-            at_s=self._time.end_s(self.judged),
-            lag_ms=vitals.lag_ms,
-            real_time_factor=vitals.compute_s / audio_s,
-            macs_done=macs.total,
-            macs_skipped_vs_window=macs.skipped_vs_window,
-            macs_skipped_vs_causal=macs.skipped_vs_causal,
-            skipped=macs.skipped,
-            delta_scale=vitals.scale,
-            cache_bytes=vitals.cache_bytes,
-            checkpoint=self.checkpoint(),
-        )
 
     # --- inside
 
