@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 from websockets.asyncio.server import serve
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
@@ -15,6 +18,8 @@ from websockets.server import ServerProtocol
 from client.errors import CannotConnect
 from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 from client.load import Run, load
+from service.commands.bench import app as BENCH
+from service.commands.demo import free_port
 from service.protocol import Close, Closed, Configure, Marker, Totals, parse_client
 from tests.test_connection import ready
 
@@ -92,3 +97,16 @@ async def test_refusals_are_counted_or_raised():
     async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as listening:
         with pytest.raises(CannotConnect, match="503"):
             await load(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", 2, 0.2, a_run())
+
+
+def test_nobody_there_is_said_in_a_line():
+    """By the load client, and by the benchmark that runs it."""
+    port = free_port(0)
+    result = CliRunner().invoke(
+        BENCH, ["service", "--sessions", "1", "--seconds", "1", "--url", f"ws://127.0.0.1:{port}"]
+    )
+    assert isinstance(result.exception, CannotConnect)
+    command = [sys.executable, "-m", "client.load", "--streams", "1", "--url", f"ws://127.0.0.1:{port}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
+    assert "no stream could be opened" in said.stderr

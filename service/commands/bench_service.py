@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from client.errors import CannotConnect
 from service.commands.demo import free_port, server
 from service.commands.tables import show
 
@@ -71,7 +72,11 @@ def _server(url: str | None, pid: int | None) -> Iterator[tuple[str, int | None]
 
 
 def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
-    """One run of the load client."""
+    """One run of the load client.
+
+    Raises:
+        CannotConnect: it could open no stream.
+    """
     before, cpu = memory(pid), cpu_seconds(pid)
     command = [sys.executable, "-m", "client.load", "--url", url, "--streams", str(streams), "--seconds", str(seconds)]
     command += ["--ramp", str(RAMP_S)]
@@ -83,6 +88,8 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
                 break
             except subprocess.TimeoutExpired:
                 peak = max(peak, memory(pid))
+    if load.returncode:
+        raise CannotConnect("the load client gave up; it said why")
     report: dict[str, Any] = json.loads(output)
     audio_s = report["chunks"] * report["chunk_ms"] / 1_000
     return Row(
