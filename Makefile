@@ -33,9 +33,9 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 
 # A stage that was interrupted goes on; one that has ended has nothing left to do.
 stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/$(1) $(TEACHERS:%=--teacher %) \
-	$(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(2))
+	$(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(STEPS:%=--steps %) $(2))
 
-weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files)
+weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files STEPS=few)
 	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }
 	$(call stage,dense,)
 	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors)
