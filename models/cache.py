@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.config import ConfigError, ModelConfig
-from models.lanes import WIDTH
+from models.vectors import WIDTH
 
 GIVES_BACK = hasattr(mmap, "MADV_HUGEPAGE")
 """Whether this system takes pages back (Linux)."""

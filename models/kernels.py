@@ -1,6 +1,6 @@
 """Gated products, norm and softmax on one stream's state, compiled: what `models.step` is made of.
 
-For every matrix product the delta gate lists the channels that moved and by how much (`lanes.move`), and the
+For every matrix product the delta gate lists the channels that moved and by how much (`lists.move`), and the
 sum behind the matrix takes one row of weights per listed channel: y += d * W[i, :], with as much of y as
 possible held in registers. Scores and attention-weighted values are the same product with the ring of keys
 or values as the matrix.
@@ -18,14 +18,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models import lanes
+from models import lanes, lists, vectors
 from models.lanes import (
     FAST,
-    WIDTH,
-    add_rows_1,
-    add_rows_2,
-    add_rows_6,
-    add_rows_12,
     exp,
     fma,
     keep_below,
@@ -33,13 +28,14 @@ from models.lanes import (
     largest,
     load,
     maximum,
-    move,
     splat,
     store,
     total,
     zeros,
 )
+from models.lists import add_rows_1, add_rows_2, add_rows_6, add_rows_12, move
 from models.stale import forget_stale
+from models.vectors import WIDTH
 
 F32 = NDArray[np.float32]
 F16 = NDArray[np.uint16]
@@ -229,4 +225,4 @@ def rectify(x, x_at, y, size):
         store(y, lane, maximum(load(x, x_at + lane), splat(np.float32(0.0))))
 
 
-forget_stale(product, lanes.__file__, __file__)
+forget_stale(product, vectors.__file__, lanes.__file__, lists.__file__, __file__)

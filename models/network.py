@@ -14,10 +14,10 @@ from models.engines import check_batch, second_of_silence
 from models.features import Array
 from models.folded_step import folded_step
 from models.kernels import Scratch
-from models.lanes import WIDTH
 from models.operating import gate_table, prune_table
 from models.packed import FoldedNet, pack
 from models.step import step
+from models.vectors import WIDTH
 
 
 class Network:

@@ -13,7 +13,7 @@ from models.cache import Layout, block_layout, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
 from models.config import ConfigError, ModelConfig
 from models.kernels import F16, F32
-from models.lanes import WIDTH
+from models.vectors import WIDTH
 
 
 class Sizes(NamedTuple):

@@ -13,9 +13,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models import lanes
-from models.lanes import FAST, WIDTH, fma, gather, load, splat, store
+from models import lanes, vectors
+from models.lanes import FAST, fma, gather, load, splat, store
 from models.stale import forget_stale
+from models.vectors import WIDTH
 
 F32 = NDArray[np.float32]
 _HALF = np.float32(0.5)
@@ -153,4 +154,4 @@ def _filter(power, plan, energies, row, rows):
             energies[row + lane, band] = lanes[lane]
 
 
-forget_stale(mel_energies, lanes.__file__)
+forget_stale(mel_energies, vectors.__file__, lanes.__file__)

@@ -30,8 +30,9 @@ from models.kernels import (
     softmax,
     spared,
 )
-from models.lanes import FAST, WIDTH
+from models.lanes import FAST
 from models.operating import HEAD, OFF, SCORE
+from models.vectors import WIDTH
 
 REBASE_TOKENS = 256
 """Tokens between two rebuilds of a stream's sums: 7.7 s at 30 ms; 0.4 % of the dense work."""

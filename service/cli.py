@@ -55,6 +55,7 @@ EXTRAS: Final = {
     "structlog": "server",
     "torch": "train",
     "uvicorn": "server",
+    "uvloop": "server",
 }
 """Which extra brings a module that the base installation lacks."""
 

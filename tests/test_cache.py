@@ -10,7 +10,7 @@ import pytest
 
 from models.cache import GIVES_BACK, Cache, layout, offsets, padded
 from models.config import ConfigError, ModelConfig
-from models.lanes import WIDTH
+from models.vectors import WIDTH
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
 

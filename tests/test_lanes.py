@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from models import lanes
-from models.lanes import FAST, WIDTH
+from models import lanes, lists
+from models.lanes import FAST
+from models.vectors import WIDTH
 
 jit = njit(fastmath=FAST, error_model="numpy")
 
@@ -56,18 +57,18 @@ def gathered(x, offset, stride, out):
 def gate(x, held, theta, index, change):
     count = 0
     for lane in range(0, len(x), WIDTH):
-        count = lanes.move(x, lane, held, lane, theta, index, change, count, lane)
+        count = lists.move(x, lane, held, lane, theta, index, change, count, lane)
     return count
 
 
 @jit
 def added_1(y, matrix, first, stride, index, change, count):
-    lanes.add_rows_1(y, 0, matrix, first, stride, index, change, count)
+    lists.add_rows_1(y, 0, matrix, first, stride, index, change, count)
 
 
 @jit
 def added_12(y, matrix, first, stride, index, change, count):
-    lanes.add_rows_12(y, 0, matrix, first, stride, index, change, count)
+    lists.add_rows_12(y, 0, matrix, first, stride, index, change, count)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -151,7 +152,7 @@ def test_move_appends_behind_what_is_there() -> None:
 
     @jit
     def append(x, held, index, change):
-        return lanes.move(x, 0, held, 0, np.float32(0.5), index, change, 3, 100)
+        return lists.move(x, 0, held, 0, np.float32(0.5), index, change, 3, 100)
 
     index[:3] = 7
     assert append(x, held, index, change) == 3 + WIDTH

@@ -1,0 +1,100 @@
+"""Lists of what moved: the delta gate makes them, sixteen channels at a time, and a matrix product walks them."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from models.vectors import FLOAT, FLOATS, HALVES, INTEGER, INTEGERS, WIDTH, broadcast, call, pointer_to
+
+
+@intrinsic
+def move(typingctx, values, value_offset, held, held_offset, theta, index, change, count, first):
+    """The delta gate on sixteen channels.
+
+    Compares `values` with `held`; where they differ by more than theta, updates `held` and appends channel
+    numbers (`first` + lane) to `index` and differences to `change` from place `count` on.
+
+    Returns:
+        `count` plus the channels that moved. `index` and `change` need sixteen places of room behind.
+    """
+
+    def code(context, builder, signature, args):
+        def at(array, offset, element=FLOATS):
+            return pointer_to(context, builder, signature.args[array], args[array], args[offset], element)
+
+        held_at = at(2, 3)
+        new, old = builder.load(at(0, 1)), builder.load(held_at)
+        for loaded in (new, old):
+            loaded.align = 4
+        delta = builder.fsub(new, old)
+        size = call(builder, f"llvm.fabs.v{WIDTH}f32", FLOATS, delta)
+        moved = builder.fcmp_ordered(">", size, broadcast(builder, args[4]))
+        builder.store(builder.select(moved, new, old), held_at).align = 4
+        first = broadcast(builder, builder.trunc(args[8], INTEGER), INTEGERS)
+        number = builder.add(first, ir.Constant(INTEGERS, list(range(WIDTH))))
+        _append(builder, delta, moved, at(6, 7), "f32")
+        _append(builder, number, moved, at(5, 7, INTEGERS), "i32")
+        bits = builder.bitcast(moved, ir.IntType(WIDTH))
+        ones = call(builder, f"llvm.ctpop.i{WIDTH}", ir.IntType(WIDTH), bits)
+        return builder.add(args[7], builder.zext(ones, args[7].type))
+
+    signature = types.intp(values, types.intp, held, types.intp, types.float32, index, change, types.intp, types.intp)
+    return signature, code
+
+
+def _row_adder(vectors: int):
+    """Make `add_rows` for rows of `vectors` x 16 floats, all of them in registers while the list is walked."""
+
+    @intrinsic
+    def add_rows(typingctx, y, y_at, matrix, matrix_at, stride, index, change, count):
+        """y += sum over k < count of change[k] * matrix[matrix_at + index[k] * stride :].
+
+        A matrix of uint16 holds half-precision floats, widened as they are read: half the bytes, and bytes are
+        what a product of a vector waits for.
+        """
+        half = matrix.dtype == types.uint16
+
+        def code(context, builder, signature, args):
+            kinds, (y, y_at, matrix, first, stride, index, change, count) = signature.args, args
+
+            def row(kind, array, at, vector, element=FLOATS):
+                place = builder.add(at, ir.Constant(at.type, vector * WIDTH))
+                return pointer_to(context, builder, kind, array, place, element)
+
+            def weights(at, vector):
+                value = builder.load(row(kinds[2], matrix, at, vector, HALVES if half else FLOATS))
+                value.align = 2 if half else 4
+                return builder.fpext(value, FLOATS) if half else value
+
+            before = [builder.load(row(kinds[0], y, y_at, vector), align=4) for vector in range(vectors)]
+            sums = [cgutils.alloca_once_value(builder, value) for value in before]
+            with cgutils.for_range(builder, count) as loop:
+                number = builder.load(pointer_to(context, builder, kinds[5], index, loop.index, INTEGER))
+                at = builder.add(first, builder.mul(builder.sext(number, stride.type), stride))
+                factor = broadcast(
+                    builder, builder.load(pointer_to(context, builder, kinds[6], change, loop.index, FLOAT))
+                )
+                for vector, total_at in enumerate(sums):
+                    terms = factor, weights(at, vector), builder.load(total_at)
+                    product = call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, *terms)
+                    builder.store(product, total_at)
+            for vector, total_at in enumerate(sums):
+                builder.store(builder.load(total_at), row(kinds[0], y, y_at, vector)).align = 4
+            return context.get_dummy_value()
+
+        signature = types.void(y, types.intp, matrix, types.intp, types.intp, index, change, types.intp)
+        return signature, code
+
+    return add_rows
+
+
+add_rows_12, add_rows_6, add_rows_2, add_rows_1 = (_row_adder(vectors) for vectors in (12, 6, 2, 1))
+
+
+def _append(builder, value, mask, pointer, element: str) -> None:
+    """Store the masked lanes side by side; what lies behind them is overwritten with rubbish."""
+    nothing = ir.Constant(value.type, ir.Undefined)
+    packed = call(builder, f"llvm.experimental.vector.compress.v{WIDTH}{element}", value.type, value, mask, nothing)
+    builder.store(packed, pointer).align = 4
