@@ -49,7 +49,8 @@ weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or
 	$(if $(SPEECH),$(BIN)/deltaspot model background --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors)
 	$(BIN)/deltaspot evaluate report --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/report
 	$(BIN)/deltaspot model card $(RUN)/report/evaluation.json --log $(RUN)/gated/log.jsonl \
-		--model $(RUN)/skwt.safetensors --output $(RUN)/README.md
+		--model $(RUN)/skwt.safetensors --output $(RUN)/report/README.md
+	cp $(RUN)/gated/curves.png $(RUN)/report/training.png
 
 freeze: $(VENV)/.dev ## Write down the versions that the tests ran with
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(CONSTRAINTS)
