@@ -91,11 +91,16 @@ def test_documented_command_exists(call):
     check_command(words)
 
 
-def test_commands_that_make_weights_exist():
-    arguments = ["make", "-n", "weights", "DATA=recordings", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
+@pytest.mark.parametrize(("folder", "models"), [("running_speech", 5), ("noise", 4)])
+def test_commands_that_make_weights_exist(tmp_path, folder, models):
+    """Without running speech, all but the background for enrolment."""
+    (tmp_path / folder).mkdir()
+    arguments = ["make", "-n", "weights", f"DATA={tmp_path}", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
+    arguments += ["STEPS=9"]
     printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     calls = re.findall(r"bin/deltaspot (.*)", printed.replace("\\\n", " "))
-    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * 5 + ["evaluate", "model"]
+    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * models + ["evaluate", "model"]
+    assert sum(call.startswith("model background") for call in calls) == models - 4
     for call in calls:
         check_command(shlex.split(call))
 

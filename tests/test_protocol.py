@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -121,8 +122,9 @@ def test_bad_message_is_named(text: str, field: str | None) -> None:
 
 @given(st.text() | st.binary())
 def test_no_text_breaks_the_parser(text: str | bytes) -> None:
-    with pytest.raises(BadMessage):
-        parse_client(text)
+    """It is a message, or it is named as none; texts of ours may be among those tried."""
+    with suppress(BadMessage):
+        assert parse_client(text).type
 
 
 def test_endless_text_is_not_parsed() -> None:
