@@ -14,7 +14,20 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
-from models.vectors import FLOAT, FLOATS, INTEGER, INTEGERS, WIDTH, broadcast, call, constant, pointer_to
+from models.vectors import (
+    FLOAT,
+    FLOATS,
+    INTEGER,
+    INTEGERS,
+    WIDTH,
+    broadcast,
+    call,
+    constant,
+    fused,
+    how_many,
+    numbers_from,
+    pointer_to,
+)
 
 FAST = {"contract", "nsz", "arcp", "reassoc"}
 """Floating-point freedoms that kernels take: contraction to FMA and reordering, but not 'no NaN'."""
@@ -106,7 +119,7 @@ def fma(typingctx, a, b, c):
     """`a * b + c`, rounded once."""
 
     def code(context, builder, signature, args):
-        return call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, *args)
+        return fused(builder, *args)
 
     return lanes(lanes, lanes, lanes), code
 
@@ -139,10 +152,9 @@ def keep_below(typingctx, value, first, limit, otherwise):
 
     def code(context, builder, signature, args):
         value, first, limit, otherwise = args
-        place = builder.add(
-            broadcast(builder, builder.trunc(first, INTEGER), INTEGERS), ir.Constant(INTEGERS, list(range(WIDTH)))
+        inside = builder.icmp_signed(
+            "<", numbers_from(builder, first), broadcast(builder, builder.trunc(limit, INTEGER), INTEGERS)
         )
-        inside = builder.icmp_signed("<", place, broadcast(builder, builder.trunc(limit, INTEGER), INTEGERS))
         return builder.select(inside, value, broadcast(builder, otherwise))
 
     return lanes(lanes, types.intp, types.intp, types.float32), code
@@ -164,9 +176,7 @@ def zeros(typingctx, value):
     """How many lanes are 0."""
 
     def code(context, builder, signature, args):
-        bits = builder.bitcast(builder.fcmp_ordered("==", args[0], constant(0.0)), ir.IntType(WIDTH))
-        ones = call(builder, f"llvm.ctpop.i{WIDTH}", ir.IntType(WIDTH), bits)
-        return builder.zext(ones, context.get_value_type(types.intp))
+        return how_many(builder, builder.fcmp_ordered("==", args[0], constant(0.0)), context.get_value_type(types.intp))
 
     return types.intp(lanes), code
 
@@ -181,11 +191,11 @@ def exp(typingctx, value):
     def code(context, builder, signature, args):
         x = builder.select(builder.fcmp_ordered(">", args[0], constant(-87.0)), args[0], constant(-87.0))
         whole = call(builder, f"llvm.rint.v{WIDTH}f32", FLOATS, builder.fmul(x, constant(1.4426950408889634)))
-        rest = call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, whole, constant(-0.693359375), x)
-        rest = call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, whole, constant(2.12194440e-4), rest)
+        rest = fused(builder, whole, constant(-0.693359375), x)
+        rest = fused(builder, whole, constant(2.12194440e-4), rest)
         result = constant(1 / 720)
         for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-            result = call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, result, rest, constant(factor))
+            result = fused(builder, result, rest, constant(factor))
         exponent = builder.shl(builder.fptosi(whole, INTEGERS), constant(23, INTEGERS))
         scaled = builder.bitcast(builder.add(builder.bitcast(result, INTEGERS), exponent), FLOATS)
         return builder.select(builder.fcmp_ordered(">", args[0], constant(-87.0)), scaled, constant(0.0))

@@ -6,7 +6,20 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from models.vectors import FLOAT, FLOATS, HALVES, INTEGER, INTEGERS, WIDTH, broadcast, call, pointer_to
+from models.vectors import (
+    FLOAT,
+    FLOATS,
+    HALVES,
+    INTEGER,
+    INTEGERS,
+    WIDTH,
+    broadcast,
+    call,
+    fused,
+    how_many,
+    numbers_from,
+    pointer_to,
+)
 
 
 @intrinsic
@@ -32,13 +45,9 @@ def move(typingctx, values, value_offset, held, held_offset, theta, index, chang
         size = call(builder, f"llvm.fabs.v{WIDTH}f32", FLOATS, delta)
         moved = builder.fcmp_ordered(">", size, broadcast(builder, args[4]))
         builder.store(builder.select(moved, new, old), held_at).align = 4
-        first = broadcast(builder, builder.trunc(args[8], INTEGER), INTEGERS)
-        number = builder.add(first, ir.Constant(INTEGERS, list(range(WIDTH))))
         _append(builder, delta, moved, at(6, 7), "f32")
-        _append(builder, number, moved, at(5, 7, INTEGERS), "i32")
-        bits = builder.bitcast(moved, ir.IntType(WIDTH))
-        ones = call(builder, f"llvm.ctpop.i{WIDTH}", ir.IntType(WIDTH), bits)
-        return builder.add(args[7], builder.zext(ones, args[7].type))
+        _append(builder, numbers_from(builder, args[8]), moved, at(5, 7, INTEGERS), "i32")
+        return builder.add(args[7], how_many(builder, moved, args[7].type))
 
     signature = types.intp(values, types.intp, held, types.intp, types.float32, index, change, types.intp, types.intp)
     return signature, code
@@ -73,13 +82,10 @@ def _row_adder(vectors: int):
             with cgutils.for_range(builder, count) as loop:
                 number = builder.load(pointer_to(context, builder, kinds[5], index, loop.index, INTEGER))
                 at = builder.add(first, builder.mul(builder.sext(number, stride.type), stride))
-                factor = broadcast(
-                    builder, builder.load(pointer_to(context, builder, kinds[6], change, loop.index, FLOAT))
-                )
+                factor = builder.load(pointer_to(context, builder, kinds[6], change, loop.index, FLOAT))
+                factors = broadcast(builder, factor)
                 for vector, total_at in enumerate(sums):
-                    terms = factor, weights(at, vector), builder.load(total_at)
-                    product = call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, *terms)
-                    builder.store(product, total_at)
+                    builder.store(fused(builder, factors, weights(at, vector), builder.load(total_at)), total_at)
             for vector, total_at in enumerate(sums):
                 builder.store(builder.load(total_at), row(kinds[0], y, y_at, vector)).align = 4
             return context.get_dummy_value()

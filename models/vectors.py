@@ -16,6 +16,7 @@ INTEGER = ir.IntType(32)
 FLOATS = ir.VectorType(FLOAT, WIDTH)
 INTEGERS = ir.VectorType(INTEGER, WIDTH)
 HALVES = ir.VectorType(ir.HalfType(), WIDTH)
+LANE_NUMBERS = ir.Constant(INTEGERS, list(range(WIDTH)))
 
 
 def pointer_to(context, builder, array_type, array, offset, element=FLOATS):
@@ -39,3 +40,19 @@ def call(builder, name: str, result, *arguments):
     """Call an LLVM intrinsic by its full name."""
     kind = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def numbers_from(builder, first):
+    """`first`, `first` + 1, ... in neighbouring lanes."""
+    return builder.add(broadcast(builder, builder.trunc(first, INTEGER), INTEGERS), LANE_NUMBERS)
+
+
+def how_many(builder, mask, kind):
+    """In how many lanes a comparison holds, as an integer of some kind."""
+    bits = ir.IntType(WIDTH)
+    return builder.zext(call(builder, f"llvm.ctpop.i{WIDTH}", bits, builder.bitcast(mask, bits)), kind)
+
+
+def fused(builder, a, b, c):
+    """a * b + c, rounded once."""
+    return call(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, a, b, c)
