@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -202,13 +203,10 @@ def learn(
         target = torch.cat([model.judge(part) for part in clips.split(64)]).log_softmax(dim=-1)
     theta, centres = torch.stack(start.quartiles).requires_grad_(), torch.stack(start.centres).requires_grad_()
     student = copy.deepcopy(model).requires_grad_(rates[1] > 0)
-    groups = [{"params": [theta, centres], "lr": rates[0]}]
+    optimiser = torch.optim.Adam([{"params": [theta, centres], "lr": rates[0]}])
     if rates[1] > 0:
-        groups.append({"params": list(student.parameters()), "lr": rates[1]})
-    optimiser = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: final + (1 - final) * (1 + math.cos(math.pi * step / steps)) / 2
-    )
+        optimiser.add_param_group({"params": list(student.parameters()), "lr": rates[1]})
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_cosine, steps=steps, final=final))
     for _ in range(steps):
         chosen = torch.randperm(len(clips))[:batch]
         attention = LearnablePruning(theta, centres)
@@ -220,6 +218,11 @@ def learn(
         optimiser.step()
         schedule.step()
         yield Learned(survived.item(), theta.detach().clone(), centres.detach().clone(), student)
+
+
+def _cosine(step: int, steps: int, final: float) -> float:
+    """From 1 down to `final`."""
+    return final + (1 - final) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -36,16 +36,11 @@ from models.config import ModelConfig
 from models.contrast import contrast
 from models.data import Corpus, DataError, split_of
 from models.enroll import EnrolError, EnrolledKeyword, Spotting, check_recording, enrol, ratio
-from models.evaluate_enroll import OFFSETS, WORDS, Enrolment, Followed, best, forgetful, halves, judge_word
-from models.evaluate_streams import Tally
 from models.network import Network
 from models.recordings import COPIES, embed_recording
-from models.splices import spliced
-from models.streams import Stream, Utterance
 from service.commands import enroll as command
 from service.commands import model
 from service.commands.detect import here
-from service.commands.replay import detector
 from service.protocol import Detection, Enrolled, KeywordSettings
 from tests.conftest import ROOT, Running
 
@@ -241,23 +236,6 @@ def test_copies_of_a_recording_differ_and_come_back_the_same(network: Network, s
     assert np.corrcoef(loud.mean(axis=(0, 1)), one.mean(axis=(0, 1)))[0, 1] > 0.9
 
 
-def test_a_splice_begins_as_one_word_and_ends_as_another() -> None:
-    random = np.random.default_rng(0)
-    pixels = np.zeros((4, 98, 48), np.uint8)
-    for clip, level in enumerate((100, 120, 140, 160)):
-        pixels[clip, 30:70] = level
-    corpus = Corpus(pixels, np.array(["bed", "bed", "cow", "dog"]), np.array([True, False, True, False]), [])
-    made = spliced(corpus, 2, random)
-    assert sorted(set(made.words)) == ["bed+cow", "bed+dog", "cow+bed", "cow+dog", "dog+bed", "dog+cow"]
-    assert made.pixels.shape == (12, 98, 48)
-    for one, word, raw in zip(made.pixels, made.words, made.raw, strict=True):
-        assert set(one[30:49].ravel()) <= set(pixels[corpus.words == word[:3]].ravel()) - {0}
-        assert set(one[50:69].ravel()) <= set(pixels[corpus.words == word[4:]].ravel()) - {0}
-        assert not (raw and "dog" in word)
-    assert set(forgetful(corpus).words) == {"cow", "dog"}
-    assert "cow" not in WORDS
-
-
 # --- recordings and files
 
 
@@ -350,74 +328,6 @@ def test_a_checkpoint_carries_its_background(able: Path, network: Network, backg
     with pytest.raises(NoBackground, match="lacks"):
         Background.of(replace(stored, background={"mean": background.mean}))
     assert CheckpointError is not NoBackground
-
-
-# --- evaluation
-
-
-def test_speakers_are_halved() -> None:
-    from pathlib import PurePosixPath
-
-    from models.data import Item
-
-    items = [Item(PurePosixPath(f"bed/{i:08x}_nohash_{take}.wav"), b"") for i in range(50) for take in (0, 1)]
-    items.append(Item(PurePosixPath("esc10/a.wav"), b""))
-    first, second = halves(items)
-    speakers = [{item.speaker for item in half if item.word == "bed"} for half in (first, second)]
-    assert not speakers[0] & speakers[1]
-    assert min(map(len, speakers)) > 10
-    assert items[-1] in second
-
-
-def test_best_is_the_laxest_threshold_that_stays_allowed() -> None:
-    def alarms(*counts: int) -> list[Tally]:
-        tallies = [Tally(hours=1.0) for _ in counts]
-        for tally, count in zip(tallies, counts, strict=True):
-            tally.false_alarms["x"] = count
-        return tallies
-
-    assert best(alarms(5, 1, 3, 1, 0)) == 3
-    assert best(alarms(0, 0)) == 0
-    assert best(alarms(5, 4)) == 1
-    assert 0.0 in OFFSETS
-
-
-def test_a_word_is_judged_where_it_is_said(network: Network) -> None:
-    """Of made-up embeddings: a word at its prototype is heard, running speech raises no alarm, unless it says it."""
-    random = np.random.default_rng(0)
-    c = network.config.channels
-    centres = random.normal(0, 2, (40, c))
-    vectors = centres[:, None, None] + random.normal(size=(40, 6, len(SETTLE), c))
-    known = fit(
-        Embedded(vectors.reshape(-1, len(SETTLE), c), np.repeat(np.arange(40).astype(str), 6), vectors.reshape(-1, c)),
-        random.normal(0, 2, (4_000, c)),
-        network.config,
-    )
-    token, word = network.config.token_samples, random.normal(0, 2, c)
-    enrolment = Enrolment(network, known, [], "dense")
-    enrolment.recordings = {"bed": list(word + random.normal(0, 0.3, (5, COPIES, len(SETTLE), c)))}
-
-    def stream(name: str, places: Sequence[int], named: Sequence[str]) -> Followed:
-        """A minute in which something close to the word is heard at some tokens, for as long as a window lasts."""
-        tokens = random.normal(0, 2, (2_000, c))
-        for place in places:
-            tokens[place : place + 20] = word + random.normal(0, 0.5, (20, c))
-        said = tuple(
-            Utterance((place - 15) * token, place * token, name) for place, name in zip(places, named, strict=False)
-        )
-        return Followed(Stream(name, np.zeros(2_000 * token, np.float32), said), tokens.astype(np.float32))
-
-    places = (100, 600, 1_100, 1_600)
-    quiet = {
-        "bed": [stream("bed", places, ["bed"] * 4)],
-        "speech": [stream("speech", (), ())],
-        "mixed": [stream("mixed", places, ["cat", "bed", "bed", "bed"])],
-    }
-    heard = judge_word(enrolment, "bed", 3, quiet, detector, 2)
-    assert (heard["usual"]["keywords"], heard["usual"]["missed"], heard["usual"]["false_alarms"]) == (8, 0, 0)
-    assert (heard["best"]["missed"], heard["mixed"]["keywords"], heard["mixed"]["false_alarms"]) == (0, 6, 2)
-    loud = judge_word(enrolment, "bed", 3, {**quiet, "speech": [stream("speech", places, ())]}, detector, 1)
-    assert loud["usual"]["false_alarms"] == 4
 
 
 # --- commands, and a real socket

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from models.bounds import binomial_bounds, poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, walk
 from models.evaluate import cut_silence, judge_clips, read_clips
@@ -27,16 +26,9 @@ from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, to
 from models.streams import (
     SAMPLE_RATE,
     Clip,
-    Plan,
     Stream,
     Utterance,
-    amplify,
-    build,
     read_labels,
-    rms,
-    spoken_span,
-    telephone,
-    write_labels,
 )
 from service.commands.evaluate import app
 from service.commands.evaluate_socket import Answer, judge, listen_to_all, single_words
@@ -52,96 +44,6 @@ class Fired(NamedTuple):
 
     keyword: str
     token: int
-
-
-def tone(hz: float, length: int, loudness: float) -> np.ndarray:
-    return (loudness * np.sin(2 * np.pi * hz * np.arange(length) / SAMPLE_RATE)).astype(np.float32)
-
-
-def spoken(word: str, seed: int = 0) -> Clip:
-    """A clip whose middle fifth is loud."""
-    samples = np.random.default_rng(seed).normal(0, 5, SECOND).astype(np.float32)
-    samples[6_400:9_600] += tone(500 + 10 * seed, 3_200, 4_000)
-    return Clip(samples, word, *spoken_span(samples))
-
-
-CLIPS = [spoken(word, i) for i, word in enumerate([*KEYWORDS, "bed", "cat"])]
-NOISE = [np.random.default_rng(i).normal(0, 300, 3 * SECOND).astype(np.float32) for i in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("count", "lower", "upper"), [(0, 0.0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (500, 457.13, 545.80)]
-)
-def test_poisson_bounds_are_garwoods(count: int, lower: float, upper: float) -> None:
-    assert poisson_bounds(count) == pytest.approx((lower, upper), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("count", "trials", "lower", "upper"),
-    [(0, 10, 0.0, 0.3085), (5, 10, 0.1871, 0.8129), (10, 10, 0.6915, 1.0), (50, 1000, 0.0373, 0.0654), (0, 0, 0, 1)],
-)
-def test_binomial_bounds_are_clopper_and_pearsons(count: int, trials: int, lower: float, upper: float) -> None:
-    assert binomial_bounds(count, trials) == pytest.approx((lower, upper), abs=1e-4)
-
-
-def test_a_words_span_is_where_its_clip_is_loud() -> None:
-    start, end = spoken_span(CLIPS[0].samples)
-    assert start == pytest.approx(6_400, abs=400)
-    assert end == pytest.approx(9_600, abs=400)
-    assert spoken_span(np.zeros(SECOND, np.float32)) == (0, SECOND)
-
-
-def test_equal_seeds_give_equal_streams_and_others_others() -> None:
-    plan = Plan(minutes=0.5)
-    first, again, other = (build(CLIPS, NOISE, plan, KEYWORDS, seed) for seed in (1, 1, 2))
-    assert np.array_equal(first.samples, again.samples)
-    assert first.utterances == again.utterances
-    assert first.utterances != other.utterances
-
-
-def test_words_stand_where_the_labels_say_and_at_the_planned_distance_from_the_noise() -> None:
-    plan = Plan(minutes=1.0, snr_db=(10.0, 10.0), level_db=(-26.0, -26.0), unknown_share=0.5)
-    clean, noisy = build(CLIPS, [], plan, KEYWORDS, 3), build(CLIPS, NOISE, plan, KEYWORDS, 3)
-    assert len(clean.samples) == 60 * SECOND
-    assert {u.word in KEYWORDS for u in clean.utterances} == {True, False}
-    gaps = [b.start - a.end for a, b in zip(clean.utterances, clean.utterances[1:], strict=False)]
-    assert min(gaps) >= plan.gap_s[0] * SECOND - 1
-    for one in clean.utterances:
-        assert rms(clean.samples[one.start : one.end]) == pytest.approx(32_767 * 10 ** (-26 / 20), rel=0.02)
-    second = build(CLIPS, NOISE, Plan(minutes=1.0, snr_db=(10, 10), level_db=(-26, -26), words=0), KEYWORDS, 3)
-    assert second.utterances == ()
-    assert rms(second.samples) == pytest.approx(32_767 * 10 ** (-36 / 20), rel=0.05)
-    assert set(np.unique(noisy.samples % 1)) == {0.0}
-
-
-def test_streams_need_clips() -> None:
-    with pytest.raises(DataError, match="no clips"):
-        build([], NOISE, Plan(), KEYWORDS, 0)
-
-
-def test_gain_clips_as_a_sound_card_does() -> None:
-    loud = amplify(tone(100, SECOND, 20_000), 10)
-    assert loud.max() == 32_767
-    assert loud.min() == -32_768
-
-
-def test_a_telephone_passes_a_voice_and_nothing_above_4_khz() -> None:
-    low, high = tone(1_000, SECOND, 8_000), tone(5_500, SECOND, 8_000)
-    assert rms(telephone(low) - low) < 0.02 * rms(low)
-    assert rms(telephone(high)) < 0.02 * rms(high)
-
-
-def test_labels_are_read_as_they_were_written(tmp_path: Path) -> None:
-    words = (Utterance(0, 160, "yes"), Utterance(1_600, 16_000, "bed"))
-    write_labels(words, tmp_path / "words.tsv")
-    assert read_labels(tmp_path / "words.tsv") == words
-
-
-@pytest.mark.parametrize("line", ["1.0\tyes", "one\t2.0\tyes", "1.0,2.0,yes"])
-def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "words.tsv").write_text(f"start_s\tend_s\tword\n0\t1\tno\n{line}\n")
-    with pytest.raises(DataError, match="line 3"):
-        read_labels(tmp_path / "words.tsv")
 
 
 def heard(*words: tuple[str, float, float]) -> Heard:

@@ -1,0 +1,22 @@
+"""Bounds of counts and shares are the published ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.bounds import binomial_bounds, poisson_bounds
+
+
+@pytest.mark.parametrize(
+    ("count", "lower", "upper"), [(0, 0.0, 3.6889), (1, 0.0253, 5.5716), (10, 4.7954, 18.3904), (500, 457.13, 545.80)]
+)
+def test_poisson_bounds_are_garwoods(count: int, lower: float, upper: float) -> None:
+    assert poisson_bounds(count) == pytest.approx((lower, upper), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "trials", "lower", "upper"),
+    [(0, 10, 0.0, 0.3085), (5, 10, 0.1871, 0.8129), (10, 10, 0.6915, 1.0), (50, 1000, 0.0373, 0.0654), (0, 0, 0, 1)],
+)
+def test_binomial_bounds_are_clopper_and_pearsons(count: int, trials: int, lower: float, upper: float) -> None:
+    assert binomial_bounds(count, trials) == pytest.approx((lower, upper), abs=1e-4)
