@@ -66,6 +66,7 @@ class Layout(NamedTuple):
     frames: int
     held_stem: int
     sum_stem: int
+    filters: int
     blocks: int
     readout: int
     size: int
@@ -94,7 +95,19 @@ def layout(config: ModelConfig) -> Layout:
     pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands
     blocks = sum(block_layout(config, factor).size for factor in config.factors)
-    return Layout(*offsets([history, config.stem_inputs, c, blocks, pool.size]), block, pool)
+    filters = 2 * sum(filter_outputs(config))
+    return Layout(*offsets([history, config.stem_inputs, c, filters, blocks, pool.size]), block, pool)
+
+
+def filter_outputs(config: ModelConfig) -> list[int]:
+    """Outputs of each convolution over frequency: as many sums, then as many held values, of each in turn.
+
+    Raises:
+        ConfigError: for filters that are no whole number of vectors.
+    """
+    if any(filters % WIDTH for filters in config.filters):
+        raise ConfigError(f"filters must be multiples of {WIDTH} to be compiled, got {config.filters}")
+    return [places * filters for places, filters in zip(config.filter_places[1:], config.filters, strict=True)]
 
 
 def block_layout(config: ModelConfig, factor: int = 1) -> BlockLayout:

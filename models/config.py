@@ -15,6 +15,10 @@ LABELS = (SILENCE, UNKNOWN, *KEYWORDS)
 """The twelve labels of Speech Commands V2-12, in the order of the network's outputs."""
 
 
+FILTER_SHAPES = ((6, 2), (4, 2), (3, 1))
+"""Bands that each convolution over frequency reaches over, and its stride."""
+
+
 class ConfigError(ValueError):
     """A model configuration that cannot be built; the message names the field."""
 
@@ -58,7 +62,8 @@ class ModelConfig:
 
     One token is made of the newest `kernel` frames every `stride` frames, so a token lasts
     `stride * hop` samples. Attention sees the last `span` tokens, the read-out the last `pool_span`. `folds` has a
-    factor for each layer, see `models.folding`; empty where none is folded.
+    factor for each layer, see `models.folding`; empty where none is folded. `filters` has the number of filters of each
+    convolution over frequency beside the stem; empty where there is none.
     """
 
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
@@ -66,12 +71,13 @@ class ModelConfig:
     stride: int = 3
     kernel: int = 7
     channels: int = 96
-    layers: int = 8
+    layers: int = 6
     heads: int = 3
     hidden: int = 384
     span: int = 16
     pool_span: int = 32
     folds: tuple[int, ...] = ()
+    filters: tuple[int, ...] = (32, 48, 48)
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built.
@@ -85,6 +91,10 @@ class ModelConfig:
             raise ConfigError(f"kernel ({self.kernel}) must be at least stride ({self.stride}), or frames are lost")
         if self.folds and (len(self.folds) != self.layers or min(self.folds) < 1):
             raise ConfigError(f"folds must have one factor for each of {self.layers} layers, got {self.folds}")
+        if len(self.filters) > len(FILTER_SHAPES) or min(self.filters, default=1) < 1:
+            raise ConfigError(f"filters must be up to {len(FILTER_SHAPES)} numbers above 0, got {self.filters}")
+        if min(self.filter_places) < 1:
+            raise ConfigError(f"filters {self.filters} need more than {self.frontend.bands} bands")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"labels must be distinct, got {self.labels}")
 
@@ -115,6 +125,14 @@ class ModelConfig:
         return self.kernel * self.frontend.bands
 
     @property
+    def filter_places(self) -> tuple[int, ...]:
+        """Places along frequency at the input of each convolution, and at the output of the last one."""
+        places = [self.frontend.bands]
+        for reach, stride in FILTER_SHAPES[: len(self.filters)]:
+            places.append((places[-1] - reach) // stride + 1)
+        return tuple(places)
+
+    @property
     def token_samples(self) -> int:
         """Samples between two tokens."""
         return self.stride * self.frontend.hop
@@ -141,8 +159,8 @@ class ModelConfig:
         return tuple(label for label in self.labels if label not in (SILENCE, UNKNOWN))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON; without folds, nothing of them, so old fingerprints hold."""
-        return {name: value for name, value in asdict(self).items() if name != "folds" or value}
+        """Plain types, ready for JSON; without folds or filters, nothing of them, so old fingerprints hold."""
+        return {name: value for name, value in asdict(self).items() if name not in {"folds", "filters"} or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -154,9 +172,9 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         if unknown := set(data) - known:
             raise ConfigError(f"unknown model fields {sorted(unknown)}; this checkpoint needs a newer deltaspot")
-        values = dict(data)
+        values = {"filters": (), **data}
         values["frontend"] = FrontEndConfig(**{"treble": 0, **values.get("frontend", {})})
-        for name in {"labels", "folds"} & set(values):
+        for name in {"labels", "folds", "filters"} & set(values):
             values[name] = tuple(values[name])
         return cls(**values)
 
@@ -168,4 +186,5 @@ READOUT_GATES = ("query", "weights", "head")
 def gate_names(config: ModelConfig) -> tuple[str, ...]:
     """Every gate of a network, in the order in which a token meets them."""
     blocks = (f"block{i}.{kind}" for i in range(config.layers) for kind in BLOCK_GATES)
-    return ("stem", *blocks, *(f"readout.{kind}" for kind in READOUT_GATES))
+    filters = (f"filters{i + 1}" for i in range(len(config.filters)))
+    return ("stem", *filters, *blocks, *(f"readout.{kind}" for kind in READOUT_GATES))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.config import ModelConfig
+from models.config import FILTER_SHAPES, ModelConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,7 +133,7 @@ def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
     seen, pooled = _keys_seen(tokens, config.span), _keys_seen(tokens, config.pool_span)
     thin, pairs = sum(c // factor for factor in factors), sum(factors)
     return {
-        "stem": tokens * config.stem_inputs * c,
+        "stem": tokens * sum(int(costs.sum()) for costs in stem_costs(config).values()),
         "qkv": tokens * 3 * c * thin,
         "scores": seen * c * pairs,
         "values": seen * c * pairs,
@@ -142,6 +142,22 @@ def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
         "down": tokens * config.hidden * thin,
         "readout": tokens * c * (config.heads + len(config.labels)) + pooled * c,
     }
+
+
+@lru_cache
+def stem_costs(config: ModelConfig) -> dict[str, NDArray[np.int64]]:
+    """MACs in which each channel behind a gate of the stem has a part, by gate: `stem`, `filters1`, ..."""
+    inputs, counts = (config.kernel, *config.filters), config.filter_places
+    costs = {"stem": np.full((counts[0], config.kernel), config.channels)}
+    for number, filters in enumerate(config.filters, start=1):
+        (reach, stride), name = FILTER_SHAPES[number - 1], "stem" if number == 1 else f"filters{number - 1}"
+        places = np.arange(counts[number - 1])[:, None] - stride * np.arange(counts[number])
+        outputs = ((places >= 0) & (places < reach)).sum(axis=1, keepdims=True)
+        costs[name] = costs.get(name, 0) + np.repeat(outputs * filters, inputs[number - 1], axis=1)
+    if config.filters:
+        costs[f"filters{len(config.filters)}"] = np.full((counts[-1], config.filters[-1]), config.channels)
+    costs["stem"] = costs["stem"].T  # frame by frame
+    return {name: cost.ravel() for name, cost in costs.items()}
 
 
 def window_macs(config: ModelConfig, tokens: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from numba import njit
 from torch import Tensor, nn
 
 from models.config import ModelConfig, gate_names
-from models.counting import causal_macs
+from models.counting import causal_macs, stem_costs
 from models.gates import Thresholds
 
 SOFTNESS = 0.5
@@ -145,4 +145,5 @@ def _mac_shares(config: ModelConfig) -> list[float]:
         for group in ("qkv", "scores", "values", "out", "up", "down")
     ]
     readout = [part * config.channels for part in (config.heads, config.pool_span, len(config.labels))]
-    return [macs["stem"] / whole, *blocks, *(p * tokens / whole for p in readout)]
+    stem = [int(costs.sum()) * tokens / whole for costs in stem_costs(config).values()]
+    return [*stem, *blocks, *(p * tokens / whole for p in readout)]

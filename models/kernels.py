@@ -129,6 +129,15 @@ def all_held(held, held_at, size, scratch):
 
 
 @compiled
+def changes(x, x_at, state, held_at, size, theta, rebase, scratch):
+    """List the channels of x (size) that moved by more than theta; a rebase, every held value. The list's length."""
+    count = moved(x, x_at, state, held_at, size, theta, scratch.index, scratch.change)
+    if rebase:
+        count = all_held(state, held_at, size, scratch)
+    return count
+
+
+@compiled
 def product(x, x_at, size, state, held_at, sum_at, matrix, theta, rebase, scratch):
     """One gated matrix product: state's sum follows x (size) as far as x moved by more than theta.
 
@@ -137,10 +146,9 @@ def product(x, x_at, size, state, held_at, sum_at, matrix, theta, rebase, scratc
     Returns:
         How many rows of the matrix were read.
     """
-    count = moved(x, x_at, state, held_at, size, theta, scratch.index, scratch.change)
+    count = changes(x, x_at, state, held_at, size, theta, rebase, scratch)
     if rebase:
         copy(matrix.bias, matrix.bias_at, state, sum_at, matrix.width)
-        count = all_held(state, held_at, size, scratch)
     accumulate(state, sum_at, matrix, scratch.index, scratch.change, count)
     return count
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cache import Cache, padded
+from models.cache import Cache, filter_outputs, padded
 from models.checkpoint import DENSE, Checkpoint
 from models.config import gate_names
 from models.engines import check_batch, second_of_silence
@@ -87,7 +87,7 @@ class Network:
         if not hasattr(self._local, "scratch"):
             config = self.config
             ring = max(config.longest_span, max(config.factors) * config.span)
-            wide = max(config.hidden, padded(config.stem_inputs), config.heads * ring) + WIDTH
+            wide = max(config.hidden, padded(config.stem_inputs), config.heads * ring, *filter_outputs(config)) + WIDTH
             self._local.scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),

@@ -70,7 +70,7 @@ def offered(checkpoint: Checkpoint, methods: Collection[Method] = METHODS) -> di
 
 
 def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:
-    """Thresholds of the delta gates (layers + 2, 6), in the kernels' order: stem, blocks, read-out.
+    """Thresholds of the delta gates (layers + 2, 6), in the kernels' order: stem and its filters, blocks, read-out.
 
     Raises:
         CheckpointError: naming the gates that a point lacks.
@@ -78,7 +78,8 @@ def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:
     if missing := set(gate_names(config)) - set(point):
         raise CheckpointError(f"an operating point lacks thresholds for {sorted(missing)}")
     table = np.zeros((config.layers + 2, len(BLOCK_GATES)), np.float32)
-    table[0, 0] = point["stem"]
+    stem = ("stem", *(f"filters{i + 1}" for i in range(len(config.filters))))
+    table[0, : len(stem)] = [point[name] for name in stem]
     for layer, factor in enumerate(config.factors):
         table[layer + 1] = [point[f"block{layer}.{kind}"] for kind in BLOCK_GATES]
         scale = config.folded(factor).head_channels ** 0.5  # the kernels gate queries before scaling

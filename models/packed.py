@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cache import Layout, block_layout, layout, padded
+from models.cache import Layout, block_layout, filter_outputs, layout, padded
 from models.checkpoint import Checkpoint, CheckpointError
-from models.config import ConfigError, ModelConfig
+from models.config import FILTER_SHAPES, ConfigError, ModelConfig
+from models.filters import Filters, by_phase, tables
 from models.kernels import F16, F32
 from models.vectors import WIDTH
 
@@ -67,12 +68,13 @@ class Net(NamedTuple):
     weights: Weights
     sizes: Sizes
     layout: Layout
+    filters: Filters
 
 
 class FoldedNet(NamedTuple):
     """All that is the same for every stream, where some layers are folded.
 
-    weights, sizes, layout: as a `Net` of the plain layers alone.
+    weights, sizes, layout, filters: as a `Net` of the plain layers alone.
     folded: a `Net` of the folded layers alone, with the sizes and the block of their sub-tokens.
     layers: (layers, 3) factor of each layer, its number among those of its kind, and where its part of a row begins.
     """
@@ -80,6 +82,7 @@ class FoldedNet(NamedTuple):
     weights: Weights
     sizes: Sizes
     layout: Layout
+    filters: Filters
     folded: Net
     layers: NDArray[np.int64]
 
@@ -97,11 +100,11 @@ def pack(checkpoint: Checkpoint) -> Net | FoldedNet:
         raise ConfigError(
             f"layers must be folded by one factor to be compiled, got {factors}; the torch engine may mix"
         )
-    net = Net(Weights(**ends, **_blocks(checkpoint, 1)), _sizes(config), whole)
+    net = Net(Weights(**ends, **_blocks(checkpoint, 1)), _sizes(config), whole, _filters(checkpoint))
     if factor == 1:
         return net
     block = whole._replace(block=block_layout(config, factor))
-    folded = Net(Weights(**ends, **_blocks(checkpoint, factor)), _sizes(config.folded(factor)), block)
+    folded = Net(Weights(**ends, **_blocks(checkpoint, factor)), _sizes(config.folded(factor)), block, net.filters)
     numbers = [factors[:layer].count(each) for layer, each in enumerate(factors)]
     ends_at = whole.blocks + np.cumsum([block_layout(config, each).size for each in factors])
     places = [whole.blocks, *ends_at[:-1]]
@@ -139,7 +142,7 @@ def _ends(checkpoint: Checkpoint) -> dict[str, Any]:
     c, labels = config.channels, len(config.labels)
     get = partial(_get, checkpoint)
     return {
-        "stem": _matrix([get("stem.weight", c, config.stem_inputs)], rows=padded(config.stem_inputs)),
+        "stem": _matrix([_by_band(get("stem.weight", c, config.stem_inputs), config)], rows=padded(config.stem_inputs)),
         "stem_bias": get("stem.bias", c),
         "pool_norm": _flat([get("readout.norm.weight", c), get("readout.norm.bias", c)]),
         "pool_query": _matrix([get("readout.query.weight", config.heads, c)], columns=WIDTH),
@@ -147,6 +150,25 @@ def _ends(checkpoint: Checkpoint) -> dict[str, Any]:
         "head": _matrix([get("readout.head.weight", labels, c)], columns=padded(labels)),
         "head_bias": np.pad(get("readout.head.bias", labels), (0, padded(labels) - labels)),
     }
+
+
+def _by_band(stem: F32, config: ModelConfig) -> F32:
+    """The stem's inputs frame by frame -> band by band."""
+    return stem.reshape(-1, config.kernel, config.frontend.bands).transpose(0, 2, 1).reshape(stem.shape)
+
+
+def _filters(checkpoint: Checkpoint) -> Filters:
+    """Convolutions over frequency, if the checkpoint has any."""
+    config, get = checkpoint.config, partial(_get, checkpoint)
+    weights, biases, inputs = [], [], (config.kernel, *config.filters)
+    for number, filters in enumerate(config.filters):
+        reach, stride = FILTER_SHAPES[number]
+        weights.append(by_phase(get(f"filters.layers.{number}.weight", filters, inputs[number], reach), stride))
+        biases.append(np.tile(get(f"filters.layers.{number}.bias", filters), config.filter_places[number + 1]))
+    outputs = np.array(filter_outputs(config), np.int64)
+    sums = layout(config).filters + 2 * (np.cumsum(outputs) - outputs)
+    join = [get("filters.join.weight", config.channels, int(outputs[-1]))] if config.filters else []
+    return Filters(_halves(weights), _flat(biases), *tables(config), sums + outputs, sums, _matrix(join))
 
 
 def _blocks(checkpoint: Checkpoint, factor: int) -> dict[str, Any]:
@@ -179,8 +201,11 @@ def _matrix(matrices: list[F32], rows: int = 0, columns: int = 0) -> F16:
     """Matrices (out, in) -> one flat array, input-major, padded with zeros to `rows` inputs and `columns` outputs."""
     turned = [np.asarray(m, np.float16).T for m in matrices]
     padding = [((0, max(0, rows - m.shape[0])), (0, max(0, columns - m.shape[1]))) for m in turned]
-    flat = [np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True)]
-    return np.concatenate([np.zeros(0, np.float16), *flat]).view(np.uint16)
+    return _halves(np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True))
+
+
+def _halves(arrays: Iterable[NDArray[np.floating]]) -> F16:
+    return np.concatenate([np.zeros(0, np.float16), *arrays], dtype=np.float16, casting="same_kind").view(np.uint16)
 
 
 def _flat(arrays: Iterable[F32 | tuple[F32, ...]]) -> F32:

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from models.features import SILENT
+from models.filters import filters_step
 from models.kernels import (
     Matrix,
     accumulate,
@@ -170,23 +171,35 @@ def block_step(x, x_at, state, at, layer, turn, theta, prune, net, scratch, macs
 
 
 @compiled
+def window(frames, first, state, layout, sizes, wide):
+    """The frames under a token into `wide`, band by band, oldest first; the size, in whole vectors."""
+    kernel, stride, bands = sizes.kernel, sizes.stride, sizes.bands
+    old = kernel - stride
+    for band in range(bands):
+        at, past = band * kernel, layout.frames + band * old
+        for i in range(old):
+            wide[at + i] = state[past + i]
+        for i in range(stride):
+            wide[at + old + i] = frames[first + i * bands + band]
+        for i in range(old):
+            state[past + i] = wide[at + stride + i]
+    size = (kernel * bands + WIDTH - 1) // WIDTH * WIDTH
+    for i in range(kernel * bands, size):
+        wide[i] = np.float32(0.0)
+    return size
+
+
+@compiled
 def stem_step(frames, first, x, x_at, state, turn, theta, net, scratch, macs):
     """The newest `stride` frames of one stream, behind the ones it remembers, into one token x (C)."""
-    layout, sizes, wide = net.layout, net.sizes, scratch.wide
-    new, old = sizes.stride * sizes.bands, (sizes.kernel - sizes.stride) * sizes.bands
-    for i in range(old):
-        wide[i] = state[layout.frames + i]
-    for i in range(new):
-        wide[old + i] = frames[first + i]
-    for i in range(old):
-        state[layout.frames + i] = wide[new + i]
-    size = (old + new + WIDTH - 1) // WIDTH * WIDTH
-    for i in range(old + new, size):
-        wide[i] = np.float32(0.0)
-    c = sizes.channels
+    layout, sizes, c = net.layout, net.sizes, net.sizes.channels
+    size = window(frames, first, state, layout, sizes, scratch.wide)
     stem = Matrix(net.weights.stem, 0, c, c, net.weights.stem_bias, 0)
     held, sums = layout.held_stem, layout.sum_stem
-    macs[0] += c * product(wide, 0, size, state, held, sums, stem, theta[0], turn.rebase, scratch)
+    count = product(scratch.wide, 0, size, state, held, sums, stem, theta[0], turn.rebase, scratch)
+    macs[0] += c * count
+    if len(net.filters.shapes) and (count or turn.rebase):
+        filters_step(state, sums, turn, theta, net, scratch, macs, count)
     copy(state, sums, x, x_at, c)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import DENSE, Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
+from models.counting import stem_costs
 from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
 from models.folding import network_of
@@ -123,19 +124,23 @@ def _full_past(model: StreamingKWT) -> Past:
     with torch.inference_mode():
         thresholds = dict.fromkeys(gate_names(config), torch.zeros(1, device=device))
         past, off = Past(), torch.tensor(OFF, device=device).expand(1, config.layers, config.heads, 2)
-        model.run(silence, Past(), past, CountingGates(thresholds, off, Past(), past))
+        model.run(silence, Past(), past, CountingGates(thresholds, off, {}, Past(), past))
         return past
 
 
 class CountingGates(Gates):
     """Delta gates that count what passes, with thresholds (B,) of their own for every stream.
 
-    prunes: Th and tau (B, layers, heads, 2). moved: per gate, channels let through (B, N). spared: value rows that
+    prunes: Th and tau (B, layers, heads, 2). costs: MACs of each channel, for the gates of the stem.
+    moved: per gate, channels let through (B, N), or the MACs they cost, if known. spared: value rows that
     pruned scores and silent heads left out (B, 2). pooled: what the read-out pooled (B, N, C).
     """
 
-    def __init__(self, thresholds: Mapping[str, Tensor], prunes: Tensor, past: Past, future: Past) -> None:
+    def __init__(
+        self, thresholds: Mapping[str, Tensor], prunes: Tensor, costs: Mapping[str, Tensor], past: Past, future: Past
+    ) -> None:
         super().__init__(thresholds, past, future)
+        self.costs = costs
         self.prunes, self.spared = prunes, prunes.new_zeros(len(prunes), 2, dtype=torch.int64)
         gated = any(bool(theta.any()) for theta in thresholds.values())
         self.exact = not gated and not prunes[..., HEAD].any()
@@ -159,7 +164,8 @@ class CountingGates(Gates):
         if window is not None:
             moved &= window
         self._moved = moved
-        self.moved[name] = moved.sum(-1).reshape(len(x), -1, x.shape[-2]).sum(1)
+        passed = moved * self.costs[name] if name in self.costs else moved
+        self.moved[name] = passed.sum(-1).reshape(len(x), -1, x.shape[-2]).sum(1)
         self.future.held[name] = held[..., -1, :]
         return held
 
@@ -209,6 +215,7 @@ class TorchNetwork:
         names = gate_names(self.config)
         thresholds = {DENSE: dict.fromkeys(names, 0.0), **checkpoint.points}
         self.points = tuple(thresholds)
+        self._costs = {name: torch.from_numpy(cost).to(self.device) for name, cost in stem_costs(self.config).items()}
         self._table = np.array([[point[name] for name in names] for point in thresholds.values()], np.float32)
         self._prunes = np.stack([prune_table(self.config, point)[:-1] for point in thresholds.values()])
 
@@ -256,7 +263,7 @@ class TorchNetwork:
         past, future = cache.read(places, seen), Past()
         prunes = torch.from_numpy(self._prunes[cache.point[rows]]).to(self.device)
         by_gate = dict(zip(gate_names(self.config), thetas.unbind(1), strict=True))
-        gates = CountingGates(by_gate, prunes, past, future)
+        gates = CountingGates(by_gate, prunes, self._costs, past, future)
         logits = self.model.run(torch.from_numpy(frames).to(self.device).flatten(1, 2), past, future, gates)
         cache.write(places, future)
         before = cache.tokens[rows, None] + np.arange(frames.shape[1])
@@ -267,7 +274,7 @@ class TorchNetwork:
 
 
 def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Channels let through (B, N) by gate -> multiply-accumulates (B, layers + 2, 6), as `models.step` counts them.
+    """What passed the gates (B, N), in channels, or in MACs in the stem -> MACs (B, layers + 2, 6), see `models.step`.
 
     `before` (B, N) is how many tokens each stream had seen at each of these.
     """
@@ -275,7 +282,8 @@ def macs(config: ModelConfig, moved: Mapping[str, Tensor], before: NDArray[np.in
     names = list(moved)
     channels = dict(zip(names, torch.stack([moved[name] for name in names]).cpu().numpy(), strict=True))
     total = np.zeros((len(before), config.layers + 2, len(BLOCK_GATES)), np.int64)
-    total[:, 0, 0] = channels["stem"].sum(1) * c
+    for column, name in enumerate(stem_costs(config)):
+        total[:, 0, column] = channels[name].sum(1)
     for layer, factor in enumerate(config.factors):
         thin, part = c // factor, max(1, heads // factor)
         old_keys, leaves = factor * np.minimum(before, config.span - 1), factor**2 * part * (before >= config.span)

@@ -34,12 +34,15 @@ from models.recipe import Recipe
 from models.teachers import Teacher, taught
 from models.train_state import STATE, Schedule, State, TrainingError, save_state
 from models.transformer import Gating, Past, StreamingKWT
+from models.tutor import Tutor
 from models.validation import Validation
 
 MODEL, LOG, CURVES = "skwt.safetensors", "log.jsonl", "curves.png"
 """What a run leaves in its folder, beside its state."""
 HALF_PRECISION = any(torch.cpu.get_capabilities().get(unit) for unit in ("avx512_bf16", "amx_bf16"))
 """Whether this processor multiplies bfloat16 itself; where it does not, it is three times slower than float32."""
+RESTLESS = ("stem", "filters")
+"""Gates whose tensors may move: sound does, and filters that are asked not to learn to hear nothing."""
 SMOOTHING = 0.98
 """Share that a figure keeps of its past, from step to step."""
 
@@ -57,7 +60,11 @@ class Movement:
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         """Note the tensor's movement and hand it on unchanged."""
-        if window is None and name != "stem" and torch.rand((), generator=self.generator).item() < self.share:
+        if (
+            window is None
+            and not name.startswith(RESTLESS)
+            and torch.rand((), generator=self.generator).item() < self.share
+        ):
             pairs = x[..., : x.shape[-2] // 2 * 2, :].unflatten(-2, (-1, 2))
             moved = (pairs[..., 1, :] - pairs[..., 0, :]).abs().mean(dtype=torch.float32)
             self.ratios.append(moved / (pairs[..., 0, :].abs().mean(dtype=torch.float32) + 1e-3))
@@ -133,7 +140,9 @@ class Report:
     validation: dict[str, Any] | None = None
 
 
-def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[Teacher] = ()) -> Iterator[Report]:
+def train(
+    state: State, data: Path, out: Path, cache: Path, teachers: Sequence[Teacher] = (), tutor: Tutor | None = None
+) -> Iterator[Report]:
     """Train until the schedule's end, one step for each report taken.
 
     Every `report_every` steps, and at the end, the averaged weights are judged on the validation speakers, and
@@ -146,6 +155,7 @@ def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[T
         out: folder of the run.
         cache: folder for the data as pixels, read once.
         teachers: what else has a say in the targets.
+        tutor: what else has a say in them, at every token.
 
     Raises:
         DataError: for data without the labels' clips.
@@ -154,7 +164,9 @@ def train(state: State, data: Path, out: Path, cache: Path, teachers: Sequence[T
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
-    shards = [Shard(corpus, state) for _ in range(state.schedule.shards)]
+    if tutor:
+        tutor.check(state.config)
+    shards = [Shard(corpus, state, tutor) for _ in range(state.schedule.shards)]
     validation = Validation(load_corpus(data, "validation", cache), state.config)
     out.mkdir(parents=True, exist_ok=True)
     forget_after(state.step, out / LOG)
@@ -186,15 +198,16 @@ class Shard:
     Its randomness comes from a seed handed in at every step, so it does not matter which thread is faster.
     """
 
-    def __init__(self, corpus: Corpus, state: State) -> None:
-        self.state, self.generator = state, torch.Generator()
+    def __init__(self, corpus: Corpus, state: State, tutor: Tutor | None = None) -> None:
+        self.state, self.tutor, self.generator = state, tutor, torch.Generator()
         self.composer = Composer(corpus, state.config, state.recipe, self.generator)
 
     def slope(self, seed: int) -> Slope:
         """Gradients of new streams."""
         self.generator.manual_seed(seed)
         streams = -(-self.state.schedule.streams // self.state.schedule.shards)
-        return slope(self.state, self.composer.batch(streams), self.generator)
+        batch = self.composer.batch(streams)
+        return slope(self.state, self.tutor.believed(batch) if self.tutor else batch, self.generator)
 
 
 def slope(state: State, batch: Batch, generator: torch.Generator) -> Slope:

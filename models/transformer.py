@@ -1,7 +1,8 @@
 """The streaming Keyword Transformer in torch: plain, short, never optimised; the reference.
 
-Pre-norm blocks over the tokens of a strided causal stem, causal attention over the last `span` tokens with
-a learned relative-position bias per head, ReLU feed-forward, attention-pooled read-out at every token.
+Pre-norm blocks over the tokens of a strided causal stem with convolutions over frequency beside it, causal
+attention over the last `span` tokens with a learned relative-position bias per head, ReLU feed-forward,
+attention-pooled read-out at every token.
 There is no absolute position and no sight of the future, so a chunk costs its own tokens and nothing else.
 
 Every matrix product reads its input through a delta gate (`models.gates.hold`): a channel that moved by no
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.config import FILTER_SHAPES
 from models.features import SILENT
 from models.gates import Thresholds, hold
 
@@ -165,6 +167,30 @@ class ReadOut(nn.Module):
         return self.head(gates("readout.head", pooled))
 
 
+class Filters(nn.Module):
+    """Convolutions over frequency on the frames under a token, with ReLU: what a filter knows, it knows at every pitch.
+
+    The first takes the frames as its channels, so its filters are small spectrograms. Nothing is padded.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kernel = config.kernel
+        inputs = (config.kernel, *config.filters)
+        shapes = zip(inputs, config.filters, FILTER_SHAPES, strict=False)
+        self.layers = nn.ModuleList(nn.Conv1d(a, b, reach, stride) for a, b, (reach, stride) in shapes)
+        self.join = nn.Linear(config.filter_places[-1] * config.filters[-1], config.channels, bias=False)
+
+    def forward(self, window: Tensor, gates: Gating) -> Tensor:
+        """(B, N, kernel * M) -> (B, N, C)."""
+        x, tokens = window.flatten(0, 1).unflatten(1, (self.kernel, -1)), window.shape[:2]
+        for number, layer in enumerate(self.layers, start=1):
+            x = F.relu(layer(x)).transpose(1, 2)  # places, then filters
+            held = gates(f"filters{number}", x.flatten(1).unflatten(0, tokens))
+            x = held.flatten(0, 1).unflatten(1, (-1, x.shape[2])).transpose(1, 2)
+        return self.join(held)
+
+
 class StreamingKWT(nn.Module):
     """Frames in, a row of logits per token out."""
 
@@ -172,6 +198,7 @@ class StreamingKWT(nn.Module):
         super().__init__()
         self.config = config
         self.stem = nn.Linear(config.stem_inputs, config.channels)
+        self.filters = Filters(config) if config.filters else None
         self.blocks = nn.ModuleList(Block(config, f"block{i}") for i in range(config.layers))
         self.readout = ReadOut(config)
         self.apply(_initialise)
@@ -198,7 +225,10 @@ class StreamingKWT(nn.Module):
 
     def run(self, frames: Tensor, past: Past, future: Past, gates: Gating) -> Tensor:
         """`forward` with the gates handed in."""
-        x = self.stem(gates("stem", self._tokens(frames, past, future)))
+        window = gates("stem", self._tokens(frames, past, future))
+        x = self.stem(window)
+        if self.filters:
+            x = x + self.filters(window, gates)
         for block in self.blocks:
             x = block(x, past, future, gates)
         return self.readout(x, past, future, gates)
@@ -213,7 +243,7 @@ class StreamingKWT(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | nn.Conv1d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

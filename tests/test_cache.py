@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.cache import GIVES_BACK, Cache, layout, offsets, padded
+from models.cache import GIVES_BACK, Cache, filter_outputs, layout, offsets, padded
 from models.config import ConfigError, ModelConfig
 from models.vectors import WIDTH
 
@@ -29,7 +29,7 @@ def test_parts_lie_side_by_side_in_whole_vectors() -> None:
         assert end - begin >= size
 
 
-@pytest.mark.parametrize("config", [CONFIG, ModelConfig()])
+@pytest.mark.parametrize("config", [CONFIG, ModelConfig(filters=(16, 48))])
 def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     c, ring, hidden = config.channels, config.span * config.channels, config.hidden
     row = layout(config)
@@ -45,6 +45,7 @@ def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     }  # fmt: skip
     frames = (config.kernel - config.stride) * config.frontend.bands
     parts = [(row.frames, frames), (row.held_stem, config.stem_inputs), (row.sum_stem, c)]
+    parts += [(row.filters, 2 * sum(filter_outputs(config)))]
     for layer in range(config.layers):
         at = row.blocks + layer * row.block.size
         parts += [(at + getattr(row.block, name), size) for name, size in block.items()]
@@ -59,9 +60,11 @@ def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     assert sum(size for _, size in parts) == used.sum()
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 40}, {"span": 30}, {"pool_span": 30}, {"channels": 32, "heads": 4}])
+@pytest.mark.parametrize(
+    "wrong", [{"hidden": 40}, {"span": 30}, {"pool_span": 30}, {"channels": 32, "heads": 4}, {"filters": (24,)}]
+)
 def test_sizes_that_are_no_whole_vectors_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="multiple of 16"):
+    with pytest.raises(ConfigError, match="multiples? of 16"):
         Cache(ModelConfig(**wrong), 1)
 
 

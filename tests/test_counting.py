@@ -17,7 +17,7 @@ from models.network import Network
 from models.operating import prune_names
 from models.transformer import Gates, Past, StreamingKWT
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, pool_span=32)
+CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, pool_span=32, filters=(16, 32))
 C, H, D = CONFIG.channels, CONFIG.heads, CONFIG.head_channels
 W, P = CONFIG.span, CONFIG.pool_span
 TOKENS = 50
@@ -65,6 +65,7 @@ class Masks(Gates):
     def __init__(self, thresholds: dict[str, float], past: Past) -> None:
         super().__init__(thresholds, past, past)
         self.moved: dict[str, Tensor] = {}
+        self.channels: dict[str, Tensor] = {}
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
         held = super().__call__(name, x, window)
@@ -72,8 +73,19 @@ class Masks(Gates):
         moved = held != before
         if window is not None:  # to be forgotten is another thing
             moved &= window
+        self.channels[name] = moved
         self.moved[name] = moved.transpose(-2, -1).flatten(0, -2).sum(dim=0)
         return held
+
+
+def stem_by_loop() -> dict[str, list[int]]:
+    """MACs of every channel behind the stem's gates, output by output: 48 bands, then 22 places, then 10."""
+    stem, first, second = np.full((CONFIG.kernel, 48), C), np.zeros((22, 16), int), np.full((10, 32), C)
+    for output in range(22):
+        stem[:, 2 * output : 2 * output + 6] += 16
+    for output in range(10):
+        first[2 * output : 2 * output + 4] += 32
+    return {"stem": stem.ravel().tolist(), "filters1": first.ravel().tolist(), "filters2": second.ravel().tolist()}
 
 
 @torch.no_grad()
@@ -84,7 +96,7 @@ def by_masks(model: StreamingKWT, frames: np.ndarray, thresholds: dict[str, floa
     token = torch.arange(len(frames))
     older, forgotten, unpooled = token.clamp(max=W - 1), (token >= W) * H, (token >= P) * H
     macs = dict.fromkeys(GROUPS, 0)
-    macs["stem"] = int(gates.moved["stem"].sum()) * C
+    macs["stem"] = sum(int((gates.channels[name] * torch.tensor(cost)).sum()) for name, cost in stem_by_loop().items())
     for layer in range(CONFIG.layers):
         moved = {kind: gates.moved[f"block{layer}.{kind}"] for kind in ("qkv", "query", "weights", "out", "up", "down")}
         macs["qkv"] += int(moved["qkv"].sum()) * 3 * C
@@ -116,6 +128,7 @@ def by_loop(tokens: int, *, judged: int | None = None) -> dict[str, int]:
     for token in range(tokens):
         seen, pooled = min(token + 1, W), min(token + 1, P)
         macs["stem"] += CONFIG.kernel * CONFIG.frontend.bands * C
+        macs["stem"] += 22 * 16 * (6 * CONFIG.kernel) + 10 * 32 * (4 * 16) + 10 * 32 * C
         macs["readout"] += C * H
         if judged is None or token >= tokens - judged:
             macs["readout"] += pooled * C + C * len(CONFIG.labels)

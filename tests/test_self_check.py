@@ -17,7 +17,15 @@ from models.self_check import COMPARED_TOKENS, MOST_FOLLOWED, SelfCheck
 torch = pytest.importorskip("torch", reason="random weights are made by the reference network")
 
 CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2), stride=2, kernel=3, channels=32, layers=2, heads=2, hidden=48, span=16
+    frontend=FrontEndConfig(bands=8, treble=2),
+    stride=2,
+    kernel=3,
+    channels=32,
+    layers=2,
+    heads=2,
+    hidden=48,
+    span=16,
+    filters=(16,),
 )
 LENGTH = CONFIG.receptive_tokens - 1 + COMPARED_TOKENS
 STREAMS = 4

@@ -25,7 +25,8 @@ from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, slop
 from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
 from service.commands.train import Stage, app, begin, objective_of
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=("_silence_", "_unknown_", "yes", "no"))
+LABELS = ("_silence_", "_unknown_", "yes", "no")
+CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, filters=(16, 16), labels=LABELS)
 RECIPE = Recipe(segments=1)
 SCHEDULE = Schedule(steps=6, streams=4, warmup=2, report_every=3)
 SPEAKERS = [f"{n:08x}" for n in range(60)]
@@ -241,6 +242,24 @@ def test_command_begins_a_stage_as_told(tmp_path: Path) -> None:
     assert load_state(tmp_path / STATE, objective_of(tmp_path)).objective.stage == "gated"
 
 
+def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_path: Path) -> None:
+    """Weights with a tutor differ from those without, and a tutor of other labels is refused before the first step."""
+    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    weights = []
+    for tutor in ((), ("--tutor", str(tmp_path / MODEL))):
+        out = tmp_path / str(len(tutor))
+        out.mkdir()
+        save_state(start("gated"), out / STATE)
+        arguments = ["--data", str(data), "--out", str(out), "--cache", str(cache), "--resume", *tutor]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        weights.append(load_checkpoint(out / MODEL).weights["readout.head.weight"])
+    assert not np.array_equal(*weights)
+    save(replace(checkpoint_of(start("dense")), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
+    refused = CliRunner().invoke(app, [*arguments[:-2], "--tutor", str(tmp_path / MODEL)])
+    assert "its student's stride" in str(refused.exception)
+
+
 def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> None:
     save_state(start("dense"), tmp_path / STATE)
     arguments = ["--data", str(data), "--out", str(tmp_path), "--cache", str(cache), "--resume"]
@@ -264,8 +283,8 @@ def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tm
     assert report.validation[LEARNED]["done"] < 1
     with pytest.raises(TrainingError, match="for the dense stage"):
         begin(Stage.GATED, tmp_path / "dense" / MODEL, steps=2, seed=0, folds=(1, 2))
-    for folds in ((1, 2), (0,) * 8):
-        with pytest.raises(ConfigError, match="one factor for each of 8 layers"):
+    for folds in ((1, 2), (0,) * 6):
+        with pytest.raises(ConfigError, match="one factor for each of 6 layers"):
             begin(Stage.DENSE, None, steps=2, seed=0, folds=folds)
     with pytest.raises(TrainingError, match="one factor beside 1"):
-        begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2, 3, 1, 1, 1, 1, 1))
+        begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2, 3, 1, 1, 1))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import ConfigError, ModelConfig, gate_names
+from models.config import ConfigError, FrontEndConfig, ModelConfig, gate_names
 from models.transformer import Past, StreamingKWT
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
+CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, filters=(16, 32))
 TOKENS = 40
 GATED = dict.fromkeys(gate_names(CONFIG), 0.05)
 
@@ -122,13 +124,20 @@ def test_every_weight_takes_part_in_training() -> None:
     assert not idle
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 5}, {"kernel": 2}, {"labels": ("yes", "yes")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": 5}, {"kernel": 2}, {"labels": ("yes", "yes")}, {"filters": (16,) * 4}, {"filters": (16, 0)},
+        {"filters": (16, 16, 16), "frontend": FrontEndConfig(bands=12)},
+    ],
+)  # fmt: skip
 def test_shapes_that_cannot_be_built_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ModelConfig(**wrong)
 
 
 def test_configuration_survives_json() -> None:
-    assert ModelConfig.from_dict(CONFIG.to_dict()) == CONFIG
+    assert ModelConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
+    assert ModelConfig.from_dict({"channels": 48}).filters == (), "older checkpoints say nothing of them"
     with pytest.raises(ConfigError, match="colour"):
         ModelConfig.from_dict({**CONFIG.to_dict(), "colour": 1})

@@ -27,6 +27,7 @@ from models.train_state import (
     new_state,
     read_settings,
 )
+from models.tutor import Tutor
 
 app = typer.Typer()
 
@@ -49,6 +50,10 @@ def train_command(
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Checkpoint, ours or stock, that has a say in the targets; may be repeated."),
+    ] = None,
+    tutor: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of ours that hears what the student hears, and has a say at every token."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, as it was set up.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
@@ -77,6 +82,7 @@ def train_command(
         folds = tuple(int(factor) for factor in fold.split(",") if factor)
         state = begin(stage, init, steps, seed, rate, folds)
     teachers = [load_teacher(path) for path in teacher or ()]
+    heard = Tutor(load_checkpoint(tutor)) if tutor else None
     share_cores(state.schedule)
     console = Console()
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
@@ -85,7 +91,7 @@ def train_command(
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("training", total=state.schedule.steps, completed=state.step)
-        for report in train(state, data, out, cache or out / "cache", teachers):
+        for report in train(state, data, out, cache or out / "cache", teachers, heard):
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
                 console.print(judged(report), soft_wrap=True)

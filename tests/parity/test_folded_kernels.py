@@ -26,7 +26,7 @@ from tests.parity.test_kernels import TOLERANCE, checkpoint_of, deviations, rand
 from tests.parity.test_kernels import expected as judged
 from tests.parity.test_kernels import noise as wandering
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=3, hidden=64, span=16, folds=(2, 1, 2))
+CONFIG = ModelConfig(channels=32, heads=2, layers=3, hidden=64, span=16, folds=(2, 1, 2), filters=(16,))
 BY_THREE = ModelConfig(channels=48, heads=1, layers=2, hidden=48, span=16, folds=(1, 3))
 STREAMS, TOKENS = 6, 48
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from models.cache import Cache
 from models.checkpoint import Checkpoint
-from models.config import ModelConfig, gate_names
+from models.config import FrontEndConfig, ModelConfig, gate_names
 from models.features import Array
 from models.network import Network
 from models.step import REBASE_TOKENS
 from models.transformer import Gates, Past, StreamingKWT
 
-CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
+CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16, filters=(16, 32))
 TOLERANCE = 1e-4
 STREAMS, TOKENS = 8, 48
 
@@ -108,8 +108,10 @@ def deviations(got: Array, wanted: Array) -> Array:
         ModelConfig(channels=48, heads=1, layers=1, hidden=128, span=32),
         ModelConfig(channels=96, heads=3, layers=2, hidden=112, span=16, stride=2, kernel=5),
         ModelConfig(channels=64, heads=4, layers=1, hidden=16, span=48, labels=("_silence_", "_unknown_", "hey")),
+        ModelConfig(channels=32, heads=2, layers=1, hidden=16, span=16, filters=(16, 16, 48)),
+        ModelConfig(FrontEndConfig(bands=37), channels=32, heads=2, layers=1, hidden=16, span=16, filters=(32,)),
     ],
-    ids=["small", "one head", "three heads", "three labels"],
+    ids=["small", "one head", "three heads", "three labels", "three convolutions", "bands left over"],
 )
 def test_dense_network_equals_the_reference(config: ModelConfig) -> None:
     model, tokens = reference(config), 3 * config.span
@@ -274,12 +276,14 @@ def test_sums_stay_what_the_held_values_add_up_to(point: str) -> None:
         weight, bias = (MODEL.state_dict()[f"{name}.{part}"].double().numpy() for part in ("weight", "bias"))
         wanted = weight @ cache.state[0, held : held + weight.shape[1]] + bias
         np.testing.assert_allclose(cache.state[0, sums : sums + len(bias)], wanted, atol=TOLERANCE, err_msg=name)
+    for name, got, wanted in stem_parts(cache.state[0]):
+        np.testing.assert_allclose(got, wanted, atol=TOLERANCE, err_msg=name)
 
 
 def linear_parts() -> list[tuple[str, int, int]]:
-    """Every matrix: its name, and where a row of the cache keeps its held inputs and its sums."""
+    """Every matrix behind the stem: its name, and where a row of the cache keeps its held inputs and its sums."""
     layout, block, pool = NETWORK.net.layout, NETWORK.net.layout.block, NETWORK.net.layout.pool
-    parts = [("stem", layout.held_stem, layout.sum_stem)]
+    parts = []
     for layer in range(CONFIG.layers):
         at = layout.blocks + layer * block.size
         for name, held, sums in (
@@ -290,3 +294,22 @@ def linear_parts() -> list[tuple[str, int, int]]:
         ):
             parts.append((f"blocks.{layer}.{name}", at + held, at + sums))
     return [*parts, ("readout.head", layout.readout + pool.held_head, layout.readout + pool.sum_head)]
+
+
+@torch.no_grad()
+def stem_parts(state: Array) -> list[tuple[str, Array, Array]]:
+    """Sums of the stem and of its convolutions: name, as a stream's row has them, and from the held values."""
+    net, filters, parts = NETWORK.net, MODEL.filters, []
+    assert filters is not None
+    held = net.layout.held_stem
+    window = torch.from_numpy(state[held : held + CONFIG.stem_inputs].reshape(-1, CONFIG.kernel).T.copy())
+    x = window
+    for number, layer in enumerate(filters.layers):
+        wanted = layer(x).T
+        held, sums = net.filters.held[number], net.filters.sums[number]
+        parts.append(
+            (f"filters{number + 1}", state[sums : sums + wanted.numel()].reshape(wanted.shape), wanted.numpy())
+        )
+        x = torch.from_numpy(state[held : held + wanted.numel()].reshape(wanted.shape).T.copy())
+    token = MODEL.stem(window.flatten()) + filters.join(x.T.flatten())
+    return [*parts, ("stem", state[net.layout.sum_stem :][: CONFIG.channels], token.numpy())]

@@ -22,7 +22,15 @@ from models.torch_network import TorchNetwork
 from models.transformer import StreamingKWT
 
 CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2), stride=2, kernel=3, channels=32, layers=2, heads=2, hidden=48, span=16
+    frontend=FrontEndConfig(bands=8, treble=2),
+    stride=2,
+    kernel=3,
+    channels=32,
+    layers=2,
+    heads=2,
+    hidden=48,
+    span=16,
+    filters=(16,),
 )
 TOKENS, STREAMS = 40, 6  # so few that none rebuilds its sums, which torch does not count
 ZERO = dict.fromkeys(gate_names(CONFIG), 0.0)

@@ -19,7 +19,15 @@ from models.torch_network import Gathered, TorchNetwork
 from models.transformer import StreamingKWT
 
 CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2), stride=2, kernel=3, channels=32, layers=2, heads=2, hidden=48, span=16
+    frontend=FrontEndConfig(bands=8, treble=2),
+    stride=2,
+    kernel=3,
+    channels=32,
+    layers=2,
+    heads=2,
+    hidden=48,
+    span=16,
+    filters=(16,),
 )
 TOKENS = 40
 STREAMS = 3

@@ -1,0 +1,54 @@
+"""A network that is heard at every token of a training stream: what it believes there becomes half of the target.
+
+Teachers (`models.teachers`) judge clean clips once; a tutor judges the very streams a student hears, noise, neighbours
+and all. It is meant for the gated stage, whose student should say what the dense network says, with less work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from models.checkpoint import Checkpoint
+from models.compose import Batch
+from models.config import ModelConfig
+from models.data import DataError
+from models.folding import network_of
+from models.transformer import Past
+
+TRUST = 0.5
+"""How much of a token's target is what the tutor believes."""
+
+
+class Tutor:
+    """A frozen checkpoint of ours, heard without its gates."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self.network = network_of(checkpoint.config).requires_grad_(requires_grad=False)
+        self.network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.weights.items()})
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a student that hears or answers otherwise.
+
+        Raises:
+            DataError: naming what differs.
+        """
+        for name in ("labels", "frontend", "stride", "kernel"):
+            if getattr(self.config, name) != getattr(config, name):
+                raise DataError(f"a tutor must have its student's {name}: train from a checkpoint of the same {name}")
+
+    @torch.inference_mode()
+    def beliefs(self, frames: Tensor) -> Tensor:
+        """Network input (B, T, M) -> posteriors (B, N, K)."""
+        return self.network.run(frames, Past(), Past(), _open).softmax(-1)
+
+    def believed(self, batch: Batch) -> Batch:
+        """The same streams, with the tutor's say in their targets."""
+        return replace(batch, beliefs=torch.lerp(batch.beliefs, self.beliefs(batch.frames).clone(), TRUST))
+
+
+def _open(_name: str, x: Tensor, _window: Tensor | None = None) -> Tensor:
+    return x
