@@ -44,8 +44,9 @@ FLOOR = 0.2
 LAXEST, STRICTEST = -1.2, 5.0
 """Least and largest shift of all thresholds that are tried, on the logit scale."""
 STEPS = (0.4, 0.1)
-CHOOSING = 4.0
-"""Multiple of the target at which smoothing and silence's odds are chosen, as the multiples below are."""
+CHOOSING = (1.0, 4.0)
+"""Multiples of the target at which smoothing and silence's odds are chosen, by the errors at all of them: at the target
+itself a handful of false alarms decides."""
 LENIENT = (1.0, 2.0, 4.0, 8.0)
 """Multiples of the target for which thresholds are balanced before all of them move together to meet it: a handful of
 false alarms says little about which keyword owes them, more of them say more."""
@@ -94,8 +95,12 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
         calibration = compose(optimise(shapes[shape], factor * allowed), *shape, goal)
         return settle(heard, calibration, detect, config, aim)
 
-    laxer = replace(goal, false_alarms_per_hour=CHOOSING * goal.false_alarms_per_hour)
-    chosen = min(shapes, key=lambda shape: _loss(settled(shape, CHOOSING, laxer)[1], goal))
+    def losses(shape: tuple[int, int, float]) -> tuple[float, float]:
+        aims = {factor: replace(goal, false_alarms_per_hour=factor * goal.false_alarms_per_hour) for factor in CHOOSING}
+        late, errors = zip(*(_loss(settled(shape, factor, aim)[1], goal) for factor, aim in aims.items()), strict=True)
+        return sum(late), sum(errors)
+
+    chosen = min(shapes, key=losses)
     return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal))
 
 
