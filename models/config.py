@@ -125,6 +125,11 @@ class ModelConfig:
         return self.kernel * self.frontend.bands
 
     @property
+    def filter_inputs(self) -> tuple[int, ...]:
+        """Values at each place of every convolution's input, and of the last one's output: frames, then filters."""
+        return (self.kernel, *self.filters)
+
+    @property
     def filter_places(self) -> tuple[int, ...]:
         """Places along frequency at the input of each convolution, and at the output of the last one."""
         places = [self.frontend.bands]
@@ -183,8 +188,12 @@ BLOCK_GATES = ("qkv", "query", "weights", "out", "up", "down")
 READOUT_GATES = ("query", "weights", "head")
 
 
+def stem_gates(config: ModelConfig) -> tuple[str, ...]:
+    """The gates of the stem: of the frames, and of each convolution's outputs."""
+    return ("stem", *(f"filters{i + 1}" for i in range(len(config.filters))))
+
+
 def gate_names(config: ModelConfig) -> tuple[str, ...]:
     """Every gate of a network, in the order in which a token meets them."""
     blocks = (f"block{i}.{kind}" for i in range(config.layers) for kind in BLOCK_GATES)
-    filters = (f"filters{i + 1}" for i in range(len(config.filters)))
-    return ("stem", *filters, *blocks, *(f"readout.{kind}" for kind in READOUT_GATES))
+    return (*stem_gates(config), *blocks, *(f"readout.{kind}" for kind in READOUT_GATES))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.config import FILTER_SHAPES, ModelConfig
+from models.config import FILTER_SHAPES, ModelConfig, stem_gates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,15 +147,15 @@ def causal_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
 @lru_cache
 def stem_costs(config: ModelConfig) -> dict[str, NDArray[np.int64]]:
     """MACs in which each channel behind a gate of the stem has a part, by gate: `stem`, `filters1`, ..."""
-    inputs, counts = (config.kernel, *config.filters), config.filter_places
+    inputs, counts, names = config.filter_inputs, config.filter_places, stem_gates(config)
     costs = {"stem": np.full((counts[0], config.kernel), config.channels)}
     for number, filters in enumerate(config.filters, start=1):
-        (reach, stride), name = FILTER_SHAPES[number - 1], "stem" if number == 1 else f"filters{number - 1}"
+        (reach, stride), name = FILTER_SHAPES[number - 1], names[number - 1]
         places = np.arange(counts[number - 1])[:, None] - stride * np.arange(counts[number])
         outputs = ((places >= 0) & (places < reach)).sum(axis=1, keepdims=True)
         costs[name] = costs.get(name, 0) + np.repeat(outputs * filters, inputs[number - 1], axis=1)
     if config.filters:
-        costs[f"filters{len(config.filters)}"] = np.full((counts[-1], config.filters[-1]), config.channels)
+        costs[names[-1]] = np.full((counts[-1], config.filters[-1]), config.channels)
     costs["stem"] = costs["stem"].T  # frame by frame
     return {name: cost.ravel() for name, cost in costs.items()}
 

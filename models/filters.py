@@ -42,7 +42,7 @@ class Filters(NamedTuple):
 def tables(config: ModelConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`places` and `shapes` of a configuration's convolutions."""
     places, shapes, rows_at, bias_at = [], [], 0, 0
-    counts, inputs = config.filter_places, (config.kernel, *config.filters)
+    counts, inputs = config.filter_places, config.filter_inputs
     for number, filters in enumerate(config.filters):
         reach, stride = FILTER_SHAPES[number]
         taps = reach // stride

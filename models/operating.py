@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import numpy as np
 
 from models.checkpoint import DENSE, Checkpoint, CheckpointError
-from models.config import BLOCK_GATES, READOUT_GATES, gate_names
+from models.config import BLOCK_GATES, READOUT_GATES, gate_names, stem_gates
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -78,8 +78,8 @@ def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:
     if missing := set(gate_names(config)) - set(point):
         raise CheckpointError(f"an operating point lacks thresholds for {sorted(missing)}")
     table = np.zeros((config.layers + 2, len(BLOCK_GATES)), np.float32)
-    stem = ("stem", *(f"filters{i + 1}" for i in range(len(config.filters))))
-    table[0, : len(stem)] = [point[name] for name in stem]
+    stem = [point[name] for name in stem_gates(config)]
+    table[0, : len(stem)] = stem
     for layer, factor in enumerate(config.factors):
         table[layer + 1] = [point[f"block{layer}.{kind}"] for kind in BLOCK_GATES]
         scale = config.folded(factor).head_channels ** 0.5  # the kernels gate queries before scaling

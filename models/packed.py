@@ -160,7 +160,7 @@ def _by_band(stem: F32, config: ModelConfig) -> F32:
 def _filters(checkpoint: Checkpoint) -> Filters:
     """Convolutions over frequency, if the checkpoint has any."""
     config, get = checkpoint.config, partial(_get, checkpoint)
-    weights, biases, inputs = [], [], (config.kernel, *config.filters)
+    weights, biases, inputs = [], [], config.filter_inputs
     for number, filters in enumerate(config.filters):
         reach, stride = FILTER_SHAPES[number]
         weights.append(by_phase(get(f"filters.layers.{number}.weight", filters, inputs[number], reach), stride))

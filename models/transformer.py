@@ -176,8 +176,7 @@ class Filters(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kernel = config.kernel
-        inputs = (config.kernel, *config.filters)
-        shapes = zip(inputs, config.filters, FILTER_SHAPES, strict=False)
+        shapes = zip(config.filter_inputs, config.filters, FILTER_SHAPES, strict=False)
         self.layers = nn.ModuleList(nn.Conv1d(a, b, reach, stride) for a, b, (reach, stride) in shapes)
         self.join = nn.Linear(config.filter_places[-1] * config.filters[-1], config.channels, bias=False)
 

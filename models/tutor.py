@@ -16,7 +16,6 @@ from models.compose import Batch
 from models.config import ModelConfig
 from models.data import DataError
 from models.folding import network_of
-from models.transformer import Past
 
 TRUST = 0.5
 """How much of a token's target is what the tutor believes."""
@@ -43,12 +42,8 @@ class Tutor:
     @torch.inference_mode()
     def beliefs(self, frames: Tensor) -> Tensor:
         """Network input (B, T, M) -> posteriors (B, N, K)."""
-        return self.network.run(frames, Past(), Past(), _open).softmax(-1)
+        return self.network(frames)[0].softmax(-1)
 
     def believed(self, batch: Batch) -> Batch:
         """The same streams, with the tutor's say in their targets."""
         return replace(batch, beliefs=torch.lerp(batch.beliefs, self.beliefs(batch.frames).clone(), TRUST))
-
-
-def _open(_name: str, x: Tensor, _window: Tensor | None = None) -> Tensor:
-    return x

@@ -19,6 +19,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from models.checkpoint import load_checkpoint, shipped_path
+from models.config import FrontEndConfig, ModelConfig
 from models.network import Network
 from service.commands.serve import uvicorn_config
 from service.server import Server
@@ -26,6 +27,18 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+SMALL = ModelConfig(
+    frontend=FrontEndConfig(bands=8, treble=2),
+    stride=2,
+    kernel=3,
+    channels=32,
+    layers=2,
+    heads=2,
+    hidden=48,
+    span=16,
+    filters=(16,),
+)
+"""A network so small that torch judges it in milliseconds, with one of everything."""
 
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")

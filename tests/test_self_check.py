@@ -8,25 +8,16 @@ import numpy as np
 import pytest
 
 from models.checkpoint import Checkpoint
-from models.config import FrontEndConfig, ModelConfig, gate_names
+from models.config import gate_names
 from models.features import Array
 from models.network import Network
 from models.offline import softmax
 from models.self_check import COMPARED_TOKENS, MOST_FOLLOWED, SelfCheck
+from tests.conftest import SMALL
 
 torch = pytest.importorskip("torch", reason="random weights are made by the reference network")
 
-CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2),
-    stride=2,
-    kernel=3,
-    channels=32,
-    layers=2,
-    heads=2,
-    hidden=48,
-    span=16,
-    filters=(16,),
-)
+CONFIG = SMALL
 LENGTH = CONFIG.receptive_tokens - 1 + COMPARED_TOKENS
 STREAMS = 4
 

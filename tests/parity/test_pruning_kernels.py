@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.checkpoint import Checkpoint
-from models.config import FrontEndConfig, ModelConfig, gate_names
+from models.config import gate_names
 from models.counting import Count, count
 from models.features import Array
 from models.methods_streaming import StreamingJudge
@@ -20,18 +20,9 @@ from models.operating import method_of, prune_names
 from models.pruning import PrunedAttention
 from models.torch_network import TorchNetwork
 from models.transformer import StreamingKWT
+from tests.conftest import SMALL
 
-CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2),
-    stride=2,
-    kernel=3,
-    channels=32,
-    layers=2,
-    heads=2,
-    hidden=48,
-    span=16,
-    filters=(16,),
-)
+CONFIG = SMALL
 TOKENS, STREAMS = 40, 6  # so few that none rebuilds its sums, which torch does not count
 ZERO = dict.fromkeys(gate_names(CONFIG), 0.0)
 GATED = {name: 0.02 if name.endswith("weights") else 0.3 for name in gate_names(CONFIG)}

@@ -11,24 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.checkpoint import Checkpoint
-from models.config import FrontEndConfig, ModelConfig, gate_names
+from models.config import gate_names
 from models.counting import count
 from models.features import Array
 from models.network import Network
 from models.torch_network import Gathered, TorchNetwork
 from models.transformer import StreamingKWT
+from tests.conftest import SMALL
 
-CONFIG = ModelConfig(
-    frontend=FrontEndConfig(bands=8, treble=2),
-    stride=2,
-    kernel=3,
-    channels=32,
-    layers=2,
-    heads=2,
-    hidden=48,
-    span=16,
-    filters=(16,),
-)
+CONFIG = SMALL
 TOKENS = 40
 STREAMS = 3
 
