@@ -28,6 +28,7 @@ from models.checkpoint import Checkpoint, CheckpointError
 from models.config import ModelConfig
 from models.data import CLIP_SAMPLES
 from models.features import SILENT, Array
+from models.folding import filled
 from models.transformer import Past, StreamingKWT
 
 OPSET = 17
@@ -44,9 +45,7 @@ def reference(checkpoint: Checkpoint) -> StreamingKWT:
     """
     if max(checkpoint.config.factors) > 1:
         raise CheckpointError("a network whose layers fold cannot be exported; serve it as it is")
-    model = StreamingKWT(checkpoint.config)
-    model.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in checkpoint.weights.items()})
-    return model.eval()
+    return filled(StreamingKWT(checkpoint.config), checkpoint)
 
 
 class ClipGraph(nn.Module):

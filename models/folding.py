@@ -33,6 +33,7 @@ from models.transformer import Block, Gating, Past, StreamingKWT, WindowedAttent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from models.checkpoint import Checkpoint
     from models.config import ModelConfig
 
 
@@ -104,6 +105,12 @@ class FoldedBlock(Block):
 def network_of(config: ModelConfig) -> StreamingKWT:
     """The network that a configuration describes, its layers folded where it says so."""
     return FoldedKWT(config, config.factors) if max(config.factors) > 1 else StreamingKWT(config)
+
+
+def filled(network: StreamingKWT, checkpoint: Checkpoint) -> StreamingKWT:
+    """A network with a copy of a checkpoint's weights, ready to judge."""
+    network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.weights.items()})
+    return network.eval()
 
 
 class FoldedKWT(StreamingKWT):

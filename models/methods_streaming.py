@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.features import FrameStream, log_mel
+from models.folding import filled
 from models.kwt import Attention, Judge
 from models.transformer import Gates, Past, SelfAttention, StreamingKWT, window_mask
 
@@ -62,7 +63,7 @@ class StreamingJudge(Judge):
         self.model = StreamingKWT(self.config)
         for layer, block in enumerate(self.model.blocks):
             block.attention = SteppedAttention(self.config, layer)
-        self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
+        filled(self.model, checkpoint)
 
     def prepare(self, clips: Sequence[Array]) -> Tensor:
         """Samples (S,) of equal lengths -> frames (n, T, M)."""

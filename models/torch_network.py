@@ -23,7 +23,7 @@ from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
 from models.counting import stem_costs
 from models.engines import check_batch, second_of_silence
 from models.features import SILENT, Array
-from models.folding import network_of
+from models.folding import filled, network_of
 from models.gates import hold
 from models.operating import HEAD, OFF, SCORE, prune_table
 from models.torch_pruning import PrunedWindow
@@ -209,8 +209,7 @@ class TorchNetwork:
         for layer, factor in enumerate(self.config.factors):
             if factor == 1:
                 self.model.blocks[layer].attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
-        self.model.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in checkpoint.weights.items()})
-        self.model.to(self.device).eval()
+        filled(self.model, checkpoint).to(self.device)
         gather(self.model)
         names = gate_names(self.config)
         thresholds = {DENSE: dict.fromkeys(names, 0.0), **checkpoint.points}

@@ -15,7 +15,7 @@ from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ModelConfig
 from models.data import DataError
-from models.folding import network_of
+from models.folding import filled, network_of
 
 TRUST = 0.5
 """How much of a token's target is what the tutor believes."""
@@ -26,8 +26,7 @@ class Tutor:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
-        self.network = network_of(checkpoint.config).requires_grad_(requires_grad=False)
-        self.network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.weights.items()})
+        self.network = filled(network_of(checkpoint.config), checkpoint).requires_grad_(requires_grad=False)
 
     def check(self, config: ModelConfig) -> None:
         """Refuse a student that hears or answers otherwise.

@@ -11,6 +11,7 @@ from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ModelConfig
 from models.data import DataError
+from models.folding import filled
 from models.transformer import StreamingKWT
 from models.tutor import TRUST, Tutor
 
@@ -25,9 +26,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture
 def network(checkpoint: Checkpoint) -> StreamingKWT:
-    network = StreamingKWT(CONFIG)
-    network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.weights.items()})
-    return network
+    return filled(StreamingKWT(CONFIG), checkpoint)
 
 
 @pytest.fixture
