@@ -4,7 +4,7 @@ A stream holds a `Slot`, which is a row of a model's cache. The event loop puts 
 something to do in between, such as a reset); the thread takes turns: from the slots that wait longest up to a few
 tokens each, one front end and one step of the network for all of them, then one callback to the loop for the batch.
 
-    fair      slots wait in one line, get the same share of a batch, and go to its end
+    fair      slots wait in one line (`service.line`); who keeps up with real time waits for nobody's backlog
     bounded   a slot counts its tokens; whoever feeds it waits, see `Slot.pending`
     honest    lag is how long a slot waits for its turn, so a client that pushes a file at once lags alone
 
@@ -18,7 +18,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from models.operating import METHODS
 from service.audio import SAMPLE_RATE
 from service.errors import Capacity, UnknownModel
 from service.headroom import Usage
+from service.line import Line
 from service.places import Places
 from service.shedding import EVERY_S, Shedding
 from service.slots import Hosted, Listener, Nobody, Slot, Turn, Watcher
@@ -38,13 +38,6 @@ from service.slots import Hosted, Listener, Nobody, Slot, Turn, Watcher
 if TYPE_CHECKING:
     from models.engines import AnyNetwork
     from models.operating import Method
-
-TURN_TOKENS = 8
-"""Tokens of one slot in one batch when many wait."""
-BATCH_TOKENS = 256
-"""Tokens that a batch may have anyway, so that few streams are not held up."""
-BATCH_STREAMS = 200
-"""Streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
 
 clock, wall_clock, thread_clock = time.monotonic, time.time, time.thread_time
 log = logging.getLogger(__name__)
@@ -85,7 +78,7 @@ class Engine:
         self._watcher, self._timer = watcher, timer
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._waiting: deque[Slot] = deque()
+        self._line = Line()
         self._open: set[Slot] = set()
         self._turn_s = self._busy_s = self._judged_s = 0.0
         self.shedding = Shedding(lag_s, clock())
@@ -129,8 +122,7 @@ class Engine:
     def wait_s(self) -> float:
         """How long slots wait for their turn at present."""
         with self._lock:
-            oldest = self._waiting[0].queued_at if self._waiting else None
-        return max(self._turn_s, clock() - oldest if oldest is not None else 0.0)
+            return max(self._turn_s, self._line.wait(clock()))
 
     def find(self, name: str | None) -> Hosted:
         """The model of this name, or the first one.
@@ -188,9 +180,7 @@ class Engine:
         now = clock()
         with self._lock:
             slot.jobs.append((job, now))
-            if slot.queued_at is None:
-                slot.queued_at = now
-                self._waiting.append(slot)
+            self._line.join(slot, now)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -200,7 +190,7 @@ class Engine:
         due = clock()
         while not self._stopping:
             self._wake.wait(EVERY_S)  # when nobody speaks, the wait and the factor shall come down as well
-            if len(self._waiting) < BATCH_STREAMS:  # whatever a clock says, no longer than that
+            if not self._line.hurried:  # whatever a clock says, no longer than that
                 time.sleep(min(self.batch_s, max(0.0, due - clock())))
             due = clock() + self.batch_s * min(1.0, len(self._open) / self.places.most) ** 0.5
             self._wake.clear()
@@ -208,24 +198,18 @@ class Engine:
             for hosted in {turn.slot.hosted: None for turn in turns}:
                 self._judge(hosted, [turn for turn in turns if turn.slot.hosted is hosted])
             self._shed()
-            if self._waiting:
+            if self._line:
                 self._wake.set()
 
     def _take(self) -> list[Turn]:
-        """One turn for every slot that waits, up to a batch."""
+        """The turns of one batch."""
         with self._lock:
-            waiting = min(len(self._waiting), BATCH_STREAMS)
-            share = max(TURN_TOKENS, BATCH_TOKENS // max(1, waiting))
-            slots = [self._waiting.popleft() for _ in range(waiting)]
             now = clock()
-            wait = max((now - slot.queued_at for slot in slots if slot.queued_at is not None), default=0.0)
-            turns = [slot.take(share) for slot in slots]
-            for slot in slots:
-                slot.queued_at = now if slot.jobs else None
-            self._waiting += [slot for slot in slots if slot.jobs]
+            wait = self._line.wait(now)
+            turns = self._line.take(now)
         self._turn_s = wait
         self.shedding.waited(wait)
-        if slots:
+        if turns:
             self._watcher.waited(wait)
         return [turn for turn in turns if turn.tokens]
 

@@ -158,6 +158,11 @@ class Slot:
         self.engine.release(self)
 
     @property
+    def backlog(self) -> int:
+        """Tokens of the jobs that wait; with the engine's lock held."""
+        return sum(job.count for job, _ in self.jobs if not callable(job))
+
+    @property
     def scale(self) -> float:
         """Factor on this stream's delta thresholds."""
         return min(self.engine.shedding.scale, self.coarsest)

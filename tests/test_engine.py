@@ -163,7 +163,7 @@ async def test_a_client_that_pushes_an_hour_does_not_hold_up_a_microphone(networ
 async def test_a_batch_is_bounded_and_who_found_no_room_comes_next(
     network: Network, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.BATCH_STREAMS", 3)
+    monkeypatch.setattr("service.line.BATCH_STREAMS", 3)
     tokens = tokens_in(network, spoken[:16_000])
     async with running(network, begun=False) as engine:
         streams = [admitted(engine) for _ in range(8)]

@@ -1,0 +1,73 @@
+"""The line in which slots wait for a turn of the engine.
+
+Whoever keeps up with real time comes first; those with a backlog (a file, a replay, a flood) share what room a batch
+has left. That is at least a fifth of it, so that they get through, and never so much that others have to wait for it.
+Knows neither threads nor networks; whoever uses it holds a lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.slots import Slot, Turn
+
+TURN_TOKENS = 8
+"""Tokens of one slot in one batch when many wait; a slot that is left with more has a backlog."""
+BATCH_TOKENS = 64
+"""Tokens that a batch may have anyway, so that few streams are not held up."""
+BATCH_STREAMS = 200
+"""Prompt streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
+
+
+class Line:
+    """Slots with jobs, each once; `Slot.queued_at` is when it came."""
+
+    def __init__(self) -> None:
+        self._prompt: deque[Slot] = deque()
+        self._behind: deque[Slot] = deque()
+
+    def join(self, slot: Slot, now: float) -> None:
+        """Put a slot at the end, unless it waits already."""
+        if slot.queued_at is None:
+            slot.queued_at = now
+            self._prompt.append(slot)
+
+    def __len__(self) -> int:
+        return len(self._prompt) + len(self._behind)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a batch should begin at once: it would not grow by waiting."""
+        return bool(self._behind) or len(self._prompt) >= BATCH_STREAMS
+
+    def wait(self, now: float) -> float:
+        """How long the slot that comes next has waited, s; a backlog is its owner's own doing."""
+        oldest = self._prompt[0].queued_at if self._prompt else None
+        return 0.0 if oldest is None else now - oldest
+
+    def take(self, now: float) -> list[Turn]:
+        """The turns of one batch; who has more to do goes to an end of the line."""
+        count = min(len(self._prompt), BATCH_STREAMS)
+        slots = [self._prompt.popleft() for _ in range(count)]
+        share = max(TURN_TOKENS, BATCH_TOKENS // max(1, count))
+        turns = [slot.take(share) for slot in slots]
+        done = sum(turn.tokens for turn in turns)
+        room = max(BATCH_TOKENS - done, done // 4)
+        for _ in range(len(self._behind)):
+            if room <= 0:
+                break
+            slots.append(slot := self._behind.popleft())
+            turns.append(turn := slot.take(room))
+            room -= turn.tokens
+        self._return(slots, now)
+        return turns
+
+    def _return(self, slots: Sequence[Slot], now: float) -> None:
+        for slot in slots:
+            slot.queued_at = now if slot.jobs else None
+            if slot.jobs:
+                (self._behind if slot.backlog > TURN_TOKENS else self._prompt).append(slot)
