@@ -28,6 +28,9 @@ ENERGY_FLOOR = 480.0
 PIXEL_MAX = 255.0
 SILENT = -1.0
 """Network input of a silent band: pixel 0."""
+PIXELS, INPUT = (
+    spectrum.Scale(*map(np.float32, (ENERGY_FLOOR, PIXEL_MAX, unit, zero))) for unit, zero in ((1, 0), (1 / 64, SILENT))
+)
 
 
 def hz_to_mel(hz: float | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,15 +68,15 @@ def _plan(config: FrontEndConfig) -> spectrum.Plan:
     return spectrum.plan(hann(config), mel_filters(config))
 
 
-def mel_energies(samples: Array, starts: NDArray[np.int64], config: FrontEndConfig) -> Array:
-    """The windows of samples (S,) that begin at `starts` (R,) -> mel-band energies (R, bands)."""
+def _energies(samples: Array, starts: NDArray[np.int64], config: FrontEndConfig, scale: spectrum.Scale) -> Array:
+    """The windows of samples (S,) that begin at `starts` (R,) -> log-mel energies (R, bands) on a scale."""
     energies = np.empty((len(starts), config.bands), np.float32)
-    spectrum.mel_energies(samples, starts, _plan(config), energies)
+    spectrum.log_mel(samples, starts, _plan(config), scale, energies)
     return energies
 
 
 def compress(energies: Array) -> Array:
-    """Mel energies -> pixels 0..255 (real-valued)."""
+    """Mel energies -> pixels 0..255 (real-valued); what the compiled front end does by itself."""
     return np.clip(10.0 * np.log1p(energies / ENERGY_FLOOR), 0.0, PIXEL_MAX)
 
 
@@ -120,8 +123,8 @@ class Tokens:
 def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
     """Tokens of any number of streams -> network input (N, stride, bands), in the same order.
 
-    Samples are joined by one call that keeps the interpreter's lock: numpy would let go of it, and wait for it again,
-    at every part, which under a busy event loop takes longer than everything else here.
+    The interpreter's lock is let go of once, for the energies: numpy would do so, and wait for it again, at every part
+    and in every operation on them, which under a busy event loop takes longer than everything else here.
     """
     frontend = config.frontend
     samples = np.frombuffer(b"".join([part.samples.data for part in parts]), np.float32)
@@ -129,8 +132,7 @@ def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
     lengths = np.array([len(part.samples) for part in parts], np.int64)
     starts = np.empty((int(counts.sum()), config.stride), np.int64)
     spectrum.place_windows(counts, lengths, config.token_samples, frontend.hop, starts)
-    energies = mel_energies(samples, starts.reshape(-1), frontend)
-    return network_input(compress(energies)).reshape(*starts.shape, frontend.bands)
+    return _energies(samples, starts.reshape(-1), frontend, INPUT).reshape(*starts.shape, frontend.bands)
 
 
 def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
@@ -147,7 +149,7 @@ def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
     if len(samples) < config.window:
         return np.zeros((0, config.bands), np.float32)
     starts = np.arange(0, len(samples) - config.window + 1, config.hop)
-    return compress(mel_energies(np.ascontiguousarray(samples, np.float32), starts, config))
+    return _energies(np.ascontiguousarray(samples, np.float32), starts, config, PIXELS)
 
 
 class FrameStream:

@@ -112,6 +112,7 @@ add = _binary("add", lambda builder, a, b: builder.fadd(a, b, flags=_FLAGS))
 subtract = _binary("subtract", lambda builder, a, b: builder.fsub(a, b, flags=_FLAGS))
 multiply = _binary("multiply", lambda builder, a, b: builder.fmul(a, b, flags=_FLAGS))
 maximum = _binary("maximum", lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+minimum = _binary("minimum", lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 
 
 @intrinsic
@@ -199,6 +200,37 @@ def exp(typingctx, value):
         exponent = builder.shl(builder.fptosi(whole, INTEGERS), constant(23, INTEGERS))
         scaled = builder.bitcast(builder.add(builder.bitcast(result, INTEGERS), exponent), FLOATS)
         return builder.select(builder.fcmp_ordered(">", args[0], constant(-87.0)), scaled, constant(0.0))
+
+    return lanes(lanes), code
+
+
+LOGARITHM = (
+    0.07149754, -0.11571201, 0.11661511, -0.12411051, 0.14249937, -0.1666848, 0.20000708, -0.2499999, 0.33333331,
+)  # fmt: skip
+"""Of (ln(1 + f) - f + f^2 / 2) / f^3, highest power first: fitted at the Chebyshev nodes of [sqrt(1/2) - 1, sqrt(2) -
+1] (`numpy.polynomial.Chebyshev.fit`), where f^3 times it is off by 1e-9 at most."""
+
+
+@intrinsic
+def log1p(typingctx, value):
+    """ln(1 + x) of each lane, for finite lanes >= 0. Error under 2e-7, relative above 1 and absolute below.
+
+    1 + x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), then a polynomial of degree 8 in f.
+    """
+
+    def code(context, builder, signature, args):
+        bits = builder.bitcast(builder.fadd(args[0], constant(1.0)), INTEGERS)
+        power = builder.ashr(builder.sub(bits, constant(0x3F3504F3, INTEGERS)), constant(23, INTEGERS))
+        rest = builder.bitcast(builder.sub(bits, builder.shl(power, constant(23, INTEGERS))), FLOATS)
+        rest = builder.fsub(rest, constant(1.0))
+        square, whole = builder.fmul(rest, rest), builder.sitofp(power, FLOATS)
+        result = constant(LOGARITHM[0])
+        for factor in LOGARITHM[1:]:
+            result = fused(builder, result, rest, constant(factor))
+        result = builder.fmul(builder.fmul(result, rest), square)
+        result = fused(builder, whole, constant(-2.12194440e-4), result)
+        result = builder.fadd(fused(builder, square, constant(-0.5), result), rest)
+        return fused(builder, whole, constant(0.693359375), result)
 
     return lanes(lanes), code
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from models.cache import Cache, filter_outputs, padded
@@ -69,10 +70,9 @@ class Network:
         total, sizes = len(frames), self.net.sizes
         x = np.empty(total * sizes.channels, np.float32)
         logits = np.empty(total * sizes.labels, np.float32)
-        points = cache.point[rows]
-        thetas = self._gates[points] * cache.scale[rows, None, None]
+        thetas, prunes = _chosen(self._gates, self._prunes, cache.point, cache.scale, rows)
         self._step(
-            *(cache.state, cache.tokens, cache.macs, cache.pruned, thetas, self._prunes[points], rows, counts),
+            *(cache.state, cache.tokens, cache.macs, cache.pruned, thetas, prunes, rows, counts),
             *(np.ascontiguousarray(frames).reshape(-1), x, logits, self.net, self._scratch()),
         )
         return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)], x.reshape(total, sizes.channels)
@@ -99,3 +99,19 @@ class Network:
                 mixed=np.zeros(config.channels, np.float32),
             )
         return self._local.scratch
+
+
+@njit(error_model="numpy", cache=True)
+def _chosen(
+    gates: Array, prunes: Array, points: NDArray[np.int64], scales: Array, rows: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Tables of gates and of pruning (points, ...) -> each row's own (B, ...), by its point and its scale.
+
+    Compiled to keep the interpreter's lock, which a batch lets go of for the network itself and for nothing else.
+    """
+    thetas = np.empty((len(rows), *gates.shape[1:]), np.float32)
+    chosen = np.empty((len(rows), *prunes.shape[1:]), np.float32)
+    for place, row in enumerate(rows):
+        thetas[place] = gates[points[row]] * scales[row]
+        chosen[place] = prunes[points[row]]
+    return thetas, chosen

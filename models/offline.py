@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
 from models.counting import Count, count
 from models.engines import AnyNetwork
@@ -15,9 +16,26 @@ BATCH_TOKENS = 4096
 
 
 def softmax(logits: Array) -> Array:
-    """Logits (..., K) -> posteriors (..., K)."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    """Logits (..., K) -> posteriors (..., K).
+
+    Compiled, and the interpreter's lock is kept: numpy would let go of it, and wait for it again, in every operation.
+    """
+    posteriors = np.empty(logits.shape, logits.dtype)
+    size = logits.shape[-1]
+    _softmax(logits.reshape(-1, size), posteriors.reshape(-1, size))
+    return posteriors
+
+
+@njit(error_model="numpy", cache=True)
+def _softmax(logits: Array, posteriors: Array) -> None:
+    """The softmax of each row (R, K), into `posteriors`."""
+    for row in range(len(logits)):
+        highest, total = logits[row].max(), logits.dtype.type(0)
+        for label in range(logits.shape[1]):
+            posteriors[row, label] = np.exp(logits[row, label] - highest)
+            total += posteriors[row, label]
+        for label in range(logits.shape[1]):
+            posteriors[row, label] /= total
 
 
 def tokens_of(network: AnyNetwork, samples: Array, *, flush: bool = True) -> Array:

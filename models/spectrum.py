@@ -1,4 +1,4 @@
-"""Mel energies of many windows of samples, compiled: sixteen windows at a time, one in each vector lane.
+"""Log-mel energies of many windows of samples, compiled: sixteen windows at a time, one in each vector lane.
 
 A window of 480 real samples is 240 complex ones (even samples real, odd ones imaginary), zero-padded to 256:
 one radix-2 FFT of 256 points and an unfolding give the 512-point real spectrum. Every lane does the same, so
@@ -14,12 +14,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models import lanes, vectors
-from models.lanes import FAST, fma, gather, load, splat, store
+from models.lanes import FAST, fma, gather, load, log1p, minimum, splat, store
 from models.stale import forget_stale
 from models.vectors import WIDTH
 
 F32 = NDArray[np.float32]
-_HALF = np.float32(0.5)
+_HALF, _ONE, _TEN = np.float32(0.5), np.float32(1.0), np.float32(10.0)
 
 
 class Plan(NamedTuple):
@@ -38,6 +38,15 @@ class Plan(NamedTuple):
     weights: F32
 
 
+class Scale(NamedTuple):
+    """How energies are written: min(10 ln(1 + E / floor), top) * unit + zero."""
+
+    floor: np.float32
+    top: np.float32
+    unit: np.float32
+    zero: np.float32
+
+
 def plan(taper: F32, weights: F32) -> Plan:
     """Tables from the window function (window,) and the mel filters (fft / 2 + 1, bands)."""
     points = len(weights) - 1
@@ -49,11 +58,12 @@ def plan(taper: F32, weights: F32) -> Plan:
     return Plan(taper, places, np.float32(np.cos(angle)), np.float32(np.sin(angle)), first, last, weights)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=True)
 def place_windows(counts, lengths, step, hop, starts):
     """Where windows begin among the samples of streams laid end to end, into `starts` (tokens, stride).
 
     Stream s has counts[s] tokens, `step` samples apart, in lengths[s] samples; a token's windows are `hop` apart.
+    Too short to let go of the interpreter's lock for it.
     """
     token, first = 0, 0
     for stream in range(len(counts)):
@@ -65,8 +75,8 @@ def place_windows(counts, lengths, step, hop, starts):
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def mel_energies(samples, starts, plan, energies):
-    """Windows of samples (S,) that begin at `starts` (R,) -> mel energies (R, bands), into `energies`."""
+def log_mel(samples, starts, plan, scale, energies):
+    """Windows of samples (S,) that begin at `starts` (R,) -> log-mel energies (R, bands), into `energies`."""
     rows, length, points = len(starts), len(plan.taper), len(plan.places)
     real, imag = np.zeros(points * WIDTH, np.float32), np.zeros(points * WIDTH, np.float32)
     power = np.empty((points + 1) * WIDTH, np.float32)
@@ -79,7 +89,7 @@ def mel_energies(samples, starts, plan, energies):
         _fold(windows, length, plan, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)
-        _filter(power, plan, energies, first, min(WIDTH, rows))
+        _filter(power, plan, scale, energies, first, min(WIDTH, rows))
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -142,16 +152,18 @@ def _unfold(real, imag, plan, power):
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _filter(power, plan, energies, row, rows):
+def _filter(power, plan, scale, energies, row, rows):
     """Power spectra of the lanes -> energies[row : row + rows]."""
     lanes = np.empty(WIDTH, np.float32)
+    share, top, unit, zero = splat(_ONE / scale.floor), splat(scale.top), splat(scale.unit), splat(scale.zero)
     for band in range(energies.shape[1]):
         energy = splat(np.float32(0.0))
         for k in range(plan.first[band], plan.last[band]):
             energy = fma(splat(plan.weights[k, band]), load(power, k * WIDTH), energy)
-        store(lanes, 0, energy)
+        pixel = minimum(splat(_TEN) * log1p(energy * share), top)
+        store(lanes, 0, fma(pixel, unit, zero))
         for lane in range(rows):
             energies[row + lane, band] = lanes[lane]
 
 
-forget_stale(mel_energies, vectors.__file__, lanes.__file__)
+forget_stale(log_mel, vectors.__file__, lanes.__file__)

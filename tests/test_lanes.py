@@ -22,6 +22,12 @@ def exponentials(x, y):
 
 
 @jit
+def logarithms(x, y):
+    for lane in range(0, len(x), WIDTH):
+        lanes.store(y, lane, lanes.log1p(lanes.load(x, lane)))
+
+
+@jit
 def arithmetic(x, y, z, out):
     a, b, c = lanes.load(x, 0), lanes.load(y, 0), lanes.load(z, 0)
     lanes.store(out, 0, a + b)
@@ -30,6 +36,7 @@ def arithmetic(x, y, z, out):
     lanes.store(out, 3 * WIDTH, lanes.fma(a, b, c))
     lanes.store(out, 4 * WIDTH, lanes.maximum(a, b))
     lanes.store(out, 5 * WIDTH, lanes.splat(x[3]))
+    lanes.store(out, 6 * WIDTH, lanes.minimum(a, b))
 
 
 @jit
@@ -91,11 +98,20 @@ def test_exp_of_what_is_far_below_is_nothing() -> None:
     assert (y == 0.0).all()
 
 
+def test_log1p_is_accurate_to_the_last_digits_and_exact_at_nothing() -> None:
+    x = np.concatenate((np.linspace(0, 4, 80_000), np.geomspace(1e-9, 1e15, 80_000), np.zeros(16))).astype(np.float32)
+    y = np.empty_like(x)
+    logarithms(x, y)
+    exact = np.log1p(x.astype(np.float64))
+    assert (np.abs(y - exact) / np.maximum(exact, 1.0)).max() < 2e-7
+    assert (y[-16:] == 0.0).all()
+
+
 def test_arithmetic() -> None:
     x, y, z = random(3, WIDTH)
-    out = np.empty(6 * WIDTH, np.float32)
+    out = np.empty(7 * WIDTH, np.float32)
     arithmetic(x, y, z, out)
-    wanted = np.concatenate((x + y, x - y, x * y, x * y + z, np.maximum(x, y), np.full(WIDTH, x[3])))
+    wanted = np.concatenate((x + y, x - y, x * y, x * y + z, np.maximum(x, y), np.full(WIDTH, x[3]), np.minimum(x, y)))
     np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-7)
 
 

@@ -53,7 +53,7 @@ def test_what_is_inlined_is_renewed_and_the_rest_is_kept(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("module", "kernel"),
-    [("models.step", "step"), ("models.folded_step", "folded_step"), ("models.spectrum", "mel_energies")],
+    [("models.step", "step"), ("models.folded_step", "folded_step"), ("models.spectrum", "log_mel")],
 )
 def test_ours_are_watched(tmp_path: Path, module: str, kernel: str) -> None:
     ask = f"import {module}; print({module}.{kernel}.stats.cache_path)"

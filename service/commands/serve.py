@@ -33,7 +33,7 @@ SWITCH_S = 0.0001
 """The engine's thread asks for the interpreter this often; the default of 5 ms would add itself to every
 batch, several times: numpy lets go of the interpreter in every larger operation and has to get it back."""
 
-GARBAGE = (20_000, 10, 2)
+GARBAGE = (2_000, 50, 10)
 """When Python looks for cycles: frames and messages make none, so seldom is often enough."""
 
 
