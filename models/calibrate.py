@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -91,6 +92,7 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
         shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
     }
 
+    @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
         calibration = compose(optimise(shapes[shape], factor * allowed), *shape, goal)
         return settle(heard, calibration, detect, config, aim)

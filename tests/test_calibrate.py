@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-from models.calibrate import Goal, Scores, calibrate, fall, gather, optimise, peaks, smooth
+from models.calibrate import CHOOSING, Goal, Scores, calibrate, fall, gather, optimise, peaks, smooth
 from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS, SILENCE, ModelConfig
-from models.evaluate_streams import Heard, expit, logit, total
+from models.evaluate_streams import Heard, Tally, expit, logit, total
 from models.streams import SAMPLE_RATE, Stream, Utterance
 from service.commands.model import app
 from service.commands.replay import detector
@@ -133,6 +135,20 @@ def test_silence_gains_where_noises_sound_a_little_like_it() -> None:
     assert outcome.unprovoked == outcome.missed.total() == 0
     again, _ = total([heard], calibration, detector(CONFIG), CONFIG)
     assert again.report() == outcome.report()
+
+
+def test_smoothing_is_chosen_by_the_errors_at_the_target_and_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict, lax = (factor * GOAL.false_alarms_per_hour for factor in CHOOSING)
+    missed = {(4, strict): 10, (4, lax): 60, (8, strict): 30, (8, lax): 30, (16, strict): 60, (16, lax): 10}
+
+    def settle(_heard: object, calibration: dict, *others: Any) -> tuple[dict, Tally]:
+        count = missed[calibration["window_tokens"], others[-1].false_alarms_per_hour]
+        return calibration, Tally(missed=Counter(yes=count))
+
+    monkeypatch.setattr("models.calibrate.settle", settle)
+    goal = replace(GOAL, windows=(4, 8, 16))
+    chosen, _ = calibrate([stream(EASY, {})], detector(CONFIG), CONFIG, goal)
+    assert chosen["window_tokens"] == 8, "neither the best at one target nor the best at the other"
 
 
 def test_a_keyword_nobody_said_gets_the_threshold_that_suits_the_others() -> None:
