@@ -74,22 +74,32 @@ def store(typingctx, array, offset, value):
 
 
 @intrinsic
-def gather(typingctx, array, offset, stride):
-    """`array[offset : offset + 16 * stride : stride]`."""
+def transpose(typingctx, source, places, offset, target, at):
+    """`target[at + 16 * n + i] = source[places[i] + offset + n]`, for i and n of 0..15.
+
+    Four times over, rows i and i + 8 are interleaved into rows 2i and 2i + 1: that moves an element's place in its row
+    into the number of its row, bit by bit.
+    """
+    halves = [list(range(8 * half, 8 * half + 8)) for half in (0, 1)]
+    mixes = [ir.Constant(INTEGERS, [n for i in half for n in (i, i + WIDTH)]) for half in halves]
 
     def code(context, builder, signature, args):
-        places = ir.VectorType(args[1].type, WIDTH)
-        steps = builder.mul(broadcast(builder, args[2], places), ir.Constant(places, list(range(WIDTH))))
-        index = builder.add(broadcast(builder, args[1], places), steps)
-        value = ir.Constant(FLOATS, ir.Undefined)
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        for lane in range(WIDTH):
-            number = ir.Constant(INTEGER, lane)
-            element = builder.load(builder.gep(data, [builder.extract_element(index, number)]))
-            value = builder.insert_element(value, element, number)
-        return value
+        source, places, offset, target, at = args
+        numbers = context.make_array(signature.args[1])(context, builder, places).data
+        rows = []
+        for row in range(WIDTH):
+            place = builder.add(builder.load(builder.gep(numbers, [ir.Constant(offset.type, row)])), offset)
+            rows.append(builder.load(pointer_to(context, builder, signature.args[0], source, place)))
+            rows[-1].align = 4
+        for _ in range(4):
+            pairs = zip(rows[:8], rows[8:], strict=True)
+            rows = [builder.shuffle_vector(a, b, mix) for a, b in pairs for mix in mixes]
+        for row, value in enumerate(rows):
+            place = builder.add(at, ir.Constant(at.type, WIDTH * row))
+            builder.store(value, pointer_to(context, builder, signature.args[3], target, place)).align = 4
+        return context.get_dummy_value()
 
-    return lanes(array, types.intp, types.intp), code
+    return types.void(source, places, types.intp, target, types.intp), code
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """Log-mel energies of many windows of samples, compiled: sixteen windows at a time, one in each vector lane.
 
 A window of 480 real samples is 240 complex ones (even samples real, odd ones imaginary), zero-padded to 256:
-one radix-2 FFT of 256 points and an unfolding give the 512-point real spectrum. Every lane does the same, so
+one FFT of 256 points and an unfolding give the 512-point real spectrum. Every lane does the same, so
 nothing is shuffled and the code is the textbook's.
 """
 
@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models import lanes, vectors
-from models.lanes import FAST, fma, gather, load, log1p, minimum, splat, store
+from models.lanes import FAST, fma, load, log1p, minimum, splat, store, transpose
 from models.stale import forget_stale
 from models.vectors import WIDTH
 
@@ -48,9 +48,15 @@ class Scale(NamedTuple):
 
 
 def plan(taper: F32, weights: F32) -> Plan:
-    """Tables from the window function (window,) and the mel filters (fft / 2 + 1, bands)."""
+    """Tables from the window function (window,) and the mel filters (fft / 2 + 1, bands).
+
+    Raises:
+        ValueError: for lengths that the compiled code does not step through.
+    """
     points = len(weights) - 1
     bits = points.bit_length() - 1
+    if points != 1 << bits or bits % 2 or len(taper) % WIDTH:
+        raise ValueError(f"fft must be twice a power of 4, and window a multiple of {WIDTH}")
     places = np.array([int(f"{n:0{bits}b}"[::-1], 2) for n in range(points)])
     angle = np.pi * np.arange(points) / points
     used = weights > 0
@@ -80,26 +86,18 @@ def log_mel(samples, starts, plan, scale, energies):
     rows, length, points = len(starts), len(plan.taper), len(plan.places)
     real, imag = np.zeros(points * WIDTH, np.float32), np.zeros(points * WIDTH, np.float32)
     power = np.empty((points + 1) * WIDTH, np.float32)
-    windows = np.zeros(WIDTH * length, np.float32)
+    windows, places = np.empty(length * WIDTH, np.float32), np.empty(WIDTH, np.int64)
     for group in range(0, rows, WIDTH):
         # the last group may overlap the one before: rows done twice come out the same
         first = max(0, min(group, rows - WIDTH))
-        for row in range(min(WIDTH, rows)):
-            _copy(samples, starts[first + row], windows, row * length, length)
+        for lane in range(WIDTH):
+            places[lane] = starts[min(first + lane, rows - 1)]
+        for n in range(0, length, WIDTH):
+            transpose(samples, places, n, windows, n * WIDTH)
         _fold(windows, length, plan, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)
         _filter(power, plan, scale, energies, first, min(WIDTH, rows))
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _copy(source, start, target, place, length):
-    """length values of `source` from `start` to `target` from `place`; vectors first, then what is left."""
-    whole = length // WIDTH * WIDTH
-    for n in range(0, whole, WIDTH):
-        store(target, place + n, load(source, start + n))
-    for n in range(whole, length):
-        target[place + n] = source[start + n]
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -107,10 +105,10 @@ def _fold(windows, length, plan, real, imag):
     """Taper; even samples become real parts, odd ones imaginary, in bit-reversed order."""
     zero = splat(np.float32(0.0))
     for n in range(len(plan.places)):
-        place = plan.places[n] * WIDTH
-        if 2 * n < length:
-            store(real, place, gather(windows, 2 * n, length) * splat(plan.taper[2 * n]))
-            store(imag, place, gather(windows, 2 * n + 1, length) * splat(plan.taper[2 * n + 1]))
+        place, even = plan.places[n] * WIDTH, 2 * n
+        if even < length:
+            store(real, place, load(windows, even * WIDTH) * splat(plan.taper[even]))
+            store(imag, place, load(windows, (even + 1) * WIDTH) * splat(plan.taper[even + 1]))
         else:
             store(real, place, zero)
             store(imag, place, zero)
@@ -118,23 +116,38 @@ def _fold(windows, length, plan, real, imag):
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _transform(real, imag, plan):
-    """Complex FFT in place, decimation in time; the input is in bit-reversed order."""
+    """Complex FFT in place, decimation in time, two stages of radix 2 at once; the input is in bit-reversed order."""
     points = len(plan.places)
     half = 1
     while half < points:
         for j in range(half):
-            turn = j * (points // half)
-            cosine, sine = splat(plan.cosine[turn]), splat(plan.sine[turn])
-            for block in range(j, points, 2 * half):
-                a, b = block * WIDTH, (block + half) * WIDTH
-                br, bi = load(real, b), load(imag, b)
-                tr, ti = br * cosine + bi * sine, bi * cosine - br * sine
-                ar, ai = load(real, a), load(imag, a)
-                store(real, a, ar + tr)
-                store(imag, a, ai + ti)
-                store(real, b, ar - tr)
-                store(imag, b, ai - ti)
-        half *= 2
+            inner, outer = j * (points // half), j * (points // (2 * half))
+            c1, s1 = splat(plan.cosine[inner]), splat(plan.sine[inner])
+            c2, s2 = splat(plan.cosine[outer]), splat(plan.sine[outer])
+            for block in range(j, points, 4 * half):
+                p, step = block * WIDTH, half * WIDTH
+                q, r, t = p + step, p + 2 * step, p + 3 * step
+                br, bi = _turned(load(real, q), load(imag, q), c1, s1)
+                dr, di = _turned(load(real, t), load(imag, t), c1, s1)
+                ar, ai, cr, ci = load(real, p), load(imag, p), load(real, r), load(imag, r)
+                er, ei = _turned(cr + dr, ci + di, c2, s2)
+                fr, fi = _turned(cr - dr, ci - di, c2, s2)
+                store(real, p, ar + br + er)
+                store(imag, p, ai + bi + ei)
+                store(real, r, ar + br - er)
+                store(imag, r, ai + bi - ei)
+                # a quarter of a turn further: -i (x + iy) = y - ix
+                store(real, q, ar - br + fi)
+                store(imag, q, ai - bi - fr)
+                store(real, t, ar - br - fi)
+                store(imag, t, ai - bi + fr)
+        half *= 4
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+def _turned(real, imag, cosine, sine):
+    """(real + i imag) (cosine - i sine)."""
+    return real * cosine + imag * sine, imag * cosine - real * sine
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)

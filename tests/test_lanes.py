@@ -56,8 +56,8 @@ def kept_from(x, scores, limit, out):
 
 
 @jit
-def gathered(x, offset, stride, out):
-    lanes.store(out, 0, lanes.gather(x, offset, stride))
+def transposed(x, places, offset, out, at):
+    lanes.transpose(x, places, offset, out, at)
 
 
 @jit
@@ -140,11 +140,13 @@ def test_keep_from_a_limit_on_and_count_the_zeros(limit: float) -> None:
     assert zeros == np.count_nonzero(out == 0)
 
 
-@pytest.mark.parametrize(("offset", "stride"), [(0, 1), (5, 3), (2, 480)])
-def test_gather(offset: int, stride: int) -> None:
-    x, out = random(16 * 480), np.empty(WIDTH, np.float32)
-    gathered(x, offset, stride, out)
-    np.testing.assert_array_equal(out, x[offset : offset + WIDTH * stride : stride])
+@given(st.lists(st.integers(0, 900), min_size=WIDTH, max_size=WIDTH), st.integers(0, 80))
+def test_transpose_turns_rows_into_lanes(places: list[int], offset: int) -> None:
+    x, out = random(1_000), np.zeros(WIDTH * WIDTH + 3, np.float32)
+    transposed(x, np.array(places), offset, out, 3)
+    rows = np.stack([x[place + offset : place + offset + WIDTH] for place in places])
+    np.testing.assert_array_equal(out[3:].reshape(WIDTH, WIDTH), rows.T)
+    assert not out[:3].any()
 
 
 @given(st.integers(0, 1000), st.floats(0, 2, width=32), st.integers(1, 4))
