@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.evaluate_sets import DIRECT_DB
+
 Facts = Mapping[str, Any]
 
 SETS = {
@@ -128,7 +130,12 @@ def _stream(report: Facts) -> tuple[str, ...]:
 
 def conditions(sweeps: Facts) -> str:
     """Misses and false alarms under each condition of each sweep."""
-    names = {"snr_db": "signal-to-noise ratio, dB", "gain_db": "gain, dB (at 20 dB SNR)", "line": "line (at 20 dB SNR)"}
+    names = {
+        "snr_db": "signal-to-noise ratio, dB",
+        "gain_db": "gain, dB (at 20 dB SNR)",
+        "line": "line (at 20 dB SNR)",
+        "room": f"room, decay in s (echoes at -{DIRECT_DB:g} dB, 20 dB SNR)",
+    }
     rows = [
         (names[sweep], condition, percent(report["miss_rate"]), f"{report['false_alarms_per_hour']:.1f}")
         for sweep, reports in sweeps.items()

@@ -16,12 +16,26 @@ from models.config import KEYWORDS
 from models.data import AUDIO, NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, noise_part, read_audio, split_of
 from models.evaluate import LONGEST_CLIP
 from models.features import Array
-from models.streams import SAMPLE_RATE, Clip, Plan, Stream, amplify, build, quantise, spoken_span, telephone
+from models.streams import (
+    SAMPLE_RATE,
+    Clip,
+    Plan,
+    Stream,
+    amplify,
+    build,
+    quantise,
+    reverberate,
+    spoken_span,
+    telephone,
+)
 
 KEYWORDS_ALONE = Plan(unknown_share=0.0, gap_s=(1.0, 5.0))
 MIXED = Plan()
 SNR_DB = (20, 15, 10, 5, 0, -5)
 GAIN_DB = (-30, -20, -10, 0, 10)
+DECAY_S = (0.3, 0.6, 1.0)
+DIRECT_DB = 3.0
+"""Rooms: times in which their echoes fall by 60 dB, and how far these are below the sound itself."""
 HISS = 1.0
 """Root mean square of the hiss of a quiet sound card, int16 values."""
 
@@ -119,4 +133,5 @@ def sweeps(
         "snr_db": [(str(snr), at(snr)) for snr in SNR_DB],
         "gain_db": [(str(gain), replace(clean, samples=amplify(clean.samples, gain))) for gain in GAIN_DB],
         "line": [("16 kHz", clean), ("8 kHz mu-law", replace(clean, samples=telephone(clean.samples)))],
+        "room": [(f"{s:g}", replace(clean, samples=reverberate(clean.samples, s, DIRECT_DB, seed))) for s in DECAY_S],
     }

@@ -196,6 +196,24 @@ def telephone(samples: Array) -> Array:
     return quantise(wide * np.float32(FULL_SCALE))
 
 
+def reverberate(samples: Array, decay_s: float, direct_db: float, seed: int) -> Array:
+    """Samples (S,) as a room gives them back: behind each sound a tail of noise that decays (Polack 1988).
+
+    Args:
+        samples: what is said.
+        decay_s: time in which the tail falls by 60 dB.
+        direct_db: how far the tail, all of it, is below the sound itself.
+        seed: of the noise.
+    """
+    age = np.arange(1, round(decay_s * SAMPLE_RATE))
+    tail = np.random.default_rng(seed).normal(size=len(age)) * 10.0 ** (-3.0 * age / decay_s / SAMPLE_RATE)
+    tail *= 10.0 ** (-direct_db / 20.0) / np.sqrt(np.sum(tail**2))
+    response = np.concatenate(([1.0], tail))
+    size = 1 << (len(samples) + len(response)).bit_length()
+    echoed = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)
+    return quantise(echoed[: len(samples)].astype(np.float32))
+
+
 def read_labels(path: Path) -> tuple[Utterance, ...]:
     """Words of a tab-separated file: start_s, end_s, word; a heading and lines that start with # are skipped.
 

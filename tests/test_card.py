@@ -40,6 +40,7 @@ def evaluation(facts: dict) -> dict:
             "snr_db": {"20": words.report()},
             "gain_db": {"-30": words.report()},
             "line": {"8 kHz": words.report()},
+            "room": {"0.6": words.report()},
         },
     }
 

@@ -195,7 +195,7 @@ def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
     assert len(cut_silence(hums, CONFIG).samples) == pytest.approx(80, abs=6)
     assert gather_material((i for i in items if "_nohash_" in i.path.stem), "testing").clips == []
     harder = sweeps(material, 0, minutes=0.5)
-    assert set(harder) == {"snr_db", "gain_db", "line"}
+    assert set(harder) == {"snr_db", "gain_db", "line", "room"}
     assert len({tuple(u.word for u in stream.utterances) for c in harder.values() for _, stream in c}) == 1
 
 

@@ -17,6 +17,7 @@ from models.streams import (
     amplify,
     build,
     read_labels,
+    reverberate,
     rms,
     spoken_span,
     telephone,
@@ -86,6 +87,18 @@ def test_a_telephone_passes_a_voice_and_nothing_above_4_khz() -> None:
     low, high = tone(1_000, SECOND, 8_000), tone(5_500, SECOND, 8_000)
     assert rms(telephone(low) - low) < 0.02 * rms(low)
     assert rms(telephone(high)) < 0.02 * rms(high)
+
+
+def test_a_room_adds_a_tail_behind_each_sound() -> None:
+    click = np.zeros(2 * SECOND, np.float32)
+    click[1_000] = 30_000
+    heard = reverberate(click, 0.5, 3.0, seed=0)
+    assert heard[1_000] == 30_000
+    assert not heard[:1_000].any(), "nothing comes before its cause"
+    energy = np.square(heard[1_001:], dtype=np.float64)
+    assert 10 * np.log10(30_000**2 / energy.sum()) == pytest.approx(3.0, abs=0.1)
+    fall = 10 * np.log10(energy[:1_600].sum() / energy[3_200:4_800].sum())
+    assert fall == pytest.approx(60 * 0.2 / 0.5, abs=1.5)
 
 
 def test_labels_are_read_as_they_were_written(tmp_path: Path) -> None:
