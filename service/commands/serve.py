@@ -34,7 +34,8 @@ SWITCH_S = 0.0001
 batch, several times: numpy lets go of the interpreter in every larger operation and has to get it back."""
 
 GARBAGE = (2_000, 50, 10)
-"""When Python looks for cycles: frames and messages make none, so seldom is often enough."""
+"""When Python looks for cycles: among few young objects at a time, since everything stands still meanwhile, and among
+old ones seldom, since frames and messages make none."""
 
 
 class Polite(uvicorn.Server):
