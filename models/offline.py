@@ -26,7 +26,7 @@ def softmax(logits: Array) -> Array:
     return posteriors
 
 
-@njit(error_model="numpy", cache=True)
+@njit(["void(f4[:, :], f4[:, :])", "void(f8[:, :], f8[:, :])"], error_model="numpy", cache=True)
 def _softmax(logits: Array, posteriors: Array) -> None:
     """The softmax of each row (R, K), into `posteriors`."""
     for row in range(len(logits)):

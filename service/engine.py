@@ -4,7 +4,7 @@ A stream holds a `Slot`, which is a row of a model's cache. The event loop puts 
 something to do in between, such as a reset); the thread takes turns: from the slots that wait longest up to a few
 tokens each, one front end and one step of the network for all of them, then one callback to the loop for the batch.
 
-    fair      slots wait in one line (`service.line`); who keeps up with real time waits for nobody's backlog
+    fair      slots wait in one line (`service.line`); whose audio comes in real time waits for no flood
     bounded   a slot counts its tokens; whoever feeds it waits, see `Slot.pending`
     honest    lag is how long a slot waits for its turn, so a client that pushes a file at once lags alone
 
@@ -179,6 +179,8 @@ class Engine:
         """Queue a job of a slot; called on the event loop."""
         now = clock()
         with self._lock:
+            if not callable(job):
+                slot.pace.came(job.count * slot.hosted.spec.config.token_samples / SAMPLE_RATE, now)
             slot.jobs.append((job, now))
             self._line.join(slot, now)
         if not self._wake.is_set():

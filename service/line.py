@@ -1,8 +1,8 @@
 """The line in which slots wait for a turn of the engine.
 
-Whoever keeps up with real time comes first; those with a backlog (a file, a replay, a flood) share what room a batch
-has left. That is at least a fifth of it, so that they get through, and never so much that others have to wait for it.
-Knows neither threads nor networks; whoever uses it holds a lock.
+Whose audio comes at the pace of real time is first; those who are ahead of it (a file, a replay, a flood) share what
+room a batch has left. That is at least a fifth of it, so that they get through, and never so much that others have to
+wait for it. Knows neither threads nor networks; whoever uses it holds a lock.
 """
 
 from __future__ import annotations
@@ -16,11 +16,30 @@ if TYPE_CHECKING:
     from service.slots import Slot, Turn
 
 TURN_TOKENS = 8
-"""Tokens of one slot in one batch when many wait; a slot that is left with more has a backlog."""
+"""Tokens of one slot in one batch when many wait."""
 BATCH_TOKENS = 64
 """Tokens that a batch may have anyway, so that few streams are not held up."""
 BATCH_STREAMS = 200
 """Prompt streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
+
+
+AHEAD_S = 1.0
+"""How much more audio than time a slot may bring and still be one that keeps the pace, s."""
+
+
+class Pace:
+    """How far audio is ahead of the time in which it came: a bucket that empties at the pace of real time."""
+
+    def __init__(self) -> None:
+        self._ahead_s = self._seen_at = 0.0
+
+    def ahead(self, now: float) -> float:
+        """Audio not yet due, s."""
+        return max(0.0, self._ahead_s - (now - self._seen_at))
+
+    def came(self, audio_s: float, now: float) -> None:
+        """Some audio came."""
+        self._ahead_s, self._seen_at = self.ahead(now) + audio_s, now
 
 
 class Line:
@@ -28,39 +47,39 @@ class Line:
 
     def __init__(self) -> None:
         self._prompt: deque[Slot] = deque()
-        self._behind: deque[Slot] = deque()
+        self._ahead: deque[Slot] = deque()
 
     def join(self, slot: Slot, now: float) -> None:
         """Put a slot at the end, unless it waits already."""
         if slot.queued_at is None:
             slot.queued_at = now
-            self._prompt.append(slot)
+            (self._ahead if slot.pace.ahead(now) > AHEAD_S else self._prompt).append(slot)
 
     def __len__(self) -> int:
-        return len(self._prompt) + len(self._behind)
+        return len(self._prompt) + len(self._ahead)
 
     @property
     def hurried(self) -> bool:
         """Whether a batch should begin at once: it would not grow by waiting."""
-        return bool(self._behind) or len(self._prompt) >= BATCH_STREAMS
+        return bool(self._ahead) or len(self._prompt) >= BATCH_STREAMS
 
     def wait(self, now: float) -> float:
-        """How long the slot that comes next has waited, s; a backlog is its owner's own doing."""
+        """How long the slot that comes next has waited, s; for those who are ahead, that is their own doing."""
         oldest = self._prompt[0].queued_at if self._prompt else None
         return 0.0 if oldest is None else now - oldest
 
     def take(self, now: float) -> list[Turn]:
-        """The turns of one batch; who has more to do goes to an end of the line."""
+        """The turns of one batch; who has more to do goes to the end of the line."""
         count = min(len(self._prompt), BATCH_STREAMS)
         slots = [self._prompt.popleft() for _ in range(count)]
         share = max(TURN_TOKENS, BATCH_TOKENS // max(1, count))
         turns = [slot.take(share) for slot in slots]
         done = sum(turn.tokens for turn in turns)
         room = max(BATCH_TOKENS - done, done // 4)
-        for _ in range(len(self._behind)):
+        for _ in range(len(self._ahead)):
             if room <= 0:
                 break
-            slots.append(slot := self._behind.popleft())
+            slots.append(slot := self._ahead.popleft())
             turns.append(turn := slot.take(room))
             room -= turn.tokens
         self._return(slots, now)
@@ -68,6 +87,6 @@ class Line:
 
     def _return(self, slots: Sequence[Slot], now: float) -> None:
         for slot in slots:
-            slot.queued_at = now if slot.jobs else None
+            slot.queued_at = None
             if slot.jobs:
-                (self._behind if slot.backlog > TURN_TOKENS else self._prompt).append(slot)
+                self.join(slot, now)

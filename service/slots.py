@@ -12,6 +12,7 @@ import numpy as np
 from models.counting import count
 from models.operating import METHODS, offered
 from models.self_check import SelfCheck
+from service.line import Pace
 from service.spec import Spec
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Slot:
         spotting: judges the stream's own keywords, if it has any.
         pending: tokens submitted and not yet judged.
         compute_s: the stream's share of the time that batches took.
+        pace: how far its audio is ahead of real time.
     """
 
     engine: Engine
@@ -107,6 +109,7 @@ class Slot:
     compute_s: float = 0.0
     jobs: deque[tuple[Tokens | Callable[[], None], float]] = field(default_factory=deque)
     queued_at: float | None = None
+    pace: Pace = field(default_factory=Pace)
     _before: Count | None = None
 
     def submit(self, tokens: Tokens) -> None:
@@ -156,11 +159,6 @@ class Slot:
     def close(self) -> None:
         """Give the row back; what still waits is dropped."""
         self.engine.release(self)
-
-    @property
-    def backlog(self) -> int:
-        """Tokens of the jobs that wait; with the engine's lock held."""
-        return sum(job.count for job, _ in self.jobs if not callable(job))
 
     @property
     def scale(self) -> float:
