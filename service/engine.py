@@ -248,7 +248,8 @@ class Engine:
         before = self.shedding.scale
         if (worst := self.shedding.look(clock())) is None:
             return
-        self._watcher.lag(worst)
+        with self._lock:
+            self._watcher.lag(max(worst, self._line.longest(clock())))
         scale = self.shedding.scale
         if scale == before:
             return
