@@ -21,21 +21,19 @@ BATCH_TOKENS = 64
 """Tokens that a batch may have anyway, so that few streams are not held up."""
 BATCH_STREAMS = 200
 """Prompt streams in one batch; others wait for the next, so that nobody's verdict waits for a thousand others'."""
-
-
 AHEAD_S = 1.0
 """How much more audio than time a slot may bring and still be one that keeps the pace, s."""
 
 
 class Pace:
-    """How far audio is ahead of the time in which it came: a bucket that empties at the pace of real time."""
+    """How far audio is ahead of the time in which it came: a bucket that empties `speed` times as fast as real time."""
 
-    def __init__(self) -> None:
-        self._ahead_s = self._seen_at = 0.0
+    def __init__(self, speed: float = 1.0) -> None:
+        self._speed, self._ahead_s, self._seen_at = speed, 0.0, 0.0
 
     def ahead(self, now: float) -> float:
         """Audio not yet due, s."""
-        return max(0.0, self._ahead_s - (now - self._seen_at))
+        return max(0.0, self._ahead_s - (now - self._seen_at) * self._speed)
 
     def came(self, audio_s: float, now: float) -> None:
         """Some audio came."""

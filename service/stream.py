@@ -14,6 +14,7 @@ from service.capture import keep
 from service.engine import Engine, Hosted, Slot, clock
 from service.enrolled import extended, spotting
 from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
+from service.line import Pace
 from service.protocol import (
     Close,
     CloseCode,
@@ -77,8 +78,8 @@ class Stream:
         self.outbox: list[ServerMessage] = [self.session.ready()]
         self.error: WireError | None = None
         self.closing = self.over = False
-        self.last_heard = self._allowed_at = clock()
-        self._allowance_s = settings.burst_s
+        self.last_heard = clock()
+        self._pace = Pace(limits.speed)
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
         self.on_change: Callable[[], None] = lambda: None
         self._changed, self._room = asyncio.Event(), asyncio.Event()
@@ -247,10 +248,9 @@ class Stream:
         self._changed.set()
 
     def _allow(self, audio_s: float, now: float) -> None:
-        """A bucket of `burst_s` of audio, refilled at `speed` times real time."""
-        total = self._allowance_s + (now - self._allowed_at) * self.limits.speed
-        self._allowance_s, self._allowed_at = min(self.settings.burst_s, total) - audio_s, now
-        if self._allowance_s < 0:
+        """Let `burst_s` of audio be ahead of `speed` times real time."""
+        self._pace.came(audio_s, now)
+        if self._pace.ahead(now) > self.settings.burst_s:
             raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
         if self.session.audio_s > self.limits.stream_s:
             raise TooLong(f"a stream may last {self.limits.stream_s:g} s")

@@ -160,6 +160,16 @@ async def test_a_client_that_pushes_an_hour_does_not_hold_up_a_microphone(networ
         await long.wait(20 * len(tokens))
 
 
+async def test_whoever_is_ahead_of_time_comes_after_a_microphone(network: Network, spoken: np.ndarray) -> None:
+    tokens = tokens_in(network, spoken)
+    async with running(network, begun=False) as engine:
+        (greedy, _), (modest, _) = admitted(engine), admitted(engine)
+        greedy.submit(tokens)
+        engine._take()
+        modest.submit(tokens[:3])
+        assert [turn.slot for turn in engine._take()] == [modest, greedy]
+
+
 async def test_a_batch_is_bounded_and_who_found_no_room_comes_next(
     network: Network, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

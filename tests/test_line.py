@@ -105,6 +105,9 @@ def test_pace_is_what_came_less_the_time_it_took() -> None:
     assert pace.ahead(101.5) == pytest.approx(1.5)
     pace.came(1.0, now=200.0)
     assert pace.ahead(200.0) == 1.0, "silence saves nothing up"
+    fast = Pace(speed=20.0)
+    fast.came(2.0, now=100.0)
+    assert fast.ahead(100.05) == pytest.approx(1.0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), max_size=60), st.integers(1, 5))
