@@ -34,16 +34,17 @@ from models.evaluate_streams import PATIENCE_SAMPLES, Detect, Heard, Tally, deci
 from models.features import Array
 from models.streams import SAMPLE_RATE
 
-GRID = np.arange(-1.0, 6.0, 0.05)
+GRID = np.arange(-1.4, 6.0, 0.05)
 """Candidate thresholds, on the logit scale."""
 SOFTNESS = 0.1
 """Width of a softened step, on the logit scale."""
 LENT = 0.1
 """Share of all keywords' sums that is lent to each."""
-FLOOR = 0.2
+FLOOR = 0.1
 """Smoothed posteriors below this are no candidates for anything."""
-LAXEST, STRICTEST = -1.2, 5.0
-"""Least and largest shift of all thresholds that are tried, on the logit scale."""
+LAXEST, STRICTEST = -0.6, 5.0
+"""Least and largest shift of all thresholds that are tried, on the logit scale; even the least candidate stays above
+the detector's margin then, below which no keyword would ever be armed again."""
 STEPS = (0.4, 0.1)
 CHOOSING = (1.0, 4.0)
 """Multiples of the target at which smoothing and silence's odds are chosen, by the errors at all of them: at the target
@@ -59,7 +60,7 @@ class Goal:
 
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
-    windows: tuple[int, ...] = (8, 11, 14, 17)
+    windows: tuple[int, ...] = (11, 14, 17, 20, 24)
     silences: tuple[float, ...] = (0.0, 1.5, 3.0)
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
@@ -140,7 +141,7 @@ def settle(
             if outcome.unprovoked <= allowed or offset > STRICTEST:
                 break
             offset += step
-        offset -= STEPS[0] - STEPS[1]
+        offset = max(LAXEST, offset - STEPS[0] + STEPS[1])
     return moved, outcome
 
 
@@ -176,13 +177,14 @@ def gather(
             for u in one.stream.utterances
             if u.word in found
         }
-        said = np.zeros(len(levels), bool)
-        for span in spans.values():
-            said[span] = True
         for (word, (spoken, swaps, alarms)), level in zip(found.items(), levels.T, strict=True):
-            for span in (span for utterance, span in spans.items() if utterance.word == word):
-                spoken.append(level[span].max(initial=0.0))
-                level[span.start : fall(level, span.stop)] = 0.0
+            said = np.zeros(len(level), bool)
+            for utterance, span in spans.items():
+                over = slice(span.start, fall(level, span.stop))  # what was heard in a word's place may last longer
+                said[over] = True
+                if utterance.word == word:
+                    spoken.append(level[span].max(initial=0.0))
+                    level[over] = 0.0
             swaps.extend(peaks(np.where(said, level, 0.0), refractory))
             alarms.extend(peaks(np.where(said, 0.0, level), refractory))
     return {word: Scores(*(logit(np.array(scores)) for scores in lists)) for word, lists in found.items()}

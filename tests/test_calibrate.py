@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-from models.calibrate import CHOOSING, Goal, Scores, calibrate, fall, gather, optimise, peaks, smooth
+from models.calibrate import CHOOSING, Goal, Scores, calibrate, compose, fall, gather, optimise, peaks, smooth
 from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS, SILENCE, ModelConfig
 from models.evaluate_streams import Heard, Tally, expit, logit, total
@@ -93,6 +93,15 @@ def test_a_keyword_in_anothers_place_is_an_error_and_no_false_alarm() -> None:
     _, outcome = calibrate([heard], detector(CONFIG), CONFIG, GOAL)
     assert outcome.unprovoked == 0
     assert outcome.missed.total() + outcome.substitutions <= 2
+
+
+def test_a_keyword_that_outlasts_the_word_it_was_taken_for_is_one_error() -> None:
+    heard = stream(EASY, {})
+    heard.posteriors[118:136, COLUMN["up"]] = 0.97
+    assert detector(CONFIG)(compose(dict.fromkeys(KEYWORDS, 0.9), 4, 1, 0.0, GOAL), heard.posteriors[100:160])
+    scores = gather([heard], 4, 1, 0.0, CONFIG, GOAL)
+    assert [len(s.swaps) for s in scores.values()].count(1) == 1
+    assert not any(len(s.alarms) for s in scores.values())
 
 
 def test_thresholds_rise_above_the_alarms_of_their_own_keyword_only() -> None:
