@@ -67,7 +67,7 @@ class Engine:
             watcher: is told about batches, waits and shedding, from the engine's thread.
             slots: streams admitted at most, over all models.
             batch_s: shortest time between the beginnings of two batches, when all slots are taken.
-            lag_s: wait for a turn above which no stream is admitted; precision is shed from an eighth of it.
+            lag_s: wait for a turn above which no stream is admitted; precision is shed from a twelfth of it.
             check_share: share of tokens that are judged again, densely, by each model's `check`.
             timer: the clock that times batches, s.
         """
