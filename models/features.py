@@ -28,9 +28,9 @@ ENERGY_FLOOR = 480.0
 PIXEL_MAX = 255.0
 SILENT = -1.0
 """Network input of a silent band: pixel 0."""
-PIXELS, INPUT = (
-    spectrum.Scale(*map(np.float32, (ENERGY_FLOOR, PIXEL_MAX, unit, zero))) for unit, zero in ((1, 0), (1 / 64, SILENT))
-)
+PIXELS = spectrum.Scale(np.float32(ENERGY_FLOOR), np.float32(PIXEL_MAX), unit=np.float32(1), zero=np.float32(0))
+INPUT = PIXELS._replace(unit=np.float32(1 / 64), zero=np.float32(SILENT))
+"""What the compiled front end writes: pixels, or what `network_input` makes of them."""
 
 
 def hz_to_mel(hz: float | NDArray[np.float64]) -> NDArray[np.float64]:
