@@ -1,9 +1,12 @@
 """Precision is shed before anybody is refused: by how much delta thresholds are coarsened, from how long turns wait.
 
-Knows no streams and no clock.
+What counts is a queue that stays, as in CoDel (Nichols and Jacobson 2012): the shortest wait between two looks. One
+that comes and goes is a hiccup. Knows no streams and no clock.
 """
 
 from __future__ import annotations
+
+import math
 
 EVERY_S = 0.1
 """Time between two looks at the waits in between."""
@@ -20,24 +23,27 @@ class Shedding:
 
     Attributes:
         scale: the factor; above 1 while precision is shed.
-        worst_s: the longest wait since the last look.
+        least_s: the shortest wait since the last look.
+        worst_s: the longest one.
     """
 
     def __init__(self, lag_s: float, now: float) -> None:
-        """Shed when a turn waits for more than a twelfth of `lag_s`; get over it below a sixteenth."""
-        self.scale, self.worst_s = 1.0, 0.0
+        """Shed when no turn waits for less than a twelfth of `lag_s`; get over it when none waits for a sixteenth."""
+        self.scale = 1.0
+        self.least_s, self.worst_s = math.inf, 0.0
         self._lag_s, self._looked_at = lag_s, now
 
     def waited(self, seconds: float) -> None:
         """Note how long a batch's slots waited for their turn, at most."""
-        self.worst_s = max(self.worst_s, seconds)
+        self.least_s, self.worst_s = min(self.least_s, seconds), max(self.worst_s, seconds)
 
     def look(self, now: float) -> float | None:
         """Adapt the factor, if it is time to; return the longest wait since the last time."""
         if now - self._looked_at < EVERY_S:
             return None
-        worst, self.worst_s, self._looked_at = self.worst_s, 0.0, now
-        if worst > self._lag_s / 12:
+        least, worst = self.least_s, self.worst_s
+        self.least_s, self.worst_s, self._looked_at = math.inf, 0.0, now
+        if self._lag_s / 12 < least <= worst:  # where nothing waited, the least is infinite
             self.scale = min(COARSEST, self.scale * RAISE)
         elif worst < self._lag_s / 16:
             self.scale = max(1.0, self.scale / LOWER)
