@@ -91,7 +91,7 @@ def test_documented_command_exists(call):
     check_command(words)
 
 
-@pytest.mark.parametrize(("folder", "models"), [("running_speech", 5), ("noise", 4)])
+@pytest.mark.parametrize(("folder", "models"), [("running_speech", 5), ("running_speech.tar", 5), ("noise", 4)])
 def test_commands_that_make_weights_exist(tmp_path, folder, models):
     """Without running speech, all but the background for enrolment."""
     (tmp_path / folder).mkdir()
