@@ -1,26 +1,17 @@
-"""The doors, over real sockets: what is heard, what is refused and how, and that no stranger feels it."""
+"""The WebSocket, really: what is heard, what is refused and how, and that no stranger feels it."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from models.checkpoint import shipped_path
-from service.app import POLICY
 from service.protocol import (
     CloseCode,
     Closed,
@@ -30,49 +21,11 @@ from service.protocol import (
     Marker,
     Ready,
     Scores,
-    ServerMessage,
     Warned,
     WarningCode,
     parse_server,
 )
-
-CHUNK = 3_200
-
-
-@asynccontextmanager
-async def opened(url: str, configure: Configure | None = None, **more: Any) -> AsyncIterator[ClientConnection]:
-    async with connect(url, compression=None, **more) as socket:
-        await socket.send((configure or Configure()).model_dump_json())
-        assert isinstance(parse_server(await socket.recv()), Ready)
-        yield socket
-
-
-async def rest(socket: ClientConnection) -> list[ServerMessage]:
-    """All messages until the server closes."""
-    messages = []
-    async with asyncio.timeout(60):
-        try:
-            while True:
-                if (message := parse_server(await socket.recv())) is not None:
-                    messages.append(message)
-        except ConnectionClosed:
-            return messages
-
-
-async def play(url: str, samples: np.ndarray, configure: Configure | None = None) -> list[ServerMessage]:
-    """A whole recording as fast as it goes."""
-    async with opened(url, configure) as socket:
-        data = samples.astype("<i2").tobytes()
-        for at in range(0, len(data), CHUNK):
-            await socket.send(data[at : at + CHUNK])
-        await socket.send('{"type":"close"}')
-        messages = await rest(socket)
-    assert socket.close_code == CloseCode.NORMAL
-    return messages
-
-
-def words(messages: list[ServerMessage]) -> list[tuple[str, float]]:
-    return [(m.keyword, m.at_s) for m in messages if isinstance(m, Detection)]
+from tests.talk import opened, play, rest, words
 
 
 async def test_stream_hears_and_says_goodbye(running: Any, spoken: np.ndarray) -> None:
@@ -217,116 +170,6 @@ async def test_stream_and_places_are_limited(serving: Callable[..., Any]) -> Non
             await socket.send(bytes(40_000))
             await rest(socket)
         assert socket.close_code == CloseCode.TOO_LONG
-
-
-# --- REST
-
-
-def wav(samples: np.ndarray, rate: int = 16_000, kind: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples.astype(np.int16), rate, format=kind)
-    return file.getvalue()
-
-
-@pytest.fixture
-async def web(running: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=running.http, timeout=60) as client:
-        yield client
-
-
-async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient, spoken: np.ndarray) -> None:
-    counted = running.server.metrics.registry.get_sample_value
-    before = counted("deltaspot_audio_seconds_total")
-    answer = (await web.post("/v1/detect", content=wav(spoken, kind="FLAC"))).json()
-    assert counted("deltaspot_audio_seconds_total") - before > 0.99 * answer["seconds"]
-    heard = [word for word, _ in words(await play(running.stream, spoken))]
-    assert [found["keyword"] for found in answer["detections"]] == heard
-    assert answer["seconds"] == pytest.approx(len(spoken) / 16_000)
-    assert {top["label"] for top in answer["top"]} == {*running.server.engine.find(None).spec.config.labels}
-    bare = await web.post("/v1/detect?encoding=s16le", content=spoken.astype("<i2").tobytes())
-    assert bare.json()["detections"] == answer["detections"]
-
-
-@pytest.mark.parametrize(
-    ("content", "query", "status"),
-    [
-        (b"", "", 415),
-        (b"not audio", "", 415),
-        (wav(np.zeros(0)), "", 415),
-        (b"\1", "?encoding=s16le", 415),
-        (np.full(9, np.nan, "<f4").tobytes(), "?encoding=f32le", 415),
-        (wav(np.zeros(8_000 * 7_200), 8_000, "FLAC"), "", 413),
-        (bytes(33 << 20), "?encoding=mulaw", 413),
-        (b"x", "?encoding=mp3", 422),
-        (b"x", "?encoding=s16le&sample_rate=7", 422),
-        (wav(np.zeros(9)), "?model=gpt", 422),
-    ],
-)
-async def test_bad_clip_is_refused(
-    running: Any, web: httpx.AsyncClient, content: bytes, query: str, status: int
-) -> None:
-    answer = await web.post(f"/v1/detect{query}", content=content)
-    assert answer.status_code == status
-    assert answer.json()
-    assert running.server.engine.places.reserved == 0
-
-
-async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
-    assert (await web.get("/healthz")).json()["status"] == "ok"
-    assert (await web.get("/readyz")).json()["status"] == "ready"
-    assert (await web.get("/asyncapi.json")).json()["asyncapi"] == "3.0.0"
-    assert "deltaspot_sessions_open" in (await web.get("/metrics")).text
-    models = (await web.get("/v1/models")).json()
-    assert models[0]["fingerprint"] == running.server.engine.find(None).spec.fingerprint
-    async with opened(running.stream):
-        (session,) = (await web.get("/v1/sessions")).json()
-        assert session["model"] == "default"
-
-
-async def test_every_answer_carries_the_security_headers(web: httpx.AsyncClient) -> None:
-    for path in ("/healthz", "/nowhere", "/metrics"):
-        assert POLICY.items() <= {name.title(): value for name, value in (await web.get(path)).headers.items()}.items()
-
-
-async def test_bytes_that_are_no_http_do_no_harm(running: Any, web: httpx.AsyncClient) -> None:
-    noise = np.random.default_rng(1).bytes(4_096)
-    for prefix in (b"", b"GET /v1/stream HTTP/1.1\r\n", b"\x16\x03\x01"):
-        with socket.create_connection(("127.0.0.1", running.port)) as raw:
-            raw.sendall(prefix + noise)
-    assert (await web.get("/healthz")).status_code == 200
-
-
-async def test_models_are_reloaded_and_open_streams_keep_theirs(running: Any, web: httpx.AsyncClient) -> None:
-    async with opened(running.stream) as socket:
-        before = running.server.engine.find(None)
-        assert (await web.post("/v1/reload")).status_code == 204
-        assert running.server.engine.find(None) is not before
-        await socket.send(json.dumps({"type": "marker", "id": 1}))
-        assert parse_server(await socket.recv()) == Marker(id=1)
-
-
-async def test_broken_model_is_not_reloaded(serving: Callable[..., Any], tmp_path: Path) -> None:
-    model = tmp_path / "model.safetensors"
-    model.write_bytes(shipped_path().read_bytes())
-    with serving(model=model) as running:
-        before = running.server.engine.find(None)
-        model.write_bytes(b"broken")
-        async with httpx.AsyncClient(base_url=running.http, timeout=60) as web:
-            answer = await web.post("/v1/reload")
-        assert answer.status_code == 422
-        assert str(model) in answer.json()["message"]
-        assert running.server.engine.find(None) is before
-
-
-async def test_clips_and_tickets_live_as_long_as_the_operator_says(serving: Callable[..., Any]) -> None:
-    with serving(clip_s=1, ticket_s=7, queue_s=0.1, batch_ms=0) as running:
-        async with httpx.AsyncClient(base_url=running.http, timeout=60) as web:
-            assert (await web.post("/v1/detect", content=wav(np.zeros(15_000)))).status_code == 200
-            assert (await web.post("/v1/detect", content=wav(np.zeros(17_000)))).status_code == 413
-            assert (await web.post("/v1/tickets")).json()["expires_s"] == 7
-        closed = (await play(running.stream, np.zeros(32_000)))[-1]  # its queue is full at every chunk
-        assert isinstance(closed, Closed)
-        assert closed.totals.samples == 32_000
 
 
 async def test_streams_are_warned_of_what_the_server_cannot_help(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:

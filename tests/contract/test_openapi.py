@@ -20,7 +20,7 @@ OPERATIONS = [
     ("get", "/healthz"),
     ("get", "/readyz"),
 ]
-SLOW = ("post", "/v1/reload")  # seconds for each call; see tests/test_app.py
+SLOW = ("post", "/v1/reload")  # seconds for each call; see tests/test_rest.py
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)

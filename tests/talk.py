@@ -1,0 +1,52 @@
+"""A client that talks to a server over a real WebSocket, message by message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from service.protocol import CloseCode, Configure, Detection, Ready, ServerMessage, parse_server
+
+CHUNK = 3_200
+
+
+@asynccontextmanager
+async def opened(url: str, configure: Configure | None = None, **more: Any) -> AsyncIterator[ClientConnection]:
+    async with connect(url, compression=None, **more) as socket:
+        await socket.send((configure or Configure()).model_dump_json())
+        assert isinstance(parse_server(await socket.recv()), Ready)
+        yield socket
+
+
+async def rest(socket: ClientConnection) -> list[ServerMessage]:
+    """All messages until the server closes."""
+    messages = []
+    async with asyncio.timeout(60):
+        try:
+            while True:
+                if (message := parse_server(await socket.recv())) is not None:
+                    messages.append(message)
+        except ConnectionClosed:
+            return messages
+
+
+async def play(url: str, samples: np.ndarray, configure: Configure | None = None) -> list[ServerMessage]:
+    """A whole recording as fast as it goes."""
+    async with opened(url, configure) as socket:
+        data = samples.astype("<i2").tobytes()
+        for at in range(0, len(data), CHUNK):
+            await socket.send(data[at : at + CHUNK])
+        await socket.send('{"type":"close"}')
+        messages = await rest(socket)
+    assert socket.close_code == CloseCode.NORMAL
+    return messages
+
+
+def words(messages: list[ServerMessage]) -> list[tuple[str, float]]:
+    return [(m.keyword, m.at_s) for m in messages if isinstance(m, Detection)]
