@@ -177,10 +177,11 @@ def gather(
             for u in one.stream.utterances
             if u.word in found
         }
+        stops = np.array([span.stop for span in spans.values()], np.int64)
         for (word, (spoken, swaps, alarms)), level in zip(found.items(), levels.T, strict=True):
             said = np.zeros(len(level), bool)
-            for utterance, span in spans.items():
-                over = slice(span.start, fall(level, span.stop))  # what was heard in a word's place may last longer
+            for (utterance, span), end in zip(spans.items(), fall(level, stops), strict=True):
+                over = slice(span.start, end)  # what was heard in a word's place may last longer
                 said[over] = True
                 if utterance.word == word:
                     spoken.append(level[span].max(initial=0.0))
@@ -190,10 +191,10 @@ def gather(
     return {word: Scores(*(logit(np.array(scores)) for scores in lists)) for word, lists in found.items()}
 
 
-def fall(level: NDArray[np.float64], place: int) -> int:
-    """The first place, from `place` on, at which the level is low: until then a detection before it is not over."""
-    low = np.flatnonzero(level[place:] <= FLOOR)
-    return place + int(low[0]) if len(low) else len(level)
+def fall(level: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first place, from each of `places` on, at which the level is low: until then a detection is not over."""
+    low = np.append(np.flatnonzero(level <= FLOOR), len(level))
+    return low[np.searchsorted(low, places)]
 
 
 def peaks(level: NDArray[np.float64], distance: int) -> list[float]:

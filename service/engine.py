@@ -249,7 +249,8 @@ class Engine:
         if (worst := self.shedding.look(clock())) is None:
             return
         with self._lock:
-            self._watcher.lag(max(worst, self._line.longest(clock())))
+            longest = self._line.longest(clock())
+        self._watcher.lag(max(worst, longest))
         scale = self.shedding.scale
         if scale == before:
             return

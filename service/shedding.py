@@ -6,8 +6,6 @@ that comes and goes is a hiccup. Knows no streams and no clock.
 
 from __future__ import annotations
 
-import math
-
 EVERY_S = 0.1
 """Time between two looks at the waits in between."""
 COARSEST = 2.1
@@ -23,27 +21,25 @@ class Shedding:
 
     Attributes:
         scale: the factor; above 1 while precision is shed.
-        least_s: the shortest wait since the last look.
-        worst_s: the longest one.
     """
 
     def __init__(self, lag_s: float, now: float) -> None:
         """Shed when no turn waits for less than a twelfth of `lag_s`; get over it when none waits for a sixteenth."""
         self.scale = 1.0
-        self.least_s, self.worst_s = math.inf, 0.0
+        self._waits: list[float] = []
         self._lag_s, self._looked_at = lag_s, now
 
     def waited(self, seconds: float) -> None:
         """Note how long a batch's slots waited for their turn, at most."""
-        self.least_s, self.worst_s = min(self.least_s, seconds), max(self.worst_s, seconds)
+        self._waits.append(seconds)
 
     def look(self, now: float) -> float | None:
         """Adapt the factor, if it is time to; return the longest wait since the last time."""
         if now - self._looked_at < EVERY_S:
             return None
-        least, worst = self.least_s, self.worst_s
-        self.least_s, self.worst_s, self._looked_at = math.inf, 0.0, now
-        if self._lag_s / 12 < least <= worst:  # where nothing waited, the least is infinite
+        waits, self._waits, self._looked_at = self._waits, [], now
+        worst = max(waits, default=0.0)
+        if min(waits, default=0.0) > self._lag_s / 12:
             self.scale = min(COARSEST, self.scale * RAISE)
         elif worst < self._lag_s / 16:
             self.scale = max(1.0, self.scale / LOWER)
