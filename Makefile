@@ -35,7 +35,7 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/$(1) $(TEACHERS:%=--teacher %) \
 	$(3) $(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(STEPS:%=--steps %) $(2))
 
-SPEECH = $(shell find -L "$(DATA)" -name "running_speech" -o -name "running_speech.t*" 2>/dev/null)
+SPEECH = $(shell find -L "$(DATA)" -type d -name running_speech -o -name "running_speech.tar*" -o -name running_speech.tgz 2>/dev/null)
 
 weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files STEPS=few)
 	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }

@@ -91,10 +91,14 @@ def test_documented_command_exists(call):
     check_command(words)
 
 
-@pytest.mark.parametrize(("folder", "models"), [("running_speech", 5), ("running_speech.tar", 5), ("noise", 4)])
-def test_commands_that_make_weights_exist(tmp_path, folder, models):
+@pytest.mark.parametrize(
+    ("folder", "file", "models"),
+    [("running_speech", "a.wav", 5), ("noise", "running_speech.tar", 5), ("noise", "running_speech.txt", 4)],
+)
+def test_commands_that_make_weights_exist(tmp_path, folder, file, models):
     """Without running speech, all but the background for enrolment."""
     (tmp_path / folder).mkdir()
+    (tmp_path / folder / file).touch()
     arguments = ["make", "-n", "weights", f"DATA={tmp_path}", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
     arguments += ["STEPS=9"]
     printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
