@@ -19,11 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.config import ConfigError, ModelConfig
+from models.config import FILTER_SHAPES, ConfigError, ModelConfig
+from models.pages import GIVES_BACK, large_pages
 from models.vectors import WIDTH
-
-GIVES_BACK = hasattr(mmap, "MADV_HUGEPAGE")
-"""Whether this system takes pages back (Linux)."""
 
 
 class BlockLayout(NamedTuple):
@@ -88,19 +86,21 @@ def layout(config: ModelConfig) -> Layout:
     """Lay out one stream; `block` is a plain one's, `block_layout` tells a folded one's.
 
     Raises:
-        ConfigError: for sizes that are no whole number of vectors.
+        ConfigError: for sizes that are no whole number of vectors, and for more frames under a token than it has lanes.
     """
+    if config.kernel > WIDTH:
+        raise ConfigError(f"kernel must be at most {WIDTH} to be compiled, got {config.kernel}")
     c, h, p = config.channels, config.heads, config.pool_span
     block = block_layout(config)
     pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))
     history = (config.kernel - config.stride) * config.frontend.bands
     blocks = sum(block_layout(config, factor).size for factor in config.factors)
-    filters = 2 * sum(filter_outputs(config))
+    filters = sum(filter_sums(config)) + sum(filter_outputs(config))
     return Layout(*offsets([history, config.stem_inputs, c, filters, blocks, pool.size]), block, pool)
 
 
 def filter_outputs(config: ModelConfig) -> list[int]:
-    """Outputs of each convolution over frequency: as many sums, then as many held values, of each in turn.
+    """Outputs of each convolution over frequency.
 
     Raises:
         ConfigError: for filters that are no whole number of vectors.
@@ -108,6 +108,14 @@ def filter_outputs(config: ModelConfig) -> list[int]:
     if any(filters % WIDTH for filters in config.filters):
         raise ConfigError(f"filters must be multiples of {WIDTH} to be compiled, got {config.filters}")
     return [places * filters for places, filters in zip(config.filter_places[1:], config.filters, strict=True)]
+
+
+def filter_sums(config: ModelConfig) -> list[int]:
+    """Sums of each convolution over frequency: its outputs, and some that nobody reads (`models.filters`)."""
+    sums = []
+    for (reach, stride), places, filters in zip(FILTER_SHAPES, config.filter_places, config.filters, strict=False):
+        sums.append(((places - 1) // stride + reach // stride) * filters)
+    return sums
 
 
 def block_layout(config: ModelConfig, factor: int = 1) -> BlockLayout:
@@ -138,7 +146,7 @@ class Cache:
     def __init__(self, config: ModelConfig, capacity: int) -> None:
         self.config, self.capacity, self.layout = config, capacity, layout(config)
         floats = -(-4 * self.layout.size // mmap.PAGESIZE) * mmap.PAGESIZE // 4
-        self._memory = _memory(4 * capacity * floats)
+        self._memory = large_pages(4 * capacity * floats)
         self.state = np.frombuffer(self._memory, np.float32).reshape(capacity, floats)
         self.tokens = np.zeros(capacity, np.int64)
         self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
@@ -170,12 +178,3 @@ class Cache:
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
         """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
         self.point[row], self.scale[row] = point, scale
-
-
-def _memory(size: int) -> mmap.mmap:
-    """Zeros that begin on a page; those that nobody touched cost nothing, and `Cache.forget` can give pages back."""
-    if not GIVES_BACK:
-        return mmap.mmap(-1, size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory

@@ -42,7 +42,7 @@ class Checkpoint:
     """A trained model and how to run it.
 
     weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`. Matrices are rounded
-        to what half precision can hold, so that whoever computes with them computes with the same numbers.
+        to what both half-precision formats can hold, so that whoever computes with them computes with the same numbers.
     points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
     calibration: how posteriors become detections: {"window_tokens", "silence", "margin",
         "refractory_ms", "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
@@ -81,8 +81,11 @@ def is_matrix(name: str, array: NDArray[Any]) -> bool:
 
 
 def rounded(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A weight as checkpoints hold it."""
-    return array.astype(np.float16).astype(np.float32) if is_matrix(name, array) else array
+    """A weight as checkpoints hold it: a matrix with the eight significant bits of bfloat16, in float16's range."""
+    if not is_matrix(name, array):
+        return array
+    significand, exponent = np.frexp(array)
+    return np.ldexp(np.rint(significand * 256) / 256, exponent).astype(np.float16).astype(np.float32)
 
 
 def _plain(value: object) -> object:

@@ -1,8 +1,8 @@
 """The convolutions over frequency of `models.transformer.Filters`, compiled: each follows only what moved.
 
-What moved at one place along frequency has a part in the outputs of a few neighbouring places: one stretch of sums,
-and a small matrix that is the same at every place of one phase (place mod stride). The gate lists channels place by
-place, so a convolution is one small gated product after another.
+What moved at `stride` neighbouring places along frequency, a group, has a part in the outputs of the same few places:
+one stretch of sums, and a small matrix that is the same for every group. The gate lists channels place by place, so a
+convolution is one small gated product after another.
 """
 
 from __future__ import annotations
@@ -13,73 +13,110 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import kernels
+from models.cache import filter_outputs, filter_sums
 from models.config import FILTER_SHAPES, ModelConfig
-from models.kernels import F16, F32, Matrix, accumulate, changes, compiled, copy, rectify
+from models.kernels import BF16, F32, Matrix, accumulate, changes, compiled, copy, matrix, paired, rectify
 from models.stale import forget_stale
 
 
 class Filters(NamedTuple):
     """All convolutions of a network, one after another; without any, every array is empty.
 
-    rows: for each convolution, phase and input, its weights in the outputs that reach it, low places first.
-    bias: what sums begin with, for every place and filter.
-    places: (places of all inputs, 3) where the sums begin in which a place has a part, where in `rows` the weights of
-        its first input lie, and how many sums they are.
-    shapes: (convolutions, 6) inputs at a place, first of them in `places`, places, length of a row, outputs, bias.
+    rows: the matrix of each convolution's groups: its weights in the outputs that an input reaches, low places first.
+    bias: what sums begin with, for every place and filter. Before and behind the outputs there are sums that nobody
+        reads, so that a group at the edge is as wide as any other.
+    shapes: (convolutions, 10) a `Shape` each.
+    reached: (groups of all convolutions,) how many outputs an input of a group has a part in.
     held, sums: (convolutions,) where a stream's row has the outputs last propagated, and the sums.
     join: (outputs of the last one, C) into the stem's sums.
     """
 
-    rows: F16
+    rows: BF16
     bias: F32
-    places: NDArray[np.int64]
     shapes: NDArray[np.int64]
+    reached: NDArray[np.int64]
     held: NDArray[np.int64]
     sums: NDArray[np.int64]
-    join: F16
+    join: BF16
 
 
-def tables(config: ModelConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`places` and `shapes` of a configuration's convolutions."""
-    places, shapes, rows_at, bias_at = [], [], 0, 0
-    counts, inputs = config.filter_places, config.filter_inputs
+class Shape(NamedTuple):
+    """Sizes of one convolution.
+
+    inputs: of a group. groups: how many there are. first: number of the first in `Filters.reached`. filters: at each
+    place. width: sums in which a group has a part. sums, before, outputs: all sums, those before the outputs, and
+    these. rows, bias: where in `Filters.rows` and `Filters.bias` its own begin.
+    """
+
+    inputs: int
+    groups: int
+    first: int
+    filters: int
+    width: int
+    sums: int
+    before: int
+    outputs: int
+    rows: int
+    bias: int
+
+
+def shapes(config: ModelConfig) -> list[Shape]:
+    """Shapes of a configuration's convolutions."""
+    found: list[Shape] = []
+    first = rows = bias = 0
     for number, filters in enumerate(config.filters):
         reach, stride = FILTER_SHAPES[number]
-        taps = reach // stride
-        shape = (inputs[number], len(places), counts[number], taps * filters, counts[number + 1] * filters, bias_at)
-        shapes.append(shape)
-        for place in range(counts[number]):
-            newest = place // stride
-            oldest, last = newest - taps + 1, min(newest, counts[number + 1] - 1)
-            first = max(oldest, 0)
-            row = rows_at + place % stride * inputs[number] * taps * filters + (first - oldest) * filters
-            places.append((first * filters, row, max(0, last - first + 1) * filters))
-        rows_at += stride * inputs[number] * taps * filters
-        bias_at += counts[number + 1] * filters
-    return np.array(places, np.int64).reshape(-1, 3), np.array(shapes, np.int64).reshape(-1, 6)
+        inputs, groups = stride * config.filter_inputs[number], -(-config.filter_places[number] // stride)
+        width, sums = reach // stride * filters, filter_sums(config)[number]
+        outputs = filter_outputs(config)[number]
+        found.append(Shape(inputs, groups, first, filters, width, sums, width - filters, outputs, rows, bias))
+        first, rows, bias = first + groups, rows + inputs * paired(width), bias + sums
+    return found
 
 
-def by_phase(weight: F32, stride: int) -> F32:
-    """Weights (filters, inputs, reach) -> flat (phase, input, place, filter), as `Filters.rows` has them."""
-    taps = weight.shape[2] // stride
-    return weight.reshape(*weight.shape[:2], taps, stride)[:, :, ::-1].transpose(3, 1, 2, 0).ravel()
+def reached(config: ModelConfig) -> NDArray[np.int64]:
+    """`Filters.reached` of a configuration's convolutions."""
+    counts = []
+    for number, shape in enumerate(shapes(config)):
+        newest, taps = np.arange(shape.groups), shape.width // shape.filters
+        places = np.minimum(newest, config.filter_places[number + 1] - 1) - np.maximum(newest - taps + 1, 0) + 1
+        counts.append(np.maximum(places, 0) * shape.filters)
+    return np.concatenate([np.zeros(0, np.int64), *counts])
+
+
+def by_group(weight: F32, stride: int) -> F32:
+    """Weights (filters, inputs, reach) -> the matrix of a group (taps * filters, stride * inputs), low places first."""
+    filters, inputs, reach = weight.shape
+    taps = weight.reshape(filters, inputs, reach // stride, stride)[:, :, ::-1]
+    return taps.transpose(2, 0, 3, 1).reshape(-1, stride * inputs)
+
+
+def with_edges(bias: F32, shape: Shape) -> F32:
+    """Biases (filters,) -> what all sums of a convolution begin with; those that nobody reads, with zero."""
+    behind = shape.sums - shape.before - shape.outputs
+    return np.pad(np.tile(bias, shape.outputs // shape.filters), (shape.before, behind))
 
 
 @compiled
-def convolve(state, sums, number, filters, scratch, count):
+def shape_of(shapes, number):
+    """A row of `Filters.shapes`, by name."""
+    one = shapes[number]
+    return Shape(one[0], one[1], one[2], one[3], one[4], one[5], one[6], one[7], one[8], one[9])
+
+
+@compiled
+def convolve(state, sums, shape, filters, scratch, count):
     """Let one convolution's sums follow the `count` inputs listed; the multiply-accumulates done."""
-    shape = filters.shapes[number]
-    inputs, first, stride = shape[0], shape[1], shape[3]
-    start, macs = 0, 0
-    for place in range(shape[2]):
-        end, behind = start, (place + 1) * inputs
-        while end < count and scratch.index[end] < behind:
+    start, macs, stride = 0, 0, paired(shape.width)
+    for group in range(shape.groups):
+        end, begin = start, group * shape.inputs
+        while end < count and scratch.index[end] < begin + shape.inputs:
             end += 1
         if end > start:
-            at, row, width = filters.places[first + place]
-            matrix = Matrix(filters.rows, row - place * inputs * stride, width, stride, filters.bias, 0)
-            accumulate(state, sums + at, matrix, scratch.index[start:end], scratch.change[start:end], end - start)
-            macs += (end - start) * width
+            part = Matrix(filters.rows, shape.rows - begin * stride, shape.width, stride, filters.bias, 0)
+            listed = scratch.index[start:end]
+            accumulate(state, sums + group * shape.filters, part, listed, scratch.change, end - start)
+            macs += (end - start) * filters.reached[shape.first + group]
             start = end
     return macs
 
@@ -93,14 +130,14 @@ def filters_step(state, sum_at, turn, theta, net, scratch, macs, count):
     filters, c = net.filters, net.sizes.channels
     size = 0
     for number in range(len(filters.shapes)):
-        shape, held, sums = filters.shapes[number], filters.held[number], filters.sums[number]
-        size = shape[4]
+        shape, held, sums = shape_of(filters.shapes, number), filters.held[number], filters.sums[number]
+        size = shape.outputs
         if turn.rebase:
-            copy(filters.bias, shape[5], state, sums, size)
-        macs[number] += convolve(state, sums, number, filters, scratch, count)
-        rectify(state, sums, scratch.wide, size)
+            copy(filters.bias, shape.bias, state, sums, shape.sums)
+        macs[number] += convolve(state, sums, shape, filters, scratch, count)
+        rectify(state, sums + shape.before, scratch.wide, size)
         count = changes(scratch.wide, 0, state, held, size, theta[number + 1], turn.rebase, scratch)
-    join = Matrix(filters.join, 0, c, c, scratch.zero, 0)
+    join = matrix(filters.join, 0, size, c, scratch.zero)
     accumulate(state, sum_at, join, scratch.index, scratch.change, count)
     macs[len(filters.shapes)] += c * count
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from models import step as plain
-from models.kernels import Matrix, accumulate, add, compiled, copy, dot, normalise, product, rectify, softmax
+from models.kernels import Matrix, accumulate, add, compiled, copy, dot, matrix, normalise, product, rectify, softmax
 from models.lanes import FAST
 from models.stale import forget_stale
 from models.step import DOWN, NEVER, OUT, QKV, SCORES, UP, VALUES, block_step, readouts, stems, turn_of
@@ -97,8 +97,8 @@ def attend(state, at, layer, turn, theta, factor, net, scratch, macs):
 def feed_forward(x, x_at, state, at, layer, part, turn, theta, net, scratch, macs):
     """One sub-token x (C / F) through the feed-forward network, in place."""
     block, weights, c, hidden = net.layout.block, net.weights, net.sizes.channels, net.sizes.hidden
-    up = Matrix(weights.up, layer * c * hidden, hidden, hidden, weights.up_bias, layer * hidden)
-    down = Matrix(weights.down, layer * hidden * c, c, c, weights.down_bias, layer * c)
+    up = matrix(weights.up, layer, c, hidden, weights.up_bias)
+    down = matrix(weights.down, layer, hidden, c, weights.down_bias)
     normalise(x, x_at, c, weights.norm2, layer * 2 * c, scratch.x)
     held, sums = at + block.held_up + part * c, at + block.sum_up + part * hidden
     moved = product(scratch.x, 0, c, state, held, sums, up, theta[UP], turn.rebase, scratch)
@@ -116,8 +116,8 @@ def feed_forward(x, x_at, state, at, layer, part, turn, theta, net, scratch, mac
 def folded_block(x, x_at, state, at, layer, turn, theta, factor, net, scratch, macs):
     """One token through one folded block; x (C) is changed in place. `theta` holds the block's six thresholds."""
     block, weights, c = net.layout.block, net.weights, net.sizes.channels
-    qkv = Matrix(weights.qkv, layer * c * 3 * c, 3 * c, 3 * c, weights.qkv_bias, layer * 3 * c)
-    out = Matrix(weights.out, layer * c * c, c, c, weights.out_bias, layer * c)
+    qkv = matrix(weights.qkv, layer, c, 3 * c, weights.qkv_bias)
+    out = matrix(weights.out, layer, c, c, weights.out_bias)
     for part in range(factor):
         normalise(x, x_at + part * c, c, weights.norm1, layer * 2 * c, scratch.x)
         held, sums = at + block.held_in + part * c, at + block.sum_qkv + 3 * part * c

@@ -38,8 +38,8 @@ from models.stale import forget_stale
 from models.vectors import WIDTH
 
 F32 = NDArray[np.float32]
-F16 = NDArray[np.uint16]
-"""Half-precision floats, kept as uint16."""
+BF16 = NDArray[np.uint16]
+"""Numbers of bfloat16, two vectors of each row side by side in the halves of sixteen words (`models.packed`)."""
 EMPTY = np.float32(-1e30)
 EPSILON = np.float32(1e-5)
 
@@ -53,7 +53,7 @@ class Matrix(NamedTuple):
     Its sums begin with `bias[bias_at : bias_at + width]`.
     """
 
-    rows: F32 | F16
+    rows: F32 | BF16
     at: int
     width: int
     stride: int
@@ -61,13 +61,32 @@ class Matrix(NamedTuple):
     bias_at: int
 
 
+@compiled
+def paired(size):
+    """The next multiple of two vectors."""
+    return (size + 2 * WIDTH - 1) // (2 * WIDTH) * (2 * WIDTH)
+
+
+@compiled
+def matrix(rows, number, inputs, width, bias):
+    """Matrix (inputs, width) of that number among several in one array, as `models.packed` puts them there."""
+    return Matrix(rows, number * inputs * paired(width), width, paired(width), bias, number * width)
+
+
 class Scratch(NamedTuple):
-    """Working memory of one thread: vectors for one token, and the gate's list of changes."""
+    """Working memory of one thread: vectors for one token.
+
+    frames: room for as many frames as a vector has lanes, and lines where each begins. weights: of every head, and
+    gates what each head's must move by. index: channels that moved, and change by how much each did.
+    """
 
     x: F32
     wide: F32
+    frames: F32
+    lines: NDArray[np.int64]
     weights: F32
-    index: NDArray[np.int32]
+    gates: F32
+    index: NDArray[np.uint16]
     change: F32
     origin: F32
     zero: F32
@@ -90,7 +109,7 @@ def add(x, x_at, y, y_at, size):
 
 @compiled
 def accumulate(y, y_at, matrix, index, change, count):
-    """y (matrix.width) += sum over k < count of change[k] * row index[k] of the matrix."""
+    """y (matrix.width) += sum over the first `count` channels i of the index of change[i] * row i of the matrix."""
     rows, width, stride = matrix.rows, matrix.width, matrix.stride
     done = 0
     while done + 12 * WIDTH <= width:
@@ -109,7 +128,7 @@ def accumulate(y, y_at, matrix, index, change, count):
 
 @compiled
 def moved(x, x_at, held, held_at, size, theta, index, change):
-    """Gate `size` channels of x against the values held, and update those; the length of the list of changes."""
+    """Gate `size` channels of x against the values held, and update those; how many are in the index."""
     count = 0
     for lane in range(0, size, WIDTH):
         count = move(x, x_at + lane, held, held_at + lane, theta, index, change, count, lane)
@@ -206,13 +225,13 @@ def mean_size(scores, scores_at, scale, filled, size):
 
 
 @compiled
-def spared(weights, filled, size, index, count):
-    """How many of the `filled` places without weight are not among the `count` listed in `index`."""
+def spared(weights, at, filled, size, index, count):
+    """How many of the `filled` places without weight, from `at` on, are not among the `count` listed in `index`."""
     places = filled - size
     for lane in range(0, size, WIDTH):
-        places += zeros(load(weights, lane))
+        places += zeros(load(weights, at + lane))
     for k in range(count):
-        if weights[index[k]] == np.float32(0.0):
+        if weights[at + index[k]] == np.float32(0.0):
             places -= 1
     return places
 

@@ -33,6 +33,10 @@ FAST = {"contract", "nsz", "arcp", "reassoc"}
 """Floating-point freedoms that kernels take: contraction to FMA and reordering, but not 'no NaN'."""
 
 
+READ, SECOND_LEVEL, DATA = 0, 2, 1
+"""What LLVM calls a prefetch of data that will be read, and come from the second-level cache."""
+
+
 class Lanes(types.Type):
     """Numba type of sixteen float32 values."""
 
@@ -74,17 +78,17 @@ def store(typingctx, array, offset, value):
 
 
 @intrinsic
-def transpose(typingctx, source, places, offset, target, at):
-    """`target[at + 16 * n + i] = source[places[i] + offset + n]`, for i and n of 0..15.
+def transpose(typingctx, source, places, offset, target, at, step):
+    """`target[at + step * n + i] = source[places[i] + offset + n]`, for i and n of 0..15, n by n.
 
-    Four times over, rows i and i + 8 are interleaved into rows 2i and 2i + 1: that moves an element's place in its row
-    into the number of its row, bit by bit.
+    Where `step` is below 16, a row ends where the next one begins. Four times over, rows i and i + 8 are interleaved
+    into rows 2i and 2i + 1: that moves an element's place in its row into the number of its row, bit by bit.
     """
     halves = [list(range(8 * half, 8 * half + 8)) for half in (0, 1)]
     mixes = [ir.Constant(INTEGERS, [n for i in half for n in (i, i + WIDTH)]) for half in halves]
 
     def code(context, builder, signature, args):
-        source, places, offset, target, at = args
+        source, places, offset, target, at, step = args
         numbers = context.make_array(signature.args[1])(context, builder, places).data
         rows = []
         for row in range(WIDTH):
@@ -95,11 +99,26 @@ def transpose(typingctx, source, places, offset, target, at):
             pairs = zip(rows[:8], rows[8:], strict=True)
             rows = [builder.shuffle_vector(a, b, mix) for a, b in pairs for mix in mixes]
         for row, value in enumerate(rows):
-            place = builder.add(at, ir.Constant(at.type, WIDTH * row))
+            place = builder.add(at, builder.mul(step, ir.Constant(step.type, row)))
             builder.store(value, pointer_to(context, builder, signature.args[3], target, place)).align = 4
         return context.get_dummy_value()
 
-    return types.void(source, places, types.intp, target, types.intp), code
+    return types.void(source, places, types.intp, target, types.intp, types.intp), code
+
+
+@intrinsic
+def prefetch(typingctx, array, offset):
+    """Begin to fetch the cache line of `array[offset]` into the second-level cache."""
+
+    def code(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, INTEGER, INTEGER, INTEGER])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        place = builder.bitcast(pointer_to(context, builder, signature.args[0], *args), byte)
+        builder.call(function, [place, *(ir.Constant(INTEGER, n) for n in (READ, SECOND_LEVEL, DATA))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
 
 
 @intrinsic
@@ -149,10 +168,16 @@ def total(typingctx, value):
 
 @intrinsic
 def largest(typingctx, value):
-    """Largest of the lanes."""
+    """Largest of the lanes, by halves: LLVM's own reduction minds what is no number, and takes twice as long."""
 
     def code(context, builder, signature, args):
-        return call(builder, f"llvm.vector.reduce.fmax.v{WIDTH}f32", FLOAT, args[0])
+        value, reach = args[0], WIDTH
+        while reach > 1:
+            reach //= 2
+            turned = ir.Constant(INTEGERS, [(lane + reach) % WIDTH for lane in range(WIDTH)])
+            other = builder.shuffle_vector(value, value, turned)
+            value = builder.select(builder.fcmp_ordered(">", value, other), value, other)
+        return builder.extract_element(value, ir.Constant(INTEGER, 0))
 
     return types.float32(lanes), code
 

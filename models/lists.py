@@ -9,12 +9,13 @@ from numba.extending import intrinsic
 from models.vectors import (
     FLOAT,
     FLOATS,
-    HALVES,
-    INTEGER,
     INTEGERS,
+    SHORT,
+    SHORTS,
     WIDTH,
     broadcast,
     call,
+    constant,
     fused,
     how_many,
     numbers_from,
@@ -27,10 +28,11 @@ def move(typingctx, values, value_offset, held, held_offset, theta, index, chang
     """The delta gate on sixteen channels.
 
     Compares `values` with `held`; where they differ by more than theta, updates `held` and appends channel
-    numbers (`first` + lane) to `index` and differences to `change` from place `count` on.
+    numbers (`first` + lane) to `index` from place `count` on. All differences go to `change[first : first + 16]`.
 
     Returns:
-        `count` plus the channels that moved. `index` and `change` need sixteen places of room behind.
+        `count` plus the channels that moved. `index` needs sixteen places of room behind; what lies there is
+        overwritten with rubbish.
     """
 
     def code(context, builder, signature, args):
@@ -45,8 +47,12 @@ def move(typingctx, values, value_offset, held, held_offset, theta, index, chang
         size = call(builder, f"llvm.fabs.v{WIDTH}f32", FLOATS, delta)
         moved = builder.fcmp_ordered(">", size, broadcast(builder, args[4]))
         builder.store(builder.select(moved, new, old), held_at).align = 4
-        _append(builder, delta, moved, at(6, 7), "f32")
-        _append(builder, numbers_from(builder, args[8]), moved, at(5, 7, INTEGERS), "i32")
+        builder.store(delta, at(6, 8)).align = 4
+        # Stores that cross a cache line are slow, so what is packed is as small as can be: sixteen bits a channel.
+        numbers, nothing = numbers_from(builder, args[8]), ir.Constant(INTEGERS, ir.Undefined)
+        compress = f"llvm.experimental.vector.compress.v{WIDTH}i32"
+        packed = call(builder, compress, INTEGERS, numbers, moved, nothing)
+        builder.store(builder.trunc(packed, SHORTS), at(5, 7, SHORTS)).align = 2
         return builder.add(args[7], how_many(builder, moved, args[7].type))
 
     signature = types.intp(values, types.intp, held, types.intp, types.float32, index, change, types.intp, types.intp)
@@ -58,10 +64,10 @@ def _row_adder(vectors: int):
 
     @intrinsic
     def add_rows(typingctx, y, y_at, matrix, matrix_at, stride, index, change, count):
-        """y += sum over k < count of change[k] * matrix[matrix_at + index[k] * stride :].
+        """y += sum over k < count of change[i] * matrix[matrix_at + i * stride :], with i = index[k].
 
-        A matrix of uint16 holds half-precision floats, widened as they are read: half the bytes, and bytes are
-        what a product of a vector waits for.
+        A matrix of uint16 holds bfloat16, two vectors in the halves of sixteen words (`models.packed`): half the
+        bytes, and each is widened by one operation, where half-precision floats take several.
         """
         half = matrix.dtype == types.uint16
 
@@ -73,16 +79,19 @@ def _row_adder(vectors: int):
                 return pointer_to(context, builder, kind, array, place, element)
 
             def weights(at, vector):
-                value = builder.load(row(kinds[2], matrix, at, vector, HALVES if half else FLOATS))
-                value.align = 2 if half else 4
-                return builder.fpext(value, FLOATS) if half else value
+                if not half:
+                    return builder.load(row(kinds[2], matrix, at, vector), align=4)
+                words = builder.load(row(kinds[2], matrix, at, vector // 2 * 2, INTEGERS), align=2)
+                upper = builder.and_(words, constant(0xFFFF0000, INTEGERS))
+                return builder.bitcast(upper if vector % 2 else builder.shl(words, constant(16, INTEGERS)), FLOATS)
 
             before = [builder.load(row(kinds[0], y, y_at, vector), align=4) for vector in range(vectors)]
             sums = [cgutils.alloca_once_value(builder, value) for value in before]
             with cgutils.for_range(builder, count) as loop:
-                number = builder.load(pointer_to(context, builder, kinds[5], index, loop.index, INTEGER))
-                at = builder.add(first, builder.mul(builder.sext(number, stride.type), stride))
-                factor = builder.load(pointer_to(context, builder, kinds[6], change, loop.index, FLOAT))
+                number = builder.load(pointer_to(context, builder, kinds[5], index, loop.index, SHORT))
+                number = builder.zext(number, stride.type)
+                at = builder.add(first, builder.mul(number, stride))
+                factor = builder.load(pointer_to(context, builder, kinds[6], change, number, FLOAT))
                 factors = broadcast(builder, factor)
                 for vector, total_at in enumerate(sums):
                     builder.store(fused(builder, factors, weights(at, vector), builder.load(total_at)), total_at)
@@ -97,10 +106,3 @@ def _row_adder(vectors: int):
 
 
 add_rows_12, add_rows_6, add_rows_2, add_rows_1 = (_row_adder(vectors) for vectors in (12, 6, 2, 1))
-
-
-def _append(builder, value, mask, pointer, element: str) -> None:
-    """Store the masked lanes side by side; what lies behind them is overwritten with rubbish."""
-    nothing = ir.Constant(value.type, ir.Undefined)
-    packed = call(builder, f"llvm.experimental.vector.compress.v{WIDTH}{element}", value.type, value, mask, nothing)
-    builder.store(packed, pointer).align = 4

@@ -17,6 +17,7 @@ from models.folded_step import folded_step
 from models.kernels import Scratch
 from models.operating import gate_table, prune_table
 from models.packed import FoldedNet, pack
+from models.pages import together
 from models.step import step
 from models.vectors import WIDTH
 
@@ -87,17 +88,23 @@ class Network:
         if not hasattr(self._local, "scratch"):
             config = self.config
             ring = max(config.longest_span, max(config.factors) * config.span)
-            wide = max(config.hidden, padded(config.stem_inputs), config.heads * ring, *filter_outputs(config)) + WIDTH
-            self._local.scratch = Scratch(
+            bands = config.frontend.bands
+            ends = (config.kernel * padded(bands), *filter_outputs(config))
+            wide = max(config.hidden, config.heads * ring, *ends) + WIDTH
+            scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),
-                weights=np.zeros(ring, np.float32),
-                index=np.zeros(wide + WIDTH, np.int32),
+                frames=np.zeros((WIDTH + 1) * bands + WIDTH, np.float32),
+                lines=np.arange(WIDTH) * bands,
+                weights=np.zeros(config.heads * ring, np.float32),
+                gates=np.zeros(config.heads, np.float32),
+                index=np.zeros(wide + WIDTH, np.uint16),
                 change=np.zeros(wide + WIDTH, np.float32),
                 origin=np.zeros(WIDTH, np.float32),
                 zero=np.zeros(max(ring, config.channels), np.float32),
                 mixed=np.zeros(config.channels, np.float32),
             )
+            self._local.scratch = Scratch(*together(scratch))
         return self._local.scratch
 
 

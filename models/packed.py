@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cache import Layout, block_layout, filter_outputs, layout, padded
+from models.cache import Layout, block_layout, layout, offsets, padded
 from models.checkpoint import Checkpoint, CheckpointError
 from models.config import FILTER_SHAPES, ConfigError, ModelConfig
-from models.filters import Filters, by_phase, tables
-from models.kernels import F16, F32
+from models.filters import Filters, Shape, by_group, reached, shapes, with_edges
+from models.kernels import BF16, F32, paired
+from models.pages import together
 from models.vectors import WIDTH
 
 
@@ -37,28 +38,29 @@ class Sizes(NamedTuple):
 class Weights(NamedTuple):
     """All weights, input-major: a matrix (in, out) is one flat row per input channel, layer after layer.
 
-    Matrices are half-precision floats, kept as uint16, which numba can hold; a checkpoint's are rounded already.
+    Matrices are bfloat16, kept as uint16, which numba can hold; a checkpoint's are rounded already. Of two vectors of a
+    row the first lies in the lower halves of sixteen words and the second in the upper ones; a row is whole pairs long.
     Every bias row follows its matrix's outputs; `age_bias` holds, per head, the bias by age twice in a row and
     reversed, so that any rotation of the ring is one slice; a folded layer has that for each of a token's sub-tokens.
     """
 
-    stem: F16
+    stem: BF16
     stem_bias: F32
     norm1: F32
-    qkv: F16
+    qkv: BF16
     qkv_bias: F32
     age_bias: F32
-    out: F16
+    out: BF16
     out_bias: F32
     norm2: F32
-    up: F16
+    up: BF16
     up_bias: F32
-    down: F16
+    down: BF16
     down_bias: F32
     pool_norm: F32
-    pool_query: F16
+    pool_query: BF16
     pool_age_bias: F32
-    head: F16
+    head: BF16
     head_bias: F32
 
 
@@ -100,11 +102,11 @@ def pack(checkpoint: Checkpoint) -> Net | FoldedNet:
         raise ConfigError(
             f"layers must be folded by one factor to be compiled, got {factors}; the torch engine may mix"
         )
-    net = Net(Weights(**ends, **_blocks(checkpoint, 1)), _sizes(config), whole, _filters(checkpoint))
+    net = Net(_weights(ends, _blocks(checkpoint, 1)), _sizes(config), whole, _filters(checkpoint))
     if factor == 1:
         return net
     block = whole._replace(block=block_layout(config, factor))
-    folded = Net(Weights(**ends, **_blocks(checkpoint, factor)), _sizes(config.folded(factor)), block, net.filters)
+    folded = Net(_weights(ends, _blocks(checkpoint, factor)), _sizes(config.folded(factor)), block, net.filters)
     numbers = [factors[:layer].count(each) for layer, each in enumerate(factors)]
     ends_at = whole.blocks + np.cumsum([block_layout(config, each).size for each in factors])
     places = [whole.blocks, *ends_at[:-1]]
@@ -128,6 +130,11 @@ def _sizes(config: ModelConfig) -> Sizes:
     )
 
 
+def _weights(ends: dict[str, Any], blocks: dict[str, Any]) -> Weights:
+    weights = Weights(**ends, **blocks)
+    return Weights(*together(weights))
+
+
 def _get(checkpoint: Checkpoint, name: str, *shape: int) -> F32:
     array = checkpoint.weights.get(name)
     if array is None or array.shape != shape:
@@ -142,33 +149,36 @@ def _ends(checkpoint: Checkpoint) -> dict[str, Any]:
     c, labels = config.channels, len(config.labels)
     get = partial(_get, checkpoint)
     return {
-        "stem": _matrix([_by_band(get("stem.weight", c, config.stem_inputs), config)], rows=padded(config.stem_inputs)),
+        "stem": pack_matrix([_by_band(get("stem.weight", c, config.stem_inputs), config)]),
         "stem_bias": get("stem.bias", c),
         "pool_norm": _flat([get("readout.norm.weight", c), get("readout.norm.bias", c)]),
-        "pool_query": _matrix([get("readout.query.weight", config.heads, c)], columns=WIDTH),
+        "pool_query": pack_matrix([get("readout.query.weight", config.heads, c)]),
         "pool_age_bias": _flat([_by_slot(get("readout.attend.bias", config.heads, config.pool_span))]),
-        "head": _matrix([get("readout.head.weight", labels, c)], columns=padded(labels)),
+        "head": pack_matrix([get("readout.head.weight", labels, c)]),
         "head_bias": np.pad(get("readout.head.bias", labels), (0, padded(labels) - labels)),
     }
 
 
 def _by_band(stem: F32, config: ModelConfig) -> F32:
-    """The stem's inputs frame by frame -> band by band."""
-    return stem.reshape(-1, config.kernel, config.frontend.bands).transpose(0, 2, 1).reshape(stem.shape)
+    """The stem's inputs frame by frame -> band by band, filled up with zeros to whole vectors."""
+    bands = stem.reshape(-1, config.kernel, config.frontend.bands).transpose(0, 2, 1).reshape(stem.shape)
+    return np.pad(bands, ((0, 0), (0, padded(config.stem_inputs) - config.stem_inputs)))
 
 
 def _filters(checkpoint: Checkpoint) -> Filters:
     """Convolutions over frequency, if the checkpoint has any."""
     config, get = checkpoint.config, partial(_get, checkpoint)
-    weights, biases, inputs = [], [], config.filter_inputs
-    for number, filters in enumerate(config.filters):
+    rows, biases, sizes = [], [], shapes(config)
+    for number, shape in enumerate(sizes):
         reach, stride = FILTER_SHAPES[number]
-        weights.append(by_phase(get(f"filters.layers.{number}.weight", filters, inputs[number], reach), stride))
-        biases.append(np.tile(get(f"filters.layers.{number}.bias", filters), config.filter_places[number + 1]))
-    outputs = np.array(filter_outputs(config), np.int64)
-    sums = layout(config).filters + 2 * (np.cumsum(outputs) - outputs)
-    join = [get("filters.join.weight", config.channels, int(outputs[-1]))] if config.filters else []
-    return Filters(_halves(weights), _flat(biases), *tables(config), sums + outputs, sums, _matrix(join))
+        weight = get(f"filters.layers.{number}.weight", shape.filters, shape.inputs // stride, reach)
+        rows.append(by_group(weight, stride))
+        biases.append(with_edges(get(f"filters.layers.{number}.bias", shape.filters), shape))
+    begins = layout(config).filters + np.array(offsets([n for one in sizes for n in (one.sums, one.outputs)]))
+    join = [get("filters.join.weight", config.channels, sizes[-1].outputs)] if sizes else []
+    table = np.array(sizes, np.int64).reshape(len(sizes), len(Shape._fields))
+    places = (table, reached(config), begins[1::2], begins[:-1:2])
+    return Filters(*together((pack_matrix(rows), _flat(biases), *places, pack_matrix(join))))
 
 
 def _blocks(checkpoint: Checkpoint, factor: int) -> dict[str, Any]:
@@ -184,28 +194,28 @@ def _blocks(checkpoint: Checkpoint, factor: int) -> dict[str, Any]:
     biases = each("attention.attend.bias", config.heads, ring + factor - 1)
     return {
         "norm1": _flat(zip(each("norm1.weight", c), each("norm1.bias", c), strict=True)),
-        "qkv": _matrix(each("attention.qkv.weight", 3 * c, c)),
+        "qkv": pack_matrix(each("attention.qkv.weight", 3 * c, c)),
         "qkv_bias": _flat(each("attention.qkv.bias", 3 * c)),
         "age_bias": _flat(_by_slot(bias[:, part : part + ring]) for bias in biases for part in range(factor)),
-        "out": _matrix(each("attention.out.weight", c, c)),
+        "out": pack_matrix(each("attention.out.weight", c, c)),
         "out_bias": _flat(each("attention.out.bias", c)),
         "norm2": _flat(zip(each("norm2.weight", c), each("norm2.bias", c), strict=True)),
-        "up": _matrix(each("up.weight", hidden, c)),
+        "up": pack_matrix(each("up.weight", hidden, c)),
         "up_bias": _flat(each("up.bias", hidden)),
-        "down": _matrix(each("down.weight", c, hidden)),
+        "down": pack_matrix(each("down.weight", c, hidden)),
         "down_bias": _flat(each("down.bias", c)),
     }
 
 
-def _matrix(matrices: list[F32], rows: int = 0, columns: int = 0) -> F16:
-    """Matrices (out, in) -> one flat array, input-major, padded with zeros to `rows` inputs and `columns` outputs."""
-    turned = [np.asarray(m, np.float16).T for m in matrices]
-    padding = [((0, max(0, rows - m.shape[0])), (0, max(0, columns - m.shape[1]))) for m in turned]
-    return _halves(np.pad(m, p).ravel() for m, p in zip(turned, padding, strict=True))
+def pack_matrix(matrices: list[F32]) -> BF16:
+    """Matrices (out, in) -> one flat array, input-major, filled up with zeros to whole pairs of vectors."""
+    return _paired(np.pad(m.T, ((0, 0), (0, paired(len(m)) - len(m)))) for m in matrices)
 
 
-def _halves(arrays: Iterable[NDArray[np.floating]]) -> F16:
-    return np.concatenate([np.zeros(0, np.float16), *arrays], dtype=np.float16, casting="same_kind").view(np.uint16)
+def _paired(matrices: Iterable[F32]) -> BF16:
+    """Matrices whose rows are whole pairs of vectors -> one flat array of bfloat16, as `Weights` has them."""
+    flat = _flat(matrices).reshape(-1, 2, WIDTH).swapaxes(1, 2)
+    return (np.ascontiguousarray(flat).view(np.uint32) >> 16).astype(np.uint16).ravel()
 
 
 def _flat(arrays: Iterable[F32 | tuple[F32, ...]]) -> F32:

@@ -93,7 +93,7 @@ def log_mel(samples, starts, plan, scale, energies):
         for lane in range(WIDTH):
             places[lane] = starts[min(first + lane, rows - 1)]
         for n in range(0, length, WIDTH):
-            transpose(samples, places, n, windows, n * WIDTH)
+            transpose(samples, places, n, windows, n * WIDTH, WIDTH)
         _fold(windows, length, plan, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)

@@ -16,14 +16,13 @@ import numpy as np
 from numba import njit
 
 from models.features import SILENT
-from models.filters import filters_step
 from models.kernels import (
     Matrix,
-    accumulate,
     add,
     compiled,
     copy,
     dot,
+    matrix,
     mean_size,
     normalise,
     product,
@@ -31,8 +30,9 @@ from models.kernels import (
     softmax,
     spared,
 )
-from models.lanes import FAST
+from models.lanes import FAST, fma, load, prefetch, splat, store
 from models.operating import HEAD, OFF, SCORE
+from models.stem import stem_step
 from models.vectors import WIDTH
 
 REBASE_TOKENS = 256
@@ -87,38 +87,57 @@ def score(state, at, turn, theta, net, scratch):
 
 
 @compiled
-def mix(state, scores_at, scale, bias, bias_at, held_at, values_at, sum_at, turn, theta, prune, net, scratch, pruned):
-    """Softmax of the scores, and the gated sum of the ring's values, into `scratch.mixed`; the value rows read.
+def forget_oldest(state, row, held_at, sum_at, turn, net):
+    """Take the value that the ring is about to lose, at `row`, out of every head's sum; the value rows read."""
+    if turn.token < turn.span:
+        return 0
+    width = net.sizes.channels // net.sizes.heads
+    for head in range(net.sizes.heads):
+        held = held_at + head * turn.span + turn.slot
+        weight = splat(-state[held])
+        state[held] = np.float32(0.0)
+        for place in range(head * width, (head + 1) * width, WIDTH):
+            store(state, sum_at + place, fma(weight, load(state, row + place), load(state, sum_at + place)))
+    return net.sizes.heads
 
-    The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first. `prune`
-    (heads, 2) holds what `models.operating` says of scores and heads, `pruned` (2,) gets the MACs they leave out.
+
+@compiled
+def weigh(state, scores_at, scale, bias, bias_at, turn, theta, prune, net, scratch):
+    """Softmax of every head's scores into `scratch.weights`, and what these must move by into `scratch.gates`.
+
+    A silent head has no weights, and a gate that lets nothing through. `prune` (heads, 2) holds what `models.operating`
+    says of scores and heads.
+    """
+    span = turn.span
+    for head in range(net.sizes.heads):
+        at, ages = scores_at + head * span, bias_at + head * 2 * span + span - turn.slot
+        lowest, tau = prune[head, SCORE], prune[head, HEAD]
+        silent = tau > np.float32(0.0) and mean_size(state, at, scale, turn.filled, span) < tau
+        scratch.gates[head] = ALWAYS if silent else theta
+        if not silent:
+            softmax(state, at, scale, bias, ages, turn.filled, span, lowest, scratch.weights, head * span)
+
+
+@compiled
+def mix(state, held_at, values_at, sum_at, turn, prune, net, scratch, pruned):
+    """The ring's values by `scratch.weights`, as far as these moved, into `scratch.mixed`; the value rows read.
+
+    The new token's value must lie in `scratch.wide`: the slot's old one is taken out of the sum first. `pruned` (2,)
+    gets the MACs that pruned scores and silent heads leave out.
     """
     span, channels = turn.span, net.sizes.channels
-    width = channels // net.sizes.heads
-    row = values_at + turn.slot * channels
-    rows = 0
+    width, row, weights = channels // net.sizes.heads, values_at + turn.slot * channels, scratch.weights
+    rows = forget_oldest(state, row, held_at, sum_at, turn, net)
+    copy(scratch.wide, 0, state, row, channels)
     for head in range(net.sizes.heads):
-        place, held, weights = head * width, held_at + head * span, scratch.weights
-        if turn.token >= span:
-            scratch.index[0], scratch.change[0] = 0, -state[held + turn.slot]
-            oldest = Matrix(state, row + place, width, 0, scratch.zero, 0)
-            accumulate(state, sum_at + place, oldest, scratch.index, scratch.change, 1)
-            state[held + turn.slot] = np.float32(0.0)
-            rows += 1
-        copy(scratch.wide, place, state, row + place, width)
-        ages, lowest, tau = bias_at + head * 2 * span + span - turn.slot, prune[head, SCORE], prune[head, HEAD]
-        at = scores_at + head * span
-        silent = tau > np.float32(0.0) and mean_size(state, at, scale, turn.filled, span) < tau
-        gate = ALWAYS
-        if not silent:
-            gate = theta
-            softmax(state, at, scale, bias, ages, turn.filled, span, lowest, weights, 0)
+        place, at, gate = head * width, head * span, scratch.gates[head]
         ring = Matrix(state, values_at + place, width, channels, scratch.zero, 0)
-        count = product(weights, 0, span, state, held, sum_at + place, ring, gate, turn.rebase, scratch)
+        count = product(weights, at, span, state, held_at + at, sum_at + place, ring, gate, turn.rebase, scratch)
+        silent = gate == ALWAYS
         if silent:
             pruned[HEAD] += max(0, turn.filled - count) * width
-        elif lowest > NEVER:
-            pruned[SCORE] += max(0, spared(weights, turn.filled, span, scratch.index, count)) * width
+        elif prune[head, SCORE] > NEVER:
+            pruned[SCORE] += max(0, spared(weights, at, turn.filled, span, scratch.index, count)) * width
         copy(scratch.zero if silent else state, 0 if silent else sum_at + place, scratch.mixed, place, width)
         rows += count
     return rows
@@ -135,10 +154,8 @@ def attend(state, at, layer, turn, theta, prune, net, scratch, macs, pruned):
     bias_at = layer * sizes.heads * 2 * sizes.span
     scores, held, values = at + block.scores, at + block.held_weights, at + block.values
     sums = at + block.sum_values
-    count = mix(
-        *(state, scores, sizes.scale, bias, bias_at, held, values, sums, turn),
-        *(theta[VALUES], prune, net, scratch, pruned),
-    )
+    weigh(state, scores, sizes.scale, bias, bias_at, turn, theta[VALUES], prune, net, scratch)
+    count = mix(state, held, values, sums, turn, prune, net, scratch, pruned)
     macs[VALUES] += count * (channels // sizes.heads)
 
 
@@ -146,10 +163,10 @@ def attend(state, at, layer, turn, theta, prune, net, scratch, macs, pruned):
 def block_step(x, x_at, state, at, layer, turn, theta, prune, net, scratch, macs, pruned):
     """One token through one block; x (C) is changed in place. `theta` holds the block's six thresholds."""
     block, weights, c, hidden = net.layout.block, net.weights, net.sizes.channels, net.sizes.hidden
-    qkv = Matrix(weights.qkv, layer * c * 3 * c, 3 * c, 3 * c, weights.qkv_bias, layer * 3 * c)
-    out = Matrix(weights.out, layer * c * c, c, c, weights.out_bias, layer * c)
-    up = Matrix(weights.up, layer * c * hidden, hidden, hidden, weights.up_bias, layer * hidden)
-    down = Matrix(weights.down, layer * hidden * c, c, c, weights.down_bias, layer * c)
+    qkv = matrix(weights.qkv, layer, c, 3 * c, weights.qkv_bias)
+    out = matrix(weights.out, layer, c, c, weights.out_bias)
+    up = matrix(weights.up, layer, c, hidden, weights.up_bias)
+    down = matrix(weights.down, layer, hidden, c, weights.down_bias)
 
     normalise(x, x_at, c, weights.norm1, layer * 2 * c, scratch.x)
     held, sums = at + block.held_in, at + block.sum_qkv
@@ -171,45 +188,12 @@ def block_step(x, x_at, state, at, layer, turn, theta, prune, net, scratch, macs
 
 
 @compiled
-def window(frames, first, state, layout, sizes, wide):
-    """The frames under a token into `wide`, band by band, oldest first; the size, in whole vectors."""
-    kernel, stride, bands = sizes.kernel, sizes.stride, sizes.bands
-    old = kernel - stride
-    for band in range(bands):
-        at, past = band * kernel, layout.frames + band * old
-        for i in range(old):
-            wide[at + i] = state[past + i]
-        for i in range(stride):
-            wide[at + old + i] = frames[first + i * bands + band]
-        for i in range(old):
-            state[past + i] = wide[at + stride + i]
-    size = (kernel * bands + WIDTH - 1) // WIDTH * WIDTH
-    for i in range(kernel * bands, size):
-        wide[i] = np.float32(0.0)
-    return size
-
-
-@compiled
-def stem_step(frames, first, x, x_at, state, turn, theta, net, scratch, macs):
-    """The newest `stride` frames of one stream, behind the ones it remembers, into one token x (C)."""
-    layout, sizes, c = net.layout, net.sizes, net.sizes.channels
-    size = window(frames, first, state, layout, sizes, scratch.wide)
-    stem = Matrix(net.weights.stem, 0, c, c, net.weights.stem_bias, 0)
-    held, sums = layout.held_stem, layout.sum_stem
-    count = product(scratch.wide, 0, size, state, held, sums, stem, theta[0], turn.rebase, scratch)
-    macs[0] += c * count
-    if len(net.filters.shapes) and (count or turn.rebase):
-        filters_step(state, sums, turn, theta, net, scratch, macs, count)
-    copy(state, sums, x, x_at, c)
-
-
-@compiled
 def readout_step(x, x_at, state, turn, theta, prune, net, scratch, macs, pruned, logits, logits_at):
     """Pool the last `pool_span` tokens of x (C) and judge: logits (labels, padded); x becomes what was pooled."""
     pool, sizes, weights, at = net.layout.pool, net.sizes, net.weights, net.layout.readout
     c = sizes.channels
-    query = Matrix(weights.pool_query, 0, WIDTH, WIDTH, scratch.zero, 0)
-    head = Matrix(weights.head, 0, sizes.labels, sizes.labels, weights.head_bias, 0)
+    query = matrix(weights.pool_query, 0, c, WIDTH, scratch.zero)
+    head = matrix(weights.head, 0, c, sizes.labels, weights.head_bias)
 
     normalise(x, x_at, c, weights.pool_norm, 0, scratch.x)
     held, sums, scores = at + pool.held_query, at + pool.sum_query, at + pool.scores
@@ -218,10 +202,8 @@ def readout_step(x, x_at, state, turn, theta, prune, net, scratch, macs, pruned,
         state[scores + i * turn.span + turn.slot] = state[sums + i]
     copy(scratch.x, 0, scratch.wide, 0, c)
     held, values, sums = at + pool.held_weights, at + pool.values, at + pool.sum_values
-    count = mix(
-        *(state, scores, np.float32(1.0), weights.pool_age_bias, 0, held, values, sums, turn),
-        *(theta[1], prune, net, scratch, pruned),
-    )
+    weigh(state, scores, np.float32(1.0), weights.pool_age_bias, 0, turn, theta[1], prune, net, scratch)
+    count = mix(state, held, values, sums, turn, prune, net, scratch, pruned)
     macs[1] += count * (c // sizes.heads)
     held, sums = at + pool.held_head, at + pool.sum_head
     count = product(scratch.mixed, 0, c, state, held, sums, head, theta[2], turn.rebase, scratch)
@@ -240,6 +222,18 @@ def begin(state, net):
 
 
 @compiled
+def approach(state, rows, b, at, size, part, parts):
+    """Begin to fetch one of some parts of what stream `b` keeps at `at` (size), while the one before it has its turn.
+
+    A stream's state is many times a first-level cache, and comes from memory: it would be waited for line by line.
+    """
+    if b < len(rows):
+        ahead = state[rows[b]]
+        for line in range(at + size * part // parts, at + size * (part + 1) // parts, WIDTH):
+            prefetch(ahead, line)
+
+
+@compiled
 def stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch):
     """Every stream's new frames into tokens x; arguments as those of `step`."""
     sizes = net.sizes
@@ -249,6 +243,7 @@ def stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch):
         if tokens[row] == 0:
             begin(state[row], net)
         for n in range(counts[b]):
+            approach(state, rows, b + 1, 0, net.layout.blocks, n, counts[b])
             turn = turn_of(tokens[row] + n, row, sizes.span)
             stem_step(frames, at * new, x, at * c, state[row], turn, thetas[b, 0], net, scratch, macs[row, 0])
             at += 1
@@ -263,6 +258,7 @@ def readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logit
         row = rows[b]
         theta, prune, done, left = thetas[b, last], prunes[b, sizes.layers], macs[row, last], pruned[row]
         for n in range(counts[b]):
+            approach(state, rows, b + 1, net.layout.readout, net.layout.pool.size, n, counts[b])
             turn = turn_of(tokens[row] + n, row, sizes.pool_span)
             place = at * sizes.labels
             readout_step(x, at * c, state[row], turn, theta, prune, net, scratch, done, left, logits, place)
@@ -289,6 +285,7 @@ def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, l
             row = rows[b]
             theta, prune, done, left = thetas[b, layer + 1], prunes[b, layer], macs[row, layer + 1], pruned[row]
             for n in range(counts[b]):
+                approach(state, rows, b + 1, place, layout.block.size, n, counts[b])
                 turn = turn_of(tokens[row] + n, row, sizes.span)
                 block_step(x, at * c, state[row], place, layer, turn, theta, prune, net, scratch, done, left)
                 at += 1

@@ -15,7 +15,8 @@ FLOAT = ir.FloatType()
 INTEGER = ir.IntType(32)
 FLOATS = ir.VectorType(FLOAT, WIDTH)
 INTEGERS = ir.VectorType(INTEGER, WIDTH)
-HALVES = ir.VectorType(ir.HalfType(), WIDTH)
+SHORT = ir.IntType(16)
+SHORTS = ir.VectorType(SHORT, WIDTH)
 LANE_NUMBERS = ir.Constant(INTEGERS, list(range(WIDTH)))
 
 

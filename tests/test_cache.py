@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.cache import GIVES_BACK, Cache, filter_outputs, layout, offsets, padded
+from models.cache import Cache, filter_outputs, filter_sums, layout, offsets, padded
 from models.config import ConfigError, ModelConfig
+from models.pages import GIVES_BACK
 from models.vectors import WIDTH
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=64, span=16)
@@ -45,7 +46,7 @@ def test_every_part_has_room_and_none_overlap(config: ModelConfig) -> None:
     }  # fmt: skip
     frames = (config.kernel - config.stride) * config.frontend.bands
     parts = [(row.frames, frames), (row.held_stem, config.stem_inputs), (row.sum_stem, c)]
-    parts += [(row.filters, 2 * sum(filter_outputs(config)))]
+    parts += [(row.filters, sum(filter_sums(config)) + sum(filter_outputs(config)))]
     for layer in range(config.layers):
         at = row.blocks + layer * row.block.size
         parts += [(at + getattr(row.block, name), size) for name, size in block.items()]

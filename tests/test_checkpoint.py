@@ -79,7 +79,7 @@ def test_file_holds_no_code(path: Path) -> None:
     assert len(data) == 8 + size + sum((2 if is_matrix(name, w) else 4) * w.size for name, w in weights.items())
 
 
-def test_matrices_are_what_half_precision_holds(path: Path) -> None:
+def test_matrices_are_what_both_half_precisions_hold(path: Path) -> None:
     """From the moment that a checkpoint is made, so that whoever computes with it has the same numbers."""
     made, read = random_checkpoint().weights, load_checkpoint(path).weights
     for name, weight in made.items():
@@ -87,6 +87,8 @@ def test_matrices_are_what_half_precision_holds(path: Path) -> None:
         assert weight.dtype == read[name].dtype == np.float32
         if is_matrix(name, weight):
             np.testing.assert_array_equal(weight, weight.astype(np.float16), err_msg=name)
+            significand, _ = np.frexp(weight)
+            np.testing.assert_array_equal(significand * 256 % 1, 0, err_msg=name)  # eight bits, as bfloat16 has
 
 
 def test_fingerprint_follows_what_the_model_says() -> None:

@@ -35,7 +35,7 @@ def model() -> StreamingKWT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-            parameter.copy_(parameter.half())  # as checkpoints hold matrices
+            parameter.copy_(parameter.bfloat16())  # as checkpoints hold matrices
     return model.eval()
 
 

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from models.cache import GIVES_BACK
 from models.features import FrameStream, Tokens
 from models.network import Network
 from models.offline import judge
+from models.pages import GIVES_BACK
 from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
 from service.shedding import COARSEST

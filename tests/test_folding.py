@@ -48,7 +48,7 @@ def frames() -> Tensor:
 @pytest.fixture
 def engine(network: FoldedKWT) -> TorchNetwork:
     for parameter in network.parameters():
-        parameter.copy_(parameter.half())  # as checkpoints hold matrices
+        parameter.copy_(parameter.bfloat16())  # as checkpoints hold matrices
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     return TorchNetwork(Checkpoint(FOLDED, weights, {"gated": GATED}))
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from numba import njit
 
 from models import lanes, lists
+from models.kernels import paired
 from models.lanes import FAST
+from models.packed import pack_matrix
 from models.vectors import WIDTH
 
 jit = njit(fastmath=FAST, error_model="numpy")
@@ -56,8 +58,8 @@ def kept_from(x, scores, limit, out):
 
 
 @jit
-def transposed(x, places, offset, out, at):
-    lanes.transpose(x, places, offset, out, at)
+def transposed(x, places, offset, out, at, step):
+    lanes.transpose(x, places, offset, out, at, step)
 
 
 @jit
@@ -143,7 +145,7 @@ def test_keep_from_a_limit_on_and_count_the_zeros(limit: float) -> None:
 @given(st.lists(st.integers(0, 900), min_size=WIDTH, max_size=WIDTH), st.integers(0, 80))
 def test_transpose_turns_rows_into_lanes(places: list[int], offset: int) -> None:
     x, out = random(1_000), np.zeros(WIDTH * WIDTH + 3, np.float32)
-    transposed(x, np.array(places), offset, out, 3)
+    transposed(x, np.array(places), offset, out, 3, WIDTH)
     rows = np.stack([x[place + offset : place + offset + WIDTH] for place in places])
     np.testing.assert_array_equal(out[3:].reshape(WIDTH, WIDTH), rows.T)
     assert not out[:3].any()
@@ -155,18 +157,18 @@ def test_move_is_the_delta_gate(seed: int, theta: float, vectors: int) -> None:
     x, held = random(2, size, seed=seed)
     x[::5] = held[::5]  # some stand still
     before = held.copy()
-    index, change = np.full(size + WIDTH, -1, np.int32), np.zeros(size + WIDTH, np.float32)
+    index, change = np.full(size + WIDTH, 999, np.uint16), np.zeros(size, np.float32)
     count = gate(x, held, np.float32(theta), index, change)
     moved = np.flatnonzero(np.abs(x - before) > np.float32(theta))
     np.testing.assert_array_equal(index[:count], moved)
-    np.testing.assert_array_equal(change[:count], (x - before)[moved])
+    np.testing.assert_array_equal(change, x - before)
     np.testing.assert_array_equal(held, np.where(np.abs(x - before) > np.float32(theta), x, before))
     assert np.abs(x - held).max() <= theta
 
 
 def test_move_appends_behind_what_is_there() -> None:
     x, held = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
-    index, change = np.zeros(40, np.int32), np.zeros(40, np.float32)
+    index, change = np.zeros(40, np.uint16), np.zeros(120, np.float32)
 
     @jit
     def append(x, held, index, change):
@@ -177,16 +179,44 @@ def test_move_appends_behind_what_is_there() -> None:
     assert index[: 3 + WIDTH].tolist() == [7, 7, 7, *range(100, 100 + WIDTH)]
 
 
+@pytest.mark.parametrize("step", [1, 7, 15])
+def test_rows_turned_into_lanes_may_overlap_and_the_later_one_wins(step: int) -> None:
+    x, out = random(WIDTH * WIDTH), np.zeros(step * (WIDTH - 1) + WIDTH, np.float32)
+    transposed(x, np.arange(0, WIDTH * WIDTH, WIDTH), 0, out, 0, step)
+    turned = x.reshape(WIDTH, WIDTH).T
+    np.testing.assert_array_equal(out[: step * (WIDTH - 1)], turned[:-1, :step].ravel())
+    np.testing.assert_array_equal(out[step * (WIDTH - 1) :], turned[-1])
+
+
+@pytest.mark.parametrize("place", range(WIDTH))
+def test_the_largest_may_be_in_any_lane(place: int) -> None:
+    x = -1 - random(WIDTH) ** 2
+    x[place] = -0.5
+    assert reductions(x)[1] == -0.5
+
+
+@pytest.mark.parametrize(("add", "vectors"), [(added_1, 1), (added_12, 12)])
+def test_rows_of_bfloat16_are_pairs_of_vectors(add, vectors: int) -> None:
+    """As `models.packed` writes them: exact, since a change of 1 multiplies what bfloat16 holds."""
+    matrix = random(3 * vectors * WIDTH).reshape(vectors * WIDTH, 3)
+    matrix = (matrix.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    packed, stride = pack_matrix([matrix]), paired(vectors * WIDTH)
+    assert packed.size == 3 * stride
+    y, index, change = np.zeros(vectors * WIDTH, np.float32), np.array([2], np.uint16), np.ones(3, np.float32)
+    add(y, packed, 0, stride, index, change, 1)
+    np.testing.assert_array_equal(y, matrix[:, 2])
+
+
 @pytest.mark.parametrize(("add", "vectors"), [(added_1, 1), (added_12, 12)])
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_rows_are_added_as_listed(add, vectors: int, count: int) -> None:
     width, first, stride = vectors * WIDTH, 5, vectors * WIDTH + 3
     y, matrix = random(width), random(first + 20 * stride, seed=1)
-    index = np.array([3, 0, 19, 3, 7, 1, 2], np.int32)
-    change = random(7, seed=2)
+    index = np.array([3, 0, 19, 3, 7, 1, 2], np.uint16)
+    change = random(20, seed=2)
     wanted = y.astype(np.float64)
     for k in range(count):
         at = first + index[k] * stride
-        wanted += np.float64(change[k]) * matrix[at : at + width]
+        wanted += np.float64(change[index[k]]) * matrix[at : at + width]
     add(y, matrix, first, stride, index, change, count)
     np.testing.assert_allclose(y, wanted, atol=1e-5)

@@ -25,7 +25,7 @@ def network() -> StreamingKWT:
     network = StreamingKWT(CONFIG)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-        parameter.data = parameter.data.half().float()  # as checkpoints hold matrices
+        parameter.data = parameter.data.bfloat16().float()  # as checkpoints hold matrices
     return network.requires_grad_(requires_grad=False)
 
 

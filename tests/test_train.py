@@ -159,7 +159,7 @@ def test_layers_that_are_folded_otherwise_begin_anew() -> None:
     state = new_state(folded, Recipe(), SCHEDULE, Dense(folded, Recipe()), Checkpoint(plain, weights))
     for name, tensor in state.model.state_dict().items():
         if not name.startswith("blocks.1."):
-            np.testing.assert_allclose(tensor.numpy(), weights[name], rtol=1e-3, atol=1e-6)  # which it keeps in halves
+            np.testing.assert_allclose(tensor.numpy(), weights[name], rtol=5e-3, atol=1e-6)  # of eight bits
     assert state.model.blocks[1].factor == 2
 
 

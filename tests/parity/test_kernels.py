@@ -18,6 +18,7 @@ from models.cache import Cache
 from models.checkpoint import Checkpoint
 from models.config import FrontEndConfig, ModelConfig, gate_names
 from models.features import Array
+from models.filters import Shape
 from models.network import Network
 from models.step import REBASE_TOKENS
 from models.transformer import Gates, Past, StreamingKWT
@@ -32,7 +33,7 @@ def randomise(model: StreamingKWT, bias: float = 0.1) -> StreamingKWT:
     """Random weights, every gain and bias included; those by distance spread by `bias`."""
     for name, parameter in model.named_parameters():
         parameter.add_(torch.randn_like(parameter) * (bias if name.endswith("attend.bias") else 0.1))
-        parameter.copy_(parameter.half())  # as checkpoints hold matrices
+        parameter.copy_(parameter.bfloat16())  # as checkpoints hold matrices
     return model.eval()
 
 
@@ -306,7 +307,7 @@ def stem_parts(state: Array) -> list[tuple[str, Array, Array]]:
     x = window
     for number, layer in enumerate(filters.layers):
         wanted = layer(x).T
-        held, sums = net.filters.held[number], net.filters.sums[number]
+        held, sums = net.filters.held[number], net.filters.sums[number] + Shape(*net.filters.shapes[number]).before
         parts.append(
             (f"filters{number + 1}", state[sums : sums + wanted.numel()].reshape(wanted.shape), wanted.numpy())
         )
