@@ -43,8 +43,8 @@ def enroll(
     point = usual_point(network, None)
     with console.status("fitting a background without the words"):
         corpus = load_corpus(data, "training", cache)
-        known = embed_all_words(network, forgetful(corpus), point)
-        background = fit(known, embed_speech(network, corpus, point), network.config)
+        speech = embed_speech(network, corpus, point)  # first, since there may be none
+        background = fit(embed_all_words(network, forgetful(corpus), point), speech, network.config)
     with console.status("reading recordings of validation speakers"):
         recorded, said = halves(item for item in walk(data) if item.path.suffix in AUDIO and item.word != SPEECH_FOLDER)
         enrolment = Enrolment(network, background, recorded, point)

@@ -193,7 +193,8 @@ def background(
         corpus = load_corpus(data, "training", folder)
     with console.status("embedding words and speech"):
         point = usual_point(network, None)
-        fitted = fit(embed_all_words(network, corpus, point), embed_speech(network, corpus, point), network.config)
+        speech = embed_speech(network, corpus, point)  # first, since there may be none
+        fitted = fit(embed_all_words(network, corpus, point), speech, network.config)
     save(replace(network.checkpoint, background=fitted.arrays()), output or path)
     console.print(f"{output or path}: {len(set(corpus.words))} words, forwards and backwards")
 

@@ -33,9 +33,9 @@ SWITCH_S = 0.0001
 """The engine's thread asks for the interpreter this often; the default of 5 ms would add itself to every
 batch, several times: numpy lets go of the interpreter in every larger operation and has to get it back."""
 
-GARBAGE = (2_000, 50, 10)
-"""When Python looks for cycles: among few young objects at a time, since everything stands still meanwhile, and among
-old ones seldom, since frames and messages make none."""
+GARBAGE = (50_000, 50, 10)
+"""When Python looks for cycles: everything stands still meanwhile, and frames and messages make none. A batch makes some
+thousand objects that are gone at its end, and must not be the reason."""
 
 
 class Polite(uvicorn.Server):
