@@ -34,8 +34,8 @@ SWITCH_S = 0.0001
 batch, several times: numpy lets go of the interpreter in every larger operation and has to get it back."""
 
 GARBAGE = (50_000, 50, 10)
-"""When Python looks for cycles: everything stands still meanwhile, and frames and messages make none. A batch makes some
-thousand objects that are gone at its end, and must not be the reason."""
+"""When Python looks for cycles: everything stands still meanwhile, and frames and messages make none. A batch makes
+some thousand objects that are gone at its end, and must not be the reason."""
 
 
 class Polite(uvicorn.Server):
