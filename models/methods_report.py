@@ -60,6 +60,7 @@ def sliding_table(rows: Sequence[SlidingRow]) -> str:
 
 def write_report(rows: Sequence[Row], sliding: Sequence[SlidingRow], path: Path, what: str) -> None:
     """Markdown at `path`; the clips' rows as CSV, and accuracy against operations cut as PNG, beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()

@@ -173,7 +173,7 @@ def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Pa
         (tmp_path / item.word).mkdir(exist_ok=True)
         soundfile.write(tmp_path / item.word / item.path.name, pad_clip(read_audio(item.data)) / 32768, 16_000)
     stock = shared_models / "kwt1_v2_12.tflite"
-    options = ["--data", tmp_path, "--stock", stock, "--report", tmp_path / "report.md", "--json"]
+    options = ["--data", tmp_path, "--stock", stock, "--report", tmp_path / "new" / "report.md", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "evaluate", "methods", *options],
         capture_output=True,
@@ -192,12 +192,12 @@ def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Pa
     }
     assert all(list(row) == [field.name for field in fields(Row)] for row in rows)
     assert rows[0]["accuracy"] > 0.8
-    report = (tmp_path / "report.md").read_text()
+    report = (tmp_path / "new" / "report.md").read_text()
     assert "| kwt1 | delta |" in report
     assert "| kwt1 | sliding delta | approximate" in report
-    with (tmp_path / "report.csv").open() as file:
+    with (tmp_path / "new" / "report.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_import_command_writes_a_checkpoint(tmp_path: Path, shared_models: Path) -> None:
