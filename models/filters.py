@@ -7,6 +7,7 @@ convolution is one small gated product after another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,22 +65,22 @@ def shapes(config: ModelConfig) -> list[Shape]:
     """Shapes of a configuration's convolutions."""
     found: list[Shape] = []
     first = rows = bias = 0
-    for number, filters in enumerate(config.filters):
+    sizes = zip(config.filters, filter_sums(config), filter_outputs(config), strict=True)
+    for number, (filters, sums, outputs) in enumerate(sizes):
         reach, stride = FILTER_SHAPES[number]
         inputs, groups = stride * config.filter_inputs[number], -(-config.filter_places[number] // stride)
-        width, sums = reach // stride * filters, filter_sums(config)[number]
-        outputs = filter_outputs(config)[number]
+        width = reach // stride * filters
         found.append(Shape(inputs, groups, first, filters, width, sums, width - filters, outputs, rows, bias))
         first, rows, bias = first + groups, rows + inputs * paired(width), bias + sums
     return found
 
 
-def reached(config: ModelConfig) -> NDArray[np.int64]:
-    """`Filters.reached` of a configuration's convolutions."""
+def reached(sizes: Sequence[Shape]) -> NDArray[np.int64]:
+    """`Filters.reached` of convolutions of some shapes."""
     counts = []
-    for number, shape in enumerate(shapes(config)):
-        newest, taps = np.arange(shape.groups), shape.width // shape.filters
-        places = np.minimum(newest, config.filter_places[number + 1] - 1) - np.maximum(newest - taps + 1, 0) + 1
+    for shape in sizes:
+        newest, taps, outputs = np.arange(shape.groups), shape.width // shape.filters, shape.outputs // shape.filters
+        places = np.minimum(newest, outputs - 1) - np.maximum(newest - taps + 1, 0) + 1
         counts.append(np.maximum(places, 0) * shape.filters)
     return np.concatenate([np.zeros(0, np.int64), *counts])
 

@@ -131,8 +131,8 @@ def _sizes(config: ModelConfig) -> Sizes:
 
 
 def _weights(ends: dict[str, Any], blocks: dict[str, Any]) -> Weights:
-    weights = Weights(**ends, **blocks)
-    return Weights(*together(weights))
+    """All weights, side by side in memory."""
+    return Weights(*together(Weights(**ends, **blocks)))
 
 
 def _get(checkpoint: Checkpoint, name: str, *shape: int) -> F32:
@@ -177,7 +177,7 @@ def _filters(checkpoint: Checkpoint) -> Filters:
     begins = layout(config).filters + np.array(offsets([n for one in sizes for n in (one.sums, one.outputs)]))
     join = [get("filters.join.weight", config.channels, sizes[-1].outputs)] if sizes else []
     table = np.array(sizes, np.int64).reshape(len(sizes), len(Shape._fields))
-    places = (table, reached(config), begins[1::2], begins[:-1:2])
+    places = (table, reached(sizes), begins[1::2], begins[:-1:2])
     return Filters(*together((pack_matrix(rows), _flat(biases), *places, pack_matrix(join))))
 
 
