@@ -35,7 +35,7 @@ batch, several times: numpy lets go of the interpreter in every larger operation
 
 GARBAGE = (50_000, 50, 10)
 """When Python looks for cycles: everything stands still meanwhile, and frames and messages make none. A batch makes
-some thousand objects that are gone at its end, and must not be the reason."""
+many objects that are gone at its end, and must not be the reason."""
 
 
 class Polite(uvicorn.Server):
