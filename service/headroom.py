@@ -15,6 +15,9 @@ TELLING = 0.7
 """Share above which measured costs are believed: an idle process works in small batches, which cost more."""
 WEIGHT = 0.3
 """Of the newest measurement."""
+DEAREST = 8.0
+"""Largest cost that is believed, over the rehearsed one: beyond that the time did not go into audio, but into streams
+that come and go or requests; and if the machine has become that slow, waits refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Headroom:
         if shedding:
             return
         told = spent.audio > 0 and spent.share(seconds, self._cores) > TELLING
-        cost = self._share(spent) if told else self._rehearsed
+        cost = min(self._share(spent), DEAREST * self._rehearsed) if told else self._rehearsed
         self.cost += WEIGHT * (cost - self.cost)
 
     def _share(self, spent: Usage) -> float:

@@ -15,7 +15,7 @@ from client.load import Run, load
 from models.network import Network
 from service import rehearsal
 from service.errors import HTTP_STATUS
-from service.headroom import LIMIT, Headroom, Usage
+from service.headroom import DEAREST, LIMIT, Headroom, Usage
 from service.protocol import CloseCode, Configure, Failed
 from service.shedding import COARSEST
 
@@ -41,8 +41,17 @@ def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:
     for _ in range(50):
         headroom.observe(Usage(engine=0.0, loop=0.0, audio=0.0), 1.0)
     assert headroom.streams == rehearsed
-    headroom.observe(Usage(engine=1.0, loop=0.0, audio=0.001), 1.0)
-    assert headroom.streams == 1
+
+
+def test_streams_that_come_and_go_say_little_of_what_audio_costs() -> None:
+    headroom = Headroom(Usage(engine=0.1, loop=0.0, audio=200.0), cores=2)
+    for _ in range(50):  # 300 streams in a second, each with a tenth of a second of audio
+        headroom.observe(Usage(engine=0.1, loop=0.9, audio=30.0), 1.0)
+    assert headroom.streams == int(LIMIT / (DEAREST * 0.0005))
+
+
+def test_one_stream_fits_any_machine() -> None:
+    assert Headroom(Usage(engine=3.0, loop=0.0, audio=1.0)).streams == 1
 
 
 def test_precision_counts_as_shed_before_it_is_and_tells_nothing_while_it_is() -> None:
