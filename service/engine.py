@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,7 +146,7 @@ class Engine:
         with self._lock:
             if not hosted.free:
                 raise Capacity(f"all places of model {hosted.name!r} are taken", retry_after=5)
-            row = hosted.free.pop()
+            row = heappop(hosted.free)
             self.places.taken += 1
         hosted.cache.reset(row)
         slot = Slot(self, hosted, row, listener)
@@ -168,12 +169,19 @@ class Engine:
 
         def free() -> None:
             slot.hosted.cache.forget(slot.row)
-            slot.hosted.free.append(slot.row)
+            heappush(slot.hosted.free, slot.row)
             self.places.taken -= 1
 
         with self._lock:
             slot.jobs.clear()
         self.enqueue(slot, free)
+
+    def give_back(self) -> None:
+        """Return the memory of rows that nobody has to the system: large pages come whole, for one row of a dozen."""
+        with self._lock:
+            for hosted in self.hosted.values():
+                for row in hosted.free:
+                    hosted.cache.forget(row)
 
     def enqueue(self, slot: Slot, job: Tokens | Callable[[], None]) -> None:
         """Queue a job of a slot; called on the event loop."""

@@ -270,6 +270,7 @@ class Server:
             await asyncio.sleep(TRIM_S)
             if len(self.streams) < self._crowd / 2:
                 self._crowd = len(self.streams)
+                self.engine.give_back()
                 await asyncio.to_thread(heap.trim)
 
     def _tell_shedding(self, shedding: bool) -> None:

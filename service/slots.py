@@ -62,7 +62,10 @@ class Watcher(Protocol):
 
 @dataclass(eq=False)
 class Hosted:
-    """A network, its cache, the free rows, and its check; once replaced, it lives until its last slot closes."""
+    """A network, its cache, the free rows, and its check; once replaced, it lives until its last slot closes.
+
+    The free rows are a heap: streams live in the lowest ones, side by side, in as few large pages as can be.
+    """
 
     name: str
     network: AnyNetwork

@@ -134,6 +134,26 @@ async def test_memory_of_a_closed_stream_goes_back(network: Network, spoken: np.
         assert not slot.hosted.cache.state[slot.row].any()
 
 
+async def test_streams_live_side_by_side_in_the_lowest_rows(network: Network) -> None:
+    async with running(network) as engine:
+        slots = [admitted(engine)[0] for _ in range(4)]
+        assert [slot.row for slot in slots] == [0, 1, 2, 3]
+        for slot in (slots[2], slots[0]):
+            slot.close()
+        await until(lambda: engine.places.used == 2)
+        assert [admitted(engine)[0].row for _ in range(3)] == [0, 2, 4]
+
+
+@pytest.mark.skipif(not GIVES_BACK, reason="this system takes no pages back")
+async def test_rows_that_nobody_has_go_back_and_no_others(network: Network) -> None:
+    async with running(network, slots=4) as engine:
+        slot, _ = admitted(engine)
+        state = slot.hosted.cache.state
+        state[:] = 1.0  # as when a large page came for one row alone
+        engine.give_back()
+        assert state.any(axis=1).tolist() == [True, False, False, False]
+
+
 async def cleared(engine: Engine) -> None:
     """A row comes back when the engine's thread has seen that its stream is closed."""
     await until(lambda: engine.places.used == 0)

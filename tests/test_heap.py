@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from models.pages import GIVES_BACK
 from service import heap, server
 from service.protocol import Configure
 
@@ -63,7 +64,10 @@ async def test_memory_goes_back_once_half_of_a_crowd_is_gone(
                 await socket.send(Configure().model_dump_json())
                 await socket.recv()
             assert not left
+            unused = running.server.engine.find(None).cache.state[-1]
+            unused[:] = 1.0
         async with asyncio.timeout(60):
             while not left:  # noqa: ASYNC110 (nobody is told)
                 await asyncio.sleep(0.01)
     assert left[0] < 2
+    assert not (GIVES_BACK and unused.any())
