@@ -70,6 +70,7 @@ def read_keyword(path: Path) -> Enrolled:
 def write_keyword(keyword: Enrolled, path: Path) -> None:
     """Inverse of `read_keyword`."""
     values = {"format": FORMAT, **keyword.model_dump()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

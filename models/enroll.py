@@ -74,6 +74,7 @@ class EnrolledKeyword:
 
     def save(self, path: Path) -> None:
         """Write a small JSON file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def check_network(self, network: AnyNetwork) -> None:

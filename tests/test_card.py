@@ -74,6 +74,6 @@ def test_the_training_log_is_in_the_card(facts: dict, evaluation: dict, tmp_path
 
 def test_the_command_writes_the_card(evaluation: dict, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    words = ["card", str(tmp_path / "evaluation.json"), "--output", str(tmp_path / "CARD.md")]
+    words = ["card", str(tmp_path / "evaluation.json"), "--output", str(tmp_path / "new" / "CARD.md")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
-    assert (tmp_path / "CARD.md").read_text().startswith("# Model card")
+    assert (tmp_path / "new" / "CARD.md").read_text().startswith("# Model card")

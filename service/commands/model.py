@@ -249,4 +249,5 @@ def card(
     if output is None:
         print(text, end="")
     else:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
