@@ -22,6 +22,8 @@ from models import spectrum
 from models.config import FrontEndConfig, ModelConfig
 
 Array = NDArray[np.float32]
+BYTES = 4
+"""Of a sample, as float32."""
 
 ENERGY_FLOOR = 480.0
 """Mel energy that counts as 1 inside the logarithm."""
@@ -90,19 +92,24 @@ def network_input(pixels: Array) -> Array:
     return pixels / 64.0 - 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes thrice the time, ten times a second for every stream
 class Tokens:
-    """Whole tokens of one stream, as the samples (S,) that their windows share; a slice of them copies none.
+    """Whole tokens of one stream, as the samples that their windows share.
 
     Attributes:
-        samples: contiguous, int16 values.
+        data: these, as float32's bytes: joining and cutting a few hundred arrays takes longer than what is in them.
         count: tokens, at least 0.
         step: samples from a token's beginning to the next one's.
     """
 
-    samples: Array
+    data: bytes
     count: int
     step: int
+
+    @property
+    def samples(self) -> Array:
+        """The samples (S,), int16 values."""
+        return np.frombuffer(self.data, np.float32)
 
     def __len__(self) -> int:
         """How many tokens these are."""
@@ -111,13 +118,14 @@ class Tokens:
     def __getitem__(self, part: slice) -> Tokens:
         """Some of these tokens, next to each other."""
         begin, end, _ = part.indices(self.count)
-        shared = len(self.samples) - self.count * self.step
-        return Tokens(self.samples[begin * self.step : end * self.step + shared], end - begin, self.step)
+        size = self.step * BYTES
+        shared = len(self.data) - self.count * size
+        return Tokens(self.data[begin * size : end * size + shared], end - begin, self.step)
 
     def then(self, following: Tokens) -> Tokens:
         """These tokens and those that the same stream gave next."""
-        samples = np.concatenate((self.samples[: self.count * self.step], following.samples))
-        return Tokens(samples, self.count + following.count, self.step)
+        before = self.data[: self.count * self.step * BYTES]
+        return Tokens(before + following.data, self.count + following.count, self.step)
 
 
 def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
@@ -127,9 +135,9 @@ def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
     and in every operation on them, which under a busy event loop takes longer than everything else here.
     """
     frontend = config.frontend
-    samples = np.frombuffer(b"".join([part.samples.data for part in parts]), np.float32)
+    samples = np.frombuffer(b"".join([part.data for part in parts]), np.float32)
     counts = np.array([part.count for part in parts], np.int64)
-    lengths = np.array([len(part.samples) for part in parts], np.int64)
+    lengths = np.array([len(part.data) for part in parts], np.int64) // BYTES
     starts = np.empty((int(counts.sum()), config.stride), np.int64)
     spectrum.place_windows(counts, lengths, config.token_samples, frontend.hop, starts)
     return _energies(samples, starts.reshape(-1), frontend, INPUT).reshape(*starts.shape, frontend.bands)
@@ -155,7 +163,7 @@ def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
 class FrameStream:
     """Cuts one stream of samples into whole tokens; eats any split.
 
-    What it remembers is the samples that a later window still needs.
+    What it remembers is the samples that a later window still needs, as bytes.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -165,17 +173,17 @@ class FrameStream:
 
     def reset(self) -> None:
         """Back to the start of a stream."""
-        self._samples = np.zeros(0, np.float32)
-        self._seen = 0  # how many of them an earlier token held already
+        self._held = b""
+        self._seen = 0  # how many of these samples an earlier token held already
 
     def feed(self, samples: Array) -> Tokens:
         """Take samples (S,), int16 values; return the tokens now complete, if any."""
-        held = np.concatenate((self._samples, samples), dtype=np.float32, casting="unsafe")
-        tokens = max(0, len(held) - self._overlap) // self._token_samples
-        begin = tokens * self._token_samples
-        self._samples = held[begin:]
+        held = self._held + np.asarray(samples, np.float32).tobytes()
+        tokens = max(0, len(held) // BYTES - self._overlap) // self._token_samples
+        begin = tokens * self._token_samples * BYTES
+        self._held = held[begin:]
         self._seen = self._overlap if tokens else self._seen
-        return Tokens(held[: begin + self._overlap if tokens else 0], tokens, self._token_samples)
+        return Tokens(held[: begin + self._overlap * BYTES if tokens else 0], tokens, self._token_samples)
 
     def flush(self) -> Tokens:
         """What is left: zeros are added up to the end of the token that holds the newest sample.
@@ -183,8 +191,9 @@ class FrameStream:
         Returns:
             No tokens when nothing was fed since the last whole one.
         """
-        if len(self._samples) == self._seen:
+        held = len(self._held) // BYTES
+        if held == self._seen:
             return self.feed(np.zeros(0, np.float32))
-        tokens = max(1, -(-(len(self._samples) - self._overlap) // self._token_samples))
-        missing = tokens * self._token_samples + self._overlap - len(self._samples)
+        tokens = max(1, -(-(held - self._overlap) // self._token_samples))
+        missing = tokens * self._token_samples + self._overlap - held
         return self.feed(np.zeros(missing, np.float32))

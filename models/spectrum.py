@@ -25,10 +25,12 @@ _HALF, _ONE, _TEN = np.float32(0.5), np.float32(1.0), np.float32(10.0)
 class Plan(NamedTuple):
     """Tables for one front end.
 
-    taper: (window,) window function. places: (fft / 2,) bit-reversed order. cosine, sine: (fft / 2,) of
-    2 pi k / fft. first, last: (bands,) bins under each filter. weights: (fft / 2 + 1, bands) filters.
+    window: samples of one. taper: (fft,) window function, then zeros. places: (fft / 2,) bit-reversed order. cosine,
+    sine: (fft / 2,) of 2 pi k / fft. first, last: (bands,) bins under each filter. weights: the filters' at these, one
+    filter after another.
     """
 
+    window: int
     taper: F32
     places: NDArray[np.int64]
     cosine: F32
@@ -55,13 +57,16 @@ def plan(taper: F32, weights: F32) -> Plan:
     """
     points = len(weights) - 1
     bits = points.bit_length() - 1
-    if points != 1 << bits or bits % 2 or len(taper) % WIDTH:
-        raise ValueError(f"fft must be twice a power of 4, and window a multiple of {WIDTH}")
+    if points != 1 << bits or bits % 2 or points < 2 * WIDTH or len(taper) % WIDTH:
+        raise ValueError(f"fft must be twice a power of 4 from 64 on, and window a multiple of {WIDTH}")
     places = np.array([int(f"{n:0{bits}b}"[::-1], 2) for n in range(points)])
     angle = np.pi * np.arange(points) / points
     used = weights > 0
     first, last = used.argmax(axis=0), len(weights) - used[::-1].argmax(axis=0)
-    return Plan(taper, places, np.float32(np.cos(angle)), np.float32(np.sin(angle)), first, last, weights)
+    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    padded = np.pad(taper, (0, 2 * points - len(taper)))
+    parts = [weights[begin:end, band] for band, (begin, end) in enumerate(zip(first, last, strict=True))]
+    return Plan(len(taper), padded, places, cosine, sine, first, last, np.concatenate(parts))
 
 
 @njit(error_model="numpy", cache=True)
@@ -83,42 +88,66 @@ def place_windows(counts, lengths, step, hop, starts):
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def log_mel(samples, starts, plan, scale, energies):
     """Windows of samples (S,) that begin at `starts` (R,) -> log-mel energies (R, bands), into `energies`."""
-    rows, length, points = len(starts), len(plan.taper), len(plan.places)
+    rows, points = len(starts), len(plan.places)
     real, imag = np.zeros(points * WIDTH, np.float32), np.zeros(points * WIDTH, np.float32)
-    power = np.empty((points + 1) * WIDTH, np.float32)
-    windows, places = np.empty(length * WIDTH, np.float32), np.empty(WIDTH, np.int64)
+    power, windows = np.empty((points + 1) * WIDTH, np.float32), np.zeros(4 * WIDTH * WIDTH, np.float32)
+    bands = -(-energies.shape[1] // WIDTH) * WIDTH
+    by_band, by_window = np.zeros(bands * WIDTH, np.float32), np.empty(bands * WIDTH, np.float32)
+    places, lines = np.empty(WIDTH, np.int64), np.arange(WIDTH) * WIDTH
     for group in range(0, rows, WIDTH):
         # the last group may overlap the one before: rows done twice come out the same
         first = max(0, min(group, rows - WIDTH))
         for lane in range(WIDTH):
             places[lane] = starts[min(first + lane, rows - 1)]
-        for n in range(0, length, WIDTH):
-            transpose(samples, places, n, windows, n * WIDTH, WIDTH)
-        _fold(windows, length, plan, real, imag)
+        _begin(samples, places, plan, windows, real, imag)
         _transform(real, imag, plan)
         _unfold(real, imag, plan, power)
-        _filter(power, plan, scale, energies, first, min(WIDTH, rows))
+        _filter(power, plan, scale, by_band)
+        for band in range(0, bands, WIDTH):
+            transpose(by_band, lines, band * WIDTH, by_window, band, bands)
+        for lane in range(min(WIDTH, rows)):
+            for band in range(energies.shape[1]):
+                energies[first + lane, band] = by_window[lane * bands + band]
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _fold(windows, length, plan, real, imag):
-    """Taper; even samples become real parts, odd ones imaginary, in bit-reversed order."""
-    zero = splat(np.float32(0.0))
-    for n in range(len(plan.places)):
-        place, even = plan.places[n] * WIDTH, 2 * n
-        if even < length:
-            store(real, place, load(windows, even * WIDTH) * splat(plan.taper[even]))
-            store(imag, place, load(windows, (even + 1) * WIDTH) * splat(plan.taper[even + 1]))
-        else:
-            store(real, place, zero)
-            store(imag, place, zero)
+def _begin(samples, places, plan, windows, real, imag):
+    """Windows of samples that begin at `places`, tapered, through the first two stages of the transform.
+
+    Even samples are real parts, odd ones imaginary; they land in bit-reversed order. A butterfly takes one number out
+    of each quarter of the window, and only adds. What it needs is turned into lanes right before, a vector's width of
+    samples from every quarter, so that it is still at hand.
+    """
+    quarter = 2 * len(plan.places) // 4
+    for n in range(0, quarter, WIDTH):
+        for part in range(4):
+            at = part * quarter + n
+            if at < plan.window:
+                transpose(samples, places, at, windows, part * WIDTH * WIDTH, WIDTH)
+            else:
+                windows[part * WIDTH * WIDTH : (part + 1) * WIDTH * WIDTH] = np.float32(0.0)
+        for k in range(0, WIDTH, 2):
+            ar, ai = _tapered(windows, plan, quarter, 0, n, k)
+            br, bi = _tapered(windows, plan, quarter, 2, n, k)
+            cr, ci = _tapered(windows, plan, quarter, 1, n, k)
+            dr, di = _tapered(windows, plan, quarter, 3, n, k)
+            p = plan.places[(n + k) // 2] * WIDTH
+            _cross(real, imag, p, WIDTH, ar + br, ai + bi, ar - br, ai - bi, cr + dr, ci + di, cr - dr, ci - di)
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+def _tapered(windows, plan, quarter, part, n, k):
+    """Two neighbouring samples of a quarter, as `_begin` has them at hand."""
+    at, place = part * quarter + n + k, (part * WIDTH + k) * WIDTH
+    even, odd = plan.taper[at], plan.taper[at + 1]
+    return load(windows, place) * splat(even), load(windows, place + WIDTH) * splat(odd)
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _transform(real, imag, plan):
-    """Complex FFT in place, decimation in time, two stages of radix 2 at once; the input is in bit-reversed order."""
+    """The rest of a complex FFT in place, decimation in time, two stages of radix 2 at once."""
     points = len(plan.places)
-    half = 1
+    half = 4
     while half < points:
         for j in range(half):
             inner, outer = j * (points // half), j * (points // (2 * half))
@@ -132,16 +161,22 @@ def _transform(real, imag, plan):
                 ar, ai, cr, ci = load(real, p), load(imag, p), load(real, r), load(imag, r)
                 er, ei = _turned(cr + dr, ci + di, c2, s2)
                 fr, fi = _turned(cr - dr, ci - di, c2, s2)
-                store(real, p, ar + br + er)
-                store(imag, p, ai + bi + ei)
-                store(real, r, ar + br - er)
-                store(imag, r, ai + bi - ei)
-                # a quarter of a turn further: -i (x + iy) = y - ix
-                store(real, q, ar - br + fi)
-                store(imag, q, ai - bi - fr)
-                store(real, t, ar - br - fi)
-                store(imag, t, ai - bi + fr)
+                _cross(real, imag, p, step, ar + br, ai + bi, ar - br, ai - bi, er, ei, fr, fi)
         half *= 4
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+def _cross(real, imag, p, step, ar, ai, br, bi, er, ei, fr, fi):
+    """The second half of a butterfly: a + e, b - i f, a - e, b + i f to four places, `step` apart."""
+    q, r, t = p + step, p + 2 * step, p + 3 * step
+    store(real, p, ar + er)
+    store(imag, p, ai + ei)
+    store(real, q, br + fi)
+    store(imag, q, bi - fr)
+    store(real, r, ar - er)
+    store(imag, r, ai - ei)
+    store(real, t, br - fi)
+    store(imag, t, bi + fr)
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -165,18 +200,17 @@ def _unfold(real, imag, plan, power):
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _filter(power, plan, scale, energies, row, rows):
-    """Power spectra of the lanes -> energies[row : row + rows]."""
-    lanes = np.empty(WIDTH, np.float32)
+def _filter(power, plan, scale, energies):
+    """Power spectra of the lanes -> their energies, band by band."""
     share, top, unit, zero = splat(_ONE / scale.floor), splat(scale.top), splat(scale.unit), splat(scale.zero)
-    for band in range(energies.shape[1]):
+    at = 0
+    for band in range(len(plan.first)):
         energy = splat(np.float32(0.0))
         for k in range(plan.first[band], plan.last[band]):
-            energy = fma(splat(plan.weights[k, band]), load(power, k * WIDTH), energy)
+            energy = fma(splat(plan.weights[at]), load(power, k * WIDTH), energy)
+            at += 1
         pixel = minimum(splat(_TEN) * log1p(energy * share), top)
-        store(lanes, 0, fma(pixel, unit, zero))
-        for lane in range(rows):
-            energies[row + lane, band] = lanes[lane]
+        store(energies, band * WIDTH, fma(pixel, unit, zero))
 
 
 forget_stale(log_mel, vectors.__file__, lanes.__file__)

@@ -23,6 +23,7 @@ Array = NDArray[np.float32]
 
 SAMPLE_RATE: Final = 16_000
 FULL_SCALE: Final = 32_768.0
+S16LE, F32LE = np.dtype("<i2"), np.dtype("<f4")
 CLIP_RATES: Final = (4_000, 192_000)
 """Lowest and highest rate of a file, Hz: with a limit on its seconds, they bound the memory of one block."""
 CLIP_CHANNELS: Final = 8
@@ -77,8 +78,8 @@ class Decoder:
         if self._rest:
             data = self._rest + data
         whole = len(data) // self._frame * self._frame
-        self._rest = data[whole:]
-        mono = self._mono(memoryview(data)[:whole])
+        data, self._rest = data[:whole], data[whole:]
+        mono = self._mono(data)
         self.samples += len(mono)
         return mono if self._resampler is None else _resample(self._resampler, mono)
 
@@ -91,12 +92,12 @@ class Decoder:
         self._resampler.clear()
         return tail
 
-    def _mono(self, data: memoryview) -> Array:
+    def _mono(self, data: bytes) -> Array:
         """Whole interleaved samples -> (S,), channels averaged."""
         if self.encoding is Encoding.S16LE:
-            values = np.frombuffer(data, "<i2").astype(np.float32)
+            values = np.frombuffer(data, S16LE).astype(np.float32)
         elif self.encoding is Encoding.F32LE:
-            values = _int16_values(np.frombuffer(data, "<f4"))
+            values = _int16_values(np.frombuffer(data, F32LE))
         else:
             values = _TABLES[self.encoding][np.frombuffer(data, np.uint8)]
         return values if self.channels == 1 else values.reshape(-1, self.channels).mean(axis=1, dtype=np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from unittest.mock import sentinel
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ def slot(row: int = 0) -> Slot:
 def submit(line: Line, one: Slot, tokens: int, now: float = 0.0) -> None:
     """As the engine does."""
     one.pace.came(tokens * TOKEN_S, now)
-    one.jobs.append((Tokens(np.zeros(tokens, np.float32), tokens, 1), now))
+    one.jobs.append((Tokens(bytes(4 * tokens), tokens, 1), now))
     line.join(one, now)
 
 
