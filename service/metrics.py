@@ -127,12 +127,13 @@ class Metrics:
 
     def worked(self, work: Count) -> None:
         """Multiply-accumulates since the last call for the same session."""
+        done, pruned = work.done, work.pruned
         for group in GROUPS:
-            self._done[group].inc(work.done.get(group, 0))
+            self._done[group].inc(done.get(group, 0))
             self._causal[group].inc(work.causal.get(group, 0))
             self._window[group].inc(work.window.get(group, 0))
             for reason in PRUNED:
-                self._pruned[group, reason].inc(work.pruned[reason].get(group, 0))
+                self._pruned[group, reason].inc(pruned[reason].get(group, 0))
         self._tokens.inc(work.tokens)
 
     def waited(self, seconds: float) -> None:

@@ -26,7 +26,7 @@ from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Headroom
 from service.logs import session_ended
 from service.metrics import Metrics
-from service.protocol import Configure, Limits, WarningCode
+from service.protocol import Configure, Limits, Warned, WarningCode
 from service.rehearsal import rehearse
 from service.stream import Stream
 from service.tracing import Tracing
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT = "default"
-CHECK_S = 1.0
+CHECK_S, PARTS = 1.0, 10
 COUNTED = 5
-"""Streams are looked after every `CHECK_S`; the metrics are told of one in this many of them each time."""
+"""Streams are looked after every `CHECK_S`, in so many parts, since everybody waits meanwhile; the metrics are told of
+one in `COUNTED` of them each time."""
 TRIM_S = 10.0
 """Time between two looks whether a crowd is gone, whose memory is given back; while it is there, that would slow it."""
 LAST_WORDS_S = 2.0
@@ -226,22 +227,32 @@ class Server:
         """Look after all streams now and then, at the cost of one timer."""
         before, at = self.engine.usage, clock()
         for turn in itertools.count():
-            await asyncio.sleep(CHECK_S)
+            streams = list(self.streams)
+            for part in range(PARTS):
+                await self._sleep(CHECK_S / PARTS)
+                self._look_after(streams[part::PARTS], turn)
             usage, now = self.engine.usage, clock()
             self.headroom.observe(usage - before, now - at, shedding=self.engine.shedding.scale > 1.0)
-            stood_still, before, at = max(0.0, now - at - CHECK_S), usage, now
+            before, at = usage, now
             self._make_room()
             self.metrics.ready(self.ready)
             self._tell_lagging()
-            self._look_after(turn, stood_still)
 
-    def _look_after(self, turn: int, stood_still: float) -> None:
-        """Check every stream, and tell the metrics of some."""
-        for number, stream in enumerate(list(self.streams), turn):
-            stream.last_heard += stood_still  # while this process does nothing, nobody is silent
-            stream.check()
-            if number % COUNTED == 0:
-                stream.count()
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep; if that takes longer, this process did nothing meanwhile, and nobody was silent."""
+        began = clock()
+        await asyncio.sleep(seconds)
+        stood_still = max(0.0, clock() - began - seconds)
+        for stream in self.streams:
+            stream.last_heard += stood_still
+
+    def _look_after(self, streams: list[Stream], turn: int) -> None:
+        """Check those of some streams that are still open, and tell the metrics of a few."""
+        for number, stream in enumerate(streams, turn):
+            if stream in self.streams:
+                stream.check()
+                if number % COUNTED == 0:
+                    stream.count()
 
     def _tell_lagging(self) -> None:
         """Warn streams that have fallen behind since the last look."""
@@ -276,6 +287,7 @@ class Server:
     def _tell_shedding(self, shedding: bool) -> None:
         code = WarningCode.SHEDDING if shedding else WarningCode.RESTORED
         text = "judging with coarser thresholds for now" if shedding else "thresholds are back where they were"
+        warning = Warned(code=code, message=f"the server is {'' if shedding else 'no longer '}busy: {text}")
         for stream in self.streams:
             if stream.session.asked.coarsest > 1:
-                stream.warn(code, f"the server is {'' if shedding else 'no longer '}busy: {text}")
+                stream.mention(warning)

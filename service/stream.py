@@ -166,6 +166,10 @@ class Stream:
         """Say something that does not end the stream."""
         self.say([Warned(code=code, message=message)])
 
+    def mention(self, warning: Warned) -> None:
+        """Say something together with what is said next: a thousand streams told at once would make each other wait."""
+        self._put([warning])
+
     async def fetch(self) -> list[ServerMessage]:
         """Wait for messages and take them all; there may be none once the stream is over."""
         await self._changed.wait()
@@ -187,11 +191,13 @@ class Stream:
         self.on_change()
 
     def check(self) -> None:
-        """Fail if the client has been silent, or its audio has waited, for too long."""
+        """Fail if the client has been silent, or its audio has waited, for too long; say what was to be mentioned."""
         if clock() - self.last_heard > self.limits.idle_s and not self.slot.pending:
             self.fail(Idle(f"nothing came for {self.limits.idle_s:g} s; send keepalive during pauses"))
         elif self.slot.lag_s > self.settings.behind_s:
             self.fail(QueueFull("the server fell behind; resume on another replica"))
+        elif self.outbox:
+            self.on_change()
 
     def count(self) -> None:
         """Tell the metrics what happened since the last time; doing so for every chunk would cost more than a chunk."""

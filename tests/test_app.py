@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from service import server
 from service.protocol import (
     CloseCode,
     Closed,
@@ -182,3 +184,27 @@ async def test_streams_are_warned_of_what_the_server_cannot_help(running: Any, m
         assert Warned.model_validate_json(await socket.recv()).code is WarningCode.LAGGING
         await socket.send('{"type":"feedback","detection":99,"correct":false}')
         assert Warned.model_validate_json(await socket.recv()).code is WarningCode.UNKNOWN_DETECTION
+
+
+async def test_a_thousand_streams_are_not_told_at_once(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CHECK_S", 1_000.0)
+    with serving() as running:
+        engine = running.server.engine
+        async with asyncio.timeout(60), opened(running.stream) as socket:
+            engine._call(engine.on_shed, True)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(socket.recv(), 0.3)
+            await socket.send('{"type":"marker","id":1}')
+            assert Warned.model_validate_json(await socket.recv()).code is WarningCode.SHEDDING
+            assert parse_server(await socket.recv()) == Marker(id=1)
+
+
+async def test_while_the_server_stands_still_nobody_is_silent(serving: Callable[..., Any]) -> None:
+    with serving(idle_s=0.5) as running:
+        async with asyncio.timeout(60), opened(running.stream) as socket:
+            running.server.engine._call(time.sleep, 2.0)  # on the event loop
+            await asyncio.sleep(2.1)
+            await socket.send('{"type":"marker","id":1}')
+            assert parse_server(await socket.recv()) == Marker(id=1)
