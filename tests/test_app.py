@@ -201,10 +201,13 @@ async def test_a_thousand_streams_are_not_told_at_once(
             assert parse_server(await socket.recv()) == Marker(id=1)
 
 
-async def test_while_the_server_stands_still_nobody_is_silent(serving: Callable[..., Any]) -> None:
-    with serving(idle_s=0.5) as running:
+async def test_while_the_server_stands_still_nobody_is_silent(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CHECK_S", 0.05)
+    with serving(idle_s=1) as running:
         async with asyncio.timeout(60), opened(running.stream) as socket:
             running.server.engine._call(time.sleep, 2.0)  # on the event loop
-            await asyncio.sleep(2.1)
+            await asyncio.sleep(2.3)
             await socket.send('{"type":"marker","id":1}')
             assert parse_server(await socket.recv()) == Marker(id=1)
