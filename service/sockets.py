@@ -217,6 +217,7 @@ class Socket(WebSocketsSansIOProtocol):
         """The connection is over, and nothing may wait for the garbage collector."""
         super().connection_lost(exc)
         self._extensions.pop(EXTENSION, None)
+        del self.conn.parser  # a generator that knows its connection, which knows it
         error: BaseException | None = self.conn.parser_exc
         while error is not None:
             error.__traceback__, error = None, error.__context__

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 
 from client.frames import CLOSE, PONG, TEXT, Reader, upgrade
 from service.protocol import CloseCode, Configure
@@ -146,7 +147,7 @@ async def asked(url: str) -> None:
 
 def alive() -> int:
     """Connections and streams in this process."""
-    return sum(isinstance(thing, Door | Socket | Stream) for thing in gc.get_objects())
+    return sum(isinstance(thing, Door | Socket | ServerProtocol | Stream) for thing in gc.get_objects())
 
 
 async def gone(before: int) -> None:
