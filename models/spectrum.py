@@ -118,7 +118,7 @@ def _begin(samples, places, plan, windows, real, imag):
     of each quarter of the window, and only adds. What it needs is turned into lanes right before, a vector's width of
     samples from every quarter, so that it is still at hand.
     """
-    quarter = 2 * len(plan.places) // 4
+    quarter = len(plan.places) // 2  # samples: two in each number
     for n in range(0, quarter, WIDTH):
         for part in range(4):
             at = part * quarter + n
