@@ -15,9 +15,6 @@ from client.frames import BINARY, CLOSE, TEXT, Reader, client_frame, upgrade
 
 AUDIO: Final = bytes(3_200)
 """100 ms of silence."""
-FULL: Final = "HTTP 503"
-AGAIN_S: Final = 0.5
-"""Time after which a visitor who found the server busy comes again."""
 
 
 class Visit(asyncio.Protocol):
@@ -25,7 +22,7 @@ class Visit(asyncio.Protocol):
 
     def __init__(self, request: bytes, words: bytes, tally: Counter[str]) -> None:
         self._request, self._words = request, words
-        self._tally, self.code = tally, "broken"
+        self._tally, self._code = tally, "broken"
         self._reader = Reader()
         self._transport: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -42,42 +39,36 @@ class Visit(asyncio.Protocol):
         asked = not self._reader.status
         for opcode, payload in self._reader.feed(data):
             if opcode == CLOSE:
-                self.code = str(struct.unpack("!H", payload[:2])[0])
+                self._code = str(struct.unpack("!H", payload[:2])[0])
                 self._transport.write(client_frame(CLOSE, payload[:2]))
                 self._transport.close()
         if asked and self._reader.status == 101:
             self._transport.write(self._words)
         elif asked and self._reader.status:
-            self.code = f"HTTP {self._reader.status}"
+            self._code = f"HTTP {self._reader.status}"
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's own signature)
         """Note how it ended."""
-        self._tally[self.code] += 1
+        self._tally[self._code] += 1
         self.ended.set_result(None)
 
 
 async def visit(port: int, count: int, at_once: int) -> Counter[str]:
     """Open and close `count` streams of a server on this machine, `at_once` at a time; count how they ended.
 
-    An end is a close code, or the HTTP status of a refusal; who is told to come again later (503) does, so that `count`
-    of them are let in.
+    An end is a close code, or the HTTP status of a refusal.
     """
     request = upgrade(f"127.0.0.1:{port}", "/v1/stream")
     words = client_frame(TEXT, b'{"type":"configure"}') + client_frame(BINARY, AUDIO)
     words += client_frame(TEXT, b'{"type":"close"}')
     turns, tally = iter(range(count)), Counter[str]()
 
-    async def once() -> str:
-        loop = asyncio.get_running_loop()
-        _, one = await loop.create_connection(lambda: Visit(request, words, tally), "127.0.0.1", port)
-        await one.ended
-        return one.code
-
     async def one_after_the_other() -> None:
         for _ in turns:
-            while await once() == FULL:  # noqa: ASYNC110 (a server tells nobody when it has room)
-                await asyncio.sleep(AGAIN_S)
+            loop = asyncio.get_running_loop()
+            _, one = await loop.create_connection(lambda: Visit(request, words, tally), "127.0.0.1", port)
+            await one.ended
 
     await asyncio.gather(*(one_after_the_other() for _ in range(at_once)))
     return tally
