@@ -124,8 +124,6 @@ def _begin(samples, places, plan, windows, real, imag):
             at = part * quarter + n
             if at < plan.window:
                 transpose(samples, places, at, windows, part * WIDTH * WIDTH, WIDTH)
-            else:
-                windows[part * WIDTH * WIDTH : (part + 1) * WIDTH * WIDTH] = np.float32(0.0)
         for k in range(0, WIDTH, 2):
             ar, ai = _tapered(windows, plan, quarter, 0, n, k)
             br, bi = _tapered(windows, plan, quarter, 2, n, k)
@@ -137,7 +135,7 @@ def _begin(samples, places, plan, windows, real, imag):
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _tapered(windows, plan, quarter, part, n, k):
-    """Two neighbouring samples of a quarter, as `_begin` has them at hand."""
+    """Two neighbouring samples of a quarter, as `_begin` has them at hand; behind the window the taper is zero."""
     at, place = part * quarter + n + k, (part * WIDTH + k) * WIDTH
     even, odd = plan.taper[at], plan.taper[at + 1]
     return load(windows, place) * splat(even), load(windows, place + WIDTH) * splat(odd)
