@@ -43,8 +43,7 @@ LENT = 0.1
 FLOOR = 0.1
 """Smoothed posteriors below this are no candidates for anything."""
 LAXEST, STRICTEST = -0.6, 5.0
-"""Least and largest shift of all thresholds that are tried, on the logit scale; even the least candidate stays above
-the detector's margin then, below which no keyword would ever be armed again."""
+"""Least and largest shift of all thresholds that are tried, on the logit scale."""
 STEPS = (0.4, 0.1)
 CHOOSING = (1.0, 4.0)
 """Multiples of the target at which smoothing and silence's odds are chosen, by the errors at all of them: at the target

@@ -6,7 +6,7 @@ For each keyword, on the clock of tokens:
     s_t = mean of its last `window` p_t, or of fewer if its rule says so
     hit:      s_t >= threshold, and no keyword has a larger s_t
     fires:    `patience` consecutive hits, while armed and not within `refractory` tokens of the last time it fired
-    disarmed: once it fired; armed again when s_t < threshold - margin
+    disarmed: once it fired; armed again when s_t < threshold - margin, or half the threshold if that is more
 
 Knows no model, no wall clock and no socket: the same posteriors give the same detections however fast they come.
 """
@@ -72,7 +72,7 @@ class Detector:
 
     Attributes:
         token: tokens judged so far.
-        near_misses: keyword -> times that it rose into `margin` below its threshold and fell again.
+        near_misses: keyword -> times that it rose close to its threshold, to where it is armed again, and fell.
         suppressed: reason ("patience", "refractory", "hysteresis") -> runs of hits that ended without a detection.
     """
 
@@ -85,7 +85,7 @@ class Detector:
             labels: names of the posteriors' columns.
             rules: keyword -> rule; keywords that are not here are not detected.
             window: tokens in the moving average, at least 1.
-            margin: how far below its threshold a keyword is armed again.
+            margin: how far below its threshold a keyword is armed again; where half of the threshold is nearer, there.
             silence: log-odds that silence gains: it is the rule on a stream, and one label of many in training.
         """
         self.labels, self.window, self.margin = tuple(labels), window, margin
@@ -102,7 +102,7 @@ class Detector:
         before = {word.name: word for word in getattr(self, "_words", [])}
         self.rules = dict(rules)
         self._words = [
-            replace(before.get(name) or _Word(name, rule), rule=rule, low=rule.threshold - self.margin)
+            replace(before.get(name) or _Word(name, rule), rule=rule, low=max(rule.threshold - self.margin, rule.threshold / 2))
             for name, rule in rules.items()
         ]
         self._columns = np.array([self.labels.index(name) for name in rules], np.int64)

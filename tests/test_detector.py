@@ -70,6 +70,12 @@ def test_one_event_while_the_posterior_stays_up_and_another_after_it_fell() -> N
     assert tokens(one.feed(heard(0.1, 0.9))) == [6]
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.2, 0.1, 0.02])
+def test_threshold_within_the_margin_is_armed_again_nonetheless(threshold: float) -> None:
+    lax = detector(Rule(threshold), margin=0.1)
+    assert tokens(lax.feed(heard(0.9, 0.001, 0.9, 0.001, 0.9))) == [0, 2, 4]
+
+
 def test_refractory_time_holds_back_an_armed_keyword() -> None:
     calm = detector(Rule(0.5, refractory=5))
     assert tokens(calm.feed(heard(0.9, 0, 0.9, 0, 0, 0, 0.9))) == [0, 6]
