@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.config import SILENCE
+from models.data import NOISE_FOLDERS, DataError
 from models.validation import posteriors_on
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ def balance(network: Network, point: str, heard: Validation) -> tuple[Checkpoint
 
     Returns:
         The checkpoint, and by how much it was moved.
+
+    Raises:
+        DataError: where no noise is heard, by which silence would be judged.
     """
+    if not len(heard.noise):
+        raise DataError(f"no training noise: silence is judged by recordings in {' or '.join(sorted(NOISE_FOLDERS))}")
     checkpoint, silence = network.checkpoint, network.config.labels.index(SILENCE)
     parts = [posteriors_on(network, point, pixels)[0] for pixels in (heard.clips, heard.noise)]
     labels = np.concatenate((heard.labels, np.full(len(heard.noise), silence)))

@@ -50,18 +50,20 @@ LIMITS = """\
 
 
 class CardError(ValueError):
-    """An evaluation that does not belong to the checkpoint."""
+    """An evaluation that does not belong to the checkpoint, or to its thresholds."""
 
 
 def write_card(model: Facts, evaluation: Facts, log: Path | None = None) -> str:
     """Facts of a checkpoint (`deltaspot model info`) and its evaluation -> Markdown.
 
     Raises:
-        CardError: if the evaluation is of other weights.
+        CardError: if the evaluation is of other weights, or of other thresholds.
     """
     judged = evaluation["model"]["fingerprint"]
     if judged != model["fingerprint"]:
         raise CardError(f"the evaluation is of {judged}, the checkpoint is {model['fingerprint']}: evaluate it anew")
+    if evaluation["calibration"] != model["calibration"]:
+        raise CardError("the evaluation is of other thresholds than the checkpoint's: evaluate it anew")
     keywords = [word for word in model["labels"] if not word.startswith("_")]
     about = ABOUT.format(**{**model, "labels": len(model["labels"]), "keywords": ", ".join(keywords)})
     sections = [

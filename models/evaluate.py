@@ -98,13 +98,21 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
 
 
 def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "validation") -> LabelledClips:
-    """Whole seconds of the noise recordings' part for `split`, as clips of silence."""
+    """Whole seconds of the noise recordings' part for `split`, as clips of silence.
+
+    Raises:
+        DataError: where there is none.
+    """
     parts = [
         noise_part(read_audio(item.data), split)
         for item in items
         if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO
     ]
     clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
+    if not clips:
+        raise DataError(
+            f"no noise to make silence of: expected recordings in a folder {' or '.join(sorted(NOISE_FOLDERS))}"
+        )
     return LabelledClips(clips, np.full(len(clips), config.labels.index(SILENCE)))
 
 

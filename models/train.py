@@ -159,8 +159,9 @@ def train(
 
     Raises:
         DataError: for data without the labels' clips.
-        TrainingError: when the loss is no longer finite.
+        TrainingError: when the loss is no longer finite, or a run that was begun had other teachers.
     """
+    be_taught(state, teachers, tutor)
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
@@ -176,6 +177,19 @@ def train(
             advance(state, list(threads.map(Shard.slope, shards, seeds)))
             due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
             yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
+
+
+def be_taught(state: State, teachers: Sequence[Teacher], tutor: Tutor | None) -> None:
+    """Note who has a say in a run's targets.
+
+    Raises:
+        TrainingError: if it was begun with others.
+    """
+    names = [f"teacher {teacher.digest}" for teacher in teachers] + ([f"tutor {tutor.fingerprint}"] if tutor else [])
+    taught = ", ".join(names)
+    if state.step and taught != state.taught:
+        raise TrainingError(f"this run had {state.taught or 'no teacher'}, not {taught or 'none'}: name the same again")
+    state.taught = taught
 
 
 def share_cores(schedule: Schedule) -> None:
@@ -263,6 +277,7 @@ def checkpoint_of(state: State) -> Checkpoint:
     """The averaged weights with the operating points learned so far."""
     weights = {name: tensor.numpy().copy() for name, tensor in state.average.state_dict().items()}
     made = {"stage": state.objective.stage, "step": str(state.step)}
+    made |= {"taught": state.taught} if state.taught else {}
     made |= {name: json.dumps(asdict(part)) for name, part in (("recipe", state.recipe), ("schedule", state.schedule))}
     return Checkpoint(state.config, weights, state.objective.points(), metadata=made)
 

@@ -89,7 +89,10 @@ class Objective(Protocol):
 
 @dataclass
 class State:
-    """A run between two steps. All randomness comes from `generator`; `figures` are smoothed over steps."""
+    """A run between two steps.
+
+    All randomness comes from `generator`; `figures` are smoothed over steps; `taught` says who has a say in the targets.
+    """
 
     config: ModelConfig
     recipe: Recipe
@@ -101,6 +104,7 @@ class State:
     generator: torch.Generator
     step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
+    taught: str = ""
 
 
 def new_state(
@@ -150,6 +154,7 @@ def save_state(state: State, path: Path) -> None:
         "stage": state.objective.stage,
         "step": state.step,
         "figures": state.figures,
+        "taught": state.taught,
     }
     partial = path.with_name(path.name + ".part")
     save_file(tensors, partial, {"format": FORMAT, **{name: json.dumps(value) for name, value in settings.items()}})
@@ -157,7 +162,7 @@ def save_state(state: State, path: Path) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings of a run, as plain types: `stage` says which objective `load_state` wants.
+    """Settings of a run: `stage` says which objective `load_state` wants.
 
     Raises:
         TrainingError: for a missing, broken or foreign file.
@@ -171,7 +176,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} is no whole training state ({error}); start anew in another folder") from error
     if metadata.pop("format", None) != FORMAT:
         raise TrainingError(f"{path} is no {FORMAT} file; start anew in another folder")
-    return {name: json.loads(value) for name, value in metadata.items()}
+    settings = {name: json.loads(value) for name, value in metadata.items()}
+    try:
+        settings["config"] = ModelConfig.from_dict(settings["config"])
+        settings["recipe"] = Recipe.from_dict(settings["recipe"])
+        settings["schedule"] = Schedule(**settings["schedule"])
+    except (TypeError, ConfigError) as error:
+        raise TrainingError(f"{path} was written by another version ({error}); start anew in another folder") from error
+    return settings
 
 
 def load_state(path: Path, objective: Objective) -> State:
@@ -183,13 +195,7 @@ def load_state(path: Path, objective: Objective) -> State:
     settings = read_settings(path)
     if settings["stage"] != objective.stage:
         raise TrainingError(f"{path} is of stage {settings['stage']!r}, not {objective.stage!r}")
-    try:
-        config = ModelConfig.from_dict(settings["config"])
-        recipe = Recipe.from_dict(settings["recipe"])
-        schedule = Schedule(**settings["schedule"])
-    except (TypeError, ConfigError) as error:
-        raise TrainingError(f"{path} was written by another version ({error}); start anew in another folder") from error
-    state = new_state(config, recipe, schedule, objective)
+    state = new_state(settings["config"], settings["recipe"], settings["schedule"], objective)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     state.generator.set_state(tensors.pop("generator"))
@@ -201,7 +207,7 @@ def load_state(path: Path, objective: Objective) -> State:
         moments.setdefault(int(index), {})[key] = tensor
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.step, state.figures = settings["step"], settings["figures"]
+    state.step, state.figures, state.taught = settings["step"], settings["figures"], settings.get("taught", "")
     return state
 
 

@@ -25,7 +25,7 @@ class Tutor:
     """A frozen checkpoint of ours, heard without its gates."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
+        self.config, self.fingerprint = checkpoint.config, checkpoint.fingerprint
         self.network = filled(network_of(checkpoint.config), checkpoint).requires_grad_(requires_grad=False)
 
     def check(self, config: ModelConfig) -> None:

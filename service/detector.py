@@ -102,7 +102,11 @@ class Detector:
         before = {word.name: word for word in getattr(self, "_words", [])}
         self.rules = dict(rules)
         self._words = [
-            replace(before.get(name) or _Word(name, rule), rule=rule, low=max(rule.threshold - self.margin, rule.threshold / 2))
+            replace(
+                before.get(name) or _Word(name, rule),
+                rule=rule,
+                low=max(rule.threshold - self.margin, rule.threshold / 2),
+            )
             for name, rule in rules.items()
         ]
         self._columns = np.array([self.labels.index(name) for name in rules], np.int64)

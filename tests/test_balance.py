@@ -8,7 +8,7 @@ import pytest
 from models.balance import BIAS, GRID, balance, best
 from models.checkpoint import Checkpoint
 from models.config import SILENCE, ModelConfig
-from models.data import CLIP_FRAMES, Corpus
+from models.data import CLIP_FRAMES, Corpus, DataError
 from models.network import Network
 from models.transformer import StreamingKWT
 from models.validation import Validation, posteriors_on
@@ -45,6 +45,8 @@ def test_only_one_bias_of_the_checkpoint_changes_and_the_verdicts_follow() -> No
     words = np.array(["yes", "no", "bed", "cat"] * 6)
     noise = [rng.integers(0, 40, (5 * CLIP_FRAMES, bands)).astype(np.uint8)]
     heard = Validation(Corpus(pixels, words, np.ones(24, bool), noise), CONFIG)
+    with pytest.raises(DataError, match="no training noise"):
+        balance(Network(checkpoint), "dense", Validation(Corpus(pixels, words, np.ones(24, bool), []), CONFIG))
     balanced, moved = balance(Network(checkpoint), "dense", heard)
     assert moved in GRID
     difference = balanced.weights[BIAS] - weights[BIAS]

@@ -33,6 +33,7 @@ def evaluation(facts: dict) -> dict:
     quiet = Tally(hours=0.747).report()
     return {
         "model": {"fingerprint": facts["fingerprint"]},
+        "calibration": facts["calibration"],
         "protocol": {"streams": 9, "minutes": 10.0, "seed": 0},
         "clips": [point("dense", 0.9712), point("shipped", 0.9654)],
         "streams": {"target": words.report(), "keywords": words.report(), "speech": quiet},
@@ -61,6 +62,12 @@ def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None
 def test_an_evaluation_of_other_weights_is_refused(facts: dict, evaluation: dict) -> None:
     evaluation["model"]["fingerprint"] = "0123456789ab"
     with pytest.raises(CardError, match="0123456789ab"):
+        write_card(facts, evaluation)
+
+
+def test_an_evaluation_of_other_thresholds_is_refused(facts: dict, evaluation: dict) -> None:
+    evaluation["calibration"] = {**facts["calibration"], "window_tokens": 1}
+    with pytest.raises(CardError, match="other thresholds"):
         write_card(facts, evaluation)
 
 

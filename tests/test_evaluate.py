@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import hashlib
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -16,26 +14,17 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, walk
-from models.evaluate import cut_silence, judge_clips, read_clips
+from models.evaluate import cut_silence, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
-from models.streams import (
-    SAMPLE_RATE,
-    Clip,
-    Stream,
-    Utterance,
-    read_labels,
-)
-from service.commands.evaluate import app
+from models.streams import SAMPLE_RATE, Clip, Stream, Utterance
 from service.commands.evaluate_socket import Answer, judge, listen_to_all, single_words
 from service.commands.replay import detector
 
 CONFIG = ModelConfig()
-SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
 SECOND = SAMPLE_RATE
 
 
@@ -170,6 +159,8 @@ def test_a_folder_without_clips_and_a_split_that_is_none_are_refused(tmp_path: P
         read_clips(walk(tmp_path), CONFIG)
     with pytest.raises(DataError, match="no split 'test'"):
         read_clips(walk(tmp_path), CONFIG, "test")
+    with pytest.raises(DataError, match="recordings in a folder _background_noise_ or esc10"):
+        cut_silence(walk(tmp_path), CONFIG)
     with pytest.raises(DataError, match="no clips, no running speech"):
         standard_sets(gather_material(walk(tmp_path)), 1, 0)
 
@@ -197,75 +188,6 @@ def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
     harder = sweeps(material, 0, minutes=0.5)
     assert set(harder) == {"snr_db", "gain_db", "line", "room"}
     assert len({tuple(u.word for u in stream.utterances) for c in harder.values() for _, stream in c}) == 1
-
-
-# --- commands
-
-
-def run(*words: str) -> dict:
-    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) -> None:
-    save(tmp_path / "yes/a_nohash_0.wav")
-    save(tmp_path / "_silence_/b.wav")
-    points = run("clips", "--data", str(tmp_path), "--confusion", str(tmp_path / "c.png"), "--json")["points"]
-    assert [point["name"] for point in points] == list(network.points)
-    for point in points:
-        assert point["clips"] == 2
-        assert point["unknown"] is None
-        assert point["accuracy"] == (point["keywords"] + point["silence"]) / 2
-        assert 0 < point["macs_skipped_vs_causal"] < point["macs_skipped_vs_window"] < 1 or point["name"] == "dense"
-        assert np.sum(point["confusion"]) == 2
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_clip_of_the_real_thing_is_judged_right(network, shared_data: Path, tmp_path: Path) -> None:
-    items = list(walk(archives(shared_data, tmp_path / "data", "validation")))
-    clips = read_clips(items[::20], CONFIG, "validation")
-    report = judge_clips(network, clips, network.points[0])
-    assert report.clips == len(clips.targets) > 100
-    assert report.accuracy > 0.85
-    assert np.trace(report.confusion) == round(report.accuracy * report.clips)
-
-
-def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Path) -> None:
-    audio = str(SAMPLE / "commands.flac")
-    curve = tmp_path / "curve.png"
-    report = run("stream", "--audio", audio, "--labels", str(SAMPLE / "commands.tsv"), "--curve", str(curve), "--json")
-    rows = list(csv.DictReader(curve.with_suffix(".csv").read_text().splitlines()))
-    assert [float(row["offset"]) for row in rows] == sorted(float(row["offset"]) for row in rows)
-    assert report["missed"] in {int(row["missed"]) for row in rows}
-    assert curve.read_bytes().startswith(b"\x89PNG")
-    said = [word.word for word in read_labels(SAMPLE / "commands.tsv")]
-    assert report["keywords"] == sum(word in KEYWORDS for word in said)
-    assert report["other_words"] == sum(word not in KEYWORDS for word in said)
-    assert report["hours"] == pytest.approx(soundfile.info(audio).duration / 3_600, abs=1e-5)
-    assert {"missed", "miss_rate", "false_alarms", "false_alarms_per_hour", "latency_ms_p50"} <= set(report)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "commands.flac").symlink_to(audio)
-    nothing = run("stream", "--audio", str(tmp_path / "folder"), "--json")
-    assert nothing["keywords"] == 0
-    assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
-    assert list(nothing["files"]) == ["commands"]
-
-
-def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "quiet.wav")
-    with pytest.raises(DataError, match="needs recordings in which keywords are said"):
-        run("stream", "--audio", str(tmp_path / "quiet.wav"), "--curve", str(tmp_path / "curve.png"))
-
-
-def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data: Path) -> None:
-    data, made = archives(shared_data, tmp_path / "data", "validation"), tmp_path / "made"
-    words = ("make-stream", "--data", str(data), "--output", str(made), "--minutes", "0.5", "--seed", "7")
-    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert result.exit_code == 0
-    report = run("stream", "--audio", str(made), "--labels", str(made), "--json")
-    assert report["hours"] == pytest.approx(0.5 / 60, abs=1e-5)
-    assert report["keywords"] + report["other_words"] == len(read_labels(made / "stream-007.tsv"))
 
 
 def test_a_calm_room_is_calm_through_a_socket_too(running) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, save
 from models.config import ModelConfig, gate_names
 from models.evaluate import ClipReport, LabelledClips
 from models.network import Network
 from models.points import GROWTH, LAXER, PointError, Trial, choose, scaled, trials
 from models.transformer import StreamingKWT
+from service.commands.model import app
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16)
 LEARNED = {name: 0.1 + i for i, name in enumerate(gate_names(CONFIG))}
@@ -62,3 +66,9 @@ def test_trials_begin_dense_and_skip_more_and_more() -> None:
     assert [judged[0].factor, judged[1].factor] == [0.0, GROWTH**-LAXER]
     assert skipped[-1] > skipped[1] > skipped[0]
     assert Network(checkpoint).points == ("dense",)
+
+
+def test_checkpoint_without_learned_thresholds_is_refused(tmp_path: Path) -> None:
+    save(random_checkpoint(), tmp_path / "dense.safetensors")
+    words = ["points", "--data", str(tmp_path), "--model", str(tmp_path / "dense.safetensors"), "--output", "x"]
+    assert "no learned thresholds" in str(CliRunner().invoke(app, words).exception)

@@ -199,7 +199,7 @@ def test_state_is_plain_tensors_and_json(tmp_path: Path) -> None:
     assert (again.config, again.recipe, again.schedule) == (state.config, state.recipe, state.schedule)
 
 
-def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_state_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / STATE
     with pytest.raises(TrainingError, match="nothing to resume"):
         load_state(path, objective("dense"))
@@ -209,6 +209,10 @@ def test_files_that_are_no_state_are_refused(tmp_path: Path) -> None:
     save_state(start("dense"), path)
     with pytest.raises(TrainingError, match="stage"):
         load_state(path, objective("gated"))
+    monkeypatch.setattr("models.train_state.asdict", lambda _part: {"unheard_of": 1})
+    save_state(start("dense"), path)
+    with pytest.raises(TrainingError, match="another version"):
+        read_settings(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrainingError, match="whole"):
         load_state(path, objective("dense"))
@@ -228,7 +232,10 @@ def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None:
     assert "no training clips of up, down" in str(run("--steps", "1"))
     save_state(start("dense"), tmp_path / STATE)
     assert "holds a run" in str(run())
-    assert "leave out" in str(run("--resume", "--steps", "9"))
+    for asked in (("--steps", "9"), ("--rate", "0.1"), ("--fold", "1,2")):
+        assert "leave out" in str(run("--resume", *asked))
+    (tmp_path / STATE).unlink()
+    assert "whole numbers between commas" in str(run("--fold", "1,x"))
 
 
 def test_command_begins_a_stage_as_told(tmp_path: Path) -> None:
@@ -255,6 +262,9 @@ def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_
         assert done.exit_code == 0, done.output
         weights.append(load_checkpoint(out / MODEL).weights["readout.head.weight"])
     assert not np.array_equal(*weights)
+    forgotten = CliRunner().invoke(app, [*arguments[:-2]])
+    assert "this run had tutor" in str(forgotten.exception)
+    save_state(start("gated"), out / STATE)
     save(replace(checkpoint_of(start("dense")), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
     refused = CliRunner().invoke(app, [*arguments[:-2], "--tutor", str(tmp_path / MODEL)])
     assert "its student's stride" in str(refused.exception)

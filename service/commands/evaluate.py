@@ -72,7 +72,7 @@ def clips(
     data: Data,
     split: Annotated[str, typer.Option(help="training, validation or testing, by speaker; or all.")] = ALL,
     silence: Annotated[
-        Path | None, typer.Option(help="Folder of noise; its validation part counts as silence.")
+        Path | None, typer.Option(help="Folder that holds a folder of noise; its validation part counts as silence.")
     ] = None,
     confusion: Annotated[
         Path | None, typer.Option(help="Write the shipped point's confusion matrix here, PNG.")
@@ -155,21 +155,31 @@ def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any]
 
 
 def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
-    """Recordings with their labels, which carry the recording's name.
+    """Recordings with their labels, which carry the recording's name, and its folder's where it lies in one.
 
     Raises:
-        DataError: where there is no recording, or a folder of labels lacks one.
+        DataError: where there is no recording, one without sound, or a folder without a folder of labels.
     """
     if not audio.exists():
         raise DataError(f"no recording at {audio}")
-    paths = [audio] if audio.is_file() else sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
+    if audio.is_file():
+        return [_read_stream(audio, audio.stem, labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels)]
+    if labels is not None and not labels.is_dir():
+        raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
+    paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
     if not paths:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
-    streams = []
-    for path in paths:
-        words = labels / f"{path.stem}.tsv" if labels is not None and labels.is_dir() else labels
-        streams.append(Stream(path.stem, read_audio(path), read_labels(words) if words else ()))
-    return streams
+    names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
+    return [
+        _read_stream(path, name, labels and labels / f"{name}.tsv") for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _read_stream(path: Path, name: str, labels: Path | None) -> Stream:
+    samples = read_audio(path)
+    if not len(samples):
+        raise DataError(f"{path} is empty: there is nothing to judge")
+    return Stream(name, samples, read_labels(labels) if labels else ())
 
 
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:

@@ -32,7 +32,7 @@ app.command("import")(import_stock)
 console = Console(stderr=True)
 
 CALIBRATION_SEED = 50_000
-"""Far from the evaluation's, so that no stream is used for both."""
+"""Far from the evaluation's, so that no stream of words is used for both; running speech and noise are the same."""
 
 
 @app.command()
@@ -75,10 +75,16 @@ def points_command(
     ],
     model: Annotated[Path, typer.Option(help="Checkpoint of `deltaspot train --stage gated`.")],
 ) -> None:
-    """Choose `shipped` and `aggressive`: multiples of the learned thresholds that lose little accuracy."""
-    from models.points import choose, trials
+    """Choose `shipped` and `aggressive`: multiples of the learned thresholds that lose little accuracy.
+
+    Raises:
+        PointError: if no thresholds were learned, or every multiple loses too much.
+    """
+    from models.points import PointError, choose, trials
 
     checkpoint = load_checkpoint(model)
+    if LEARNED not in checkpoint.points:
+        raise PointError(f"{model} has no learned thresholds: only a checkpoint of `train --stage gated` has them")
     with console.status("reading recordings"):
         clips = read_clips(walk(data), checkpoint.config, "validation")
     learned, tried = checkpoint.points[LEARNED], []

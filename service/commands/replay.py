@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from models.checkpoint import CheckpointError
 from models.streams import SAMPLE_RATE
 from service.detector import Detector, Hit, Rule
 
@@ -18,9 +19,11 @@ PIECE: Final = 16
 
 
 def detector(config: ModelConfig) -> Detect:
-    """What the server detects with, as the evaluation calls it."""
+    """What the server detects with, as the evaluation calls it; it refuses a checkpoint that is not calibrated."""
 
     def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
+        if "keywords" not in calibration:
+            raise CheckpointError("no thresholds for streams in this checkpoint: `deltaspot model calibrate` sets them")
         refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
         rules = {
             word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))

@@ -73,14 +73,15 @@ def train_command(
     in _background_noise_. Words that are no keyword are unknown words; speakers are split by the published rule.
     """
     if resume:
-        if steps is not None or seed is not None or init is not None:
-            raise TrainingError("--resume goes on as the run was set up; leave out --steps, --seed and --init")
+        if fold or any(asked is not None for asked in (steps, seed, init, rate)):
+            raise TrainingError(
+                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold"
+            )
         state = load_state(out / STATE, objective_of(out))
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        folds = tuple(int(factor) for factor in fold.split(",") if factor)
-        state = begin(stage, init, steps, seed, rate, folds)
+        state = begin(stage, init, steps, seed, rate, read_folds(fold))
     teachers = [load_teacher(path) for path in teacher or ()]
     heard = Tutor(load_checkpoint(tutor)) if tutor else None
     share_cores(state.schedule)
@@ -98,11 +99,23 @@ def train_command(
     console.print(f"wrote {out / MODEL}; `deltaspot evaluate clips` judges it")
 
 
+def read_folds(text: str) -> tuple[int, ...]:
+    """Sub-tokens of each layer, from 1,1,2.
+
+    Raises:
+        TrainingError: for anything else.
+    """
+    try:
+        return tuple(int(factor) for factor in text.split(",") if factor)
+    except ValueError as error:
+        raise TrainingError(f"--fold takes whole numbers between commas, such as 1,1,2,2; not {text!r}") from error
+
+
 def objective_of(out: Path) -> Objective:
     """The objective of the run in a folder, for `load_state` to fill."""
     settings = read_settings(out / STATE)
     kind = Dense if settings["stage"] == Stage.DENSE else Gated
-    return kind(ModelConfig.from_dict(settings["config"]), Recipe.from_dict(settings["recipe"]))
+    return kind(settings["config"], settings["recipe"])
 
 
 def begin(
