@@ -171,7 +171,7 @@ class Guard:
             Unauthorised, Forbidden, TooFast: by whom, from where, how often.
         """
         origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and _host_of(origin) != host:
             raise Forbidden("pages of this origin may not open streams here")
         caller = self._redeem(ticket) if ticket else self._callers.find(_bearer(headers))
         self._allow(caller, Scope.STREAM)
@@ -207,6 +207,14 @@ def hash_key(key: str) -> str:
 def new_key() -> str:
     """A key to hand out."""
     return f"ds_{secrets.token_urlsafe(32)}"
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of a page's origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

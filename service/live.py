@@ -50,18 +50,29 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send, so
     """
     caller.open += 1
     try:
-        stream = server.open(await _configure(server, receive), caller)
-    except WireError as error:
-        server.engine.places.cancel()
-        await _end(send, [failed(error)], error.code)
+        stream = await _opened(server, caller, receive)
     except Vanished:
-        server.engine.places.cancel()
+        pass
+    except WireError as error:
+        await _end(send, [failed(error)], error.code)
     else:
         with server.tracing.span("session", session=stream.session.id) as span:
             await _run(server, stream, receive, send, socket)
             span.note(outcome=stream.code.wire, audio_s=stream.session.audio_s, detections=stream.session.detections)
     finally:
         caller.open -= 1
+
+
+async def _opened(server: Server, caller: Caller, receive: Receive) -> Stream:
+    """A stream in the place that was reserved; the place is given back if there is none, whatever the reason."""
+    try:
+        return server.open(await _configure(server, receive), caller)
+    except BaseException as error:
+        server.engine.places.cancel()
+        if not isinstance(error, Exception) or isinstance(error, WireError | Vanished):
+            raise
+        log.error("a stream could not be opened", exc_info=error)
+        raise Internal("the server made a mistake; it is logged") from None
 
 
 async def _configure(server: Server, receive: Receive) -> Configure:

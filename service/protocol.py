@@ -22,7 +22,7 @@ MAX_TEXT_BYTES: Final = 16_384
 
 Name = Annotated[str, Field(max_length=32)]
 Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
-Samples = Annotated[int, Field(ge=0, description="samples per channel at the client's rate")]
+Samples = Annotated[int, Field(ge=0, lt=2**53, description="samples per channel at the client's rate")]
 Share = Annotated[float, Field(ge=0, le=1, description="share, 0 to 1")]
 Method = Literal["dense", "delta", "pruned", "delta+pruned"]
 """What an operating point leaves out: nothing, what moves little, weak scores and heads, or both."""

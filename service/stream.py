@@ -71,11 +71,11 @@ class Stream:
         own = spotting(hosted.network, configure, settings.keywords)
         self.session = Session(name, extended(hosted.spec, own), configure, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
+        self.outbox: list[ServerMessage] = [self.session.ready()]
         self.hosted: Hosted = hosted
         self.slot: Slot = engine.open(hosted, self)
         self.slot.spotting = own
         self.slot.configure(self.session.point, configure.coarsest)
-        self.outbox: list[ServerMessage] = [self.session.ready()]
         self.error: WireError | None = None
         self.closing = self.over = False
         self.last_heard = clock()
@@ -141,7 +141,7 @@ class Stream:
                 self.say(self.session.due())
             case Configure():
                 self.say(self.session.configure(message))
-                self.slot.configure(message.point or self.hosted.spec.default_point, message.coarsest)
+                self.slot.configure(self.hosted.spec.point(message), message.coarsest)
             case Feedback():
                 self._feedback(message)
             case Close():

@@ -175,7 +175,7 @@ class Satellite:
         self._server.admit()
         try:
             self._stream = self._server.open(configure, self._server.guard.anyone)
-        except WireError:
+        except BaseException:
             self._server.engine.places.cancel()
             raise
         self._heard = 0

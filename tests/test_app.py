@@ -20,6 +20,7 @@ from service.protocol import (
     Configure,
     Detection,
     Failed,
+    KeywordSettings,
     Marker,
     Ready,
     Scores,
@@ -27,6 +28,7 @@ from service.protocol import (
     WarningCode,
     parse_server,
 )
+from service.session import Session
 from tests.talk import opened, play, rest, words
 
 
@@ -80,6 +82,11 @@ BAD: dict[str, tuple[list[str | bytes], CloseCode, str | None]] = {
     "sample rate of 7": (['{"type":"configure","sample_rate":7}'], CloseCode.BAD_MESSAGE, "sample_rate"),
     "unknown keyword": (['{"type":"configure","keywords":{"sesame":{}}}'], CloseCode.BAD_MESSAGE, "keywords.sesame"),
     "unknown model": (['{"type":"configure","model":"gpt"}'], CloseCode.BAD_MESSAGE, "model"),
+    "resumed beyond all time": (
+        [f'{{"type":"configure","resume":{{"token":"","sample":{10**400}}}}}'],
+        CloseCode.BAD_MESSAGE,
+        "resume.sample",
+    ),
     "unknown point": (['{"type":"configure","point":"gpt"}'], CloseCode.BAD_MESSAGE, "point"),
     "changed rate": ([CONFIGURE, '{"type":"configure","sample_rate":8000}'], CloseCode.BAD_MESSAGE, "sample_rate"),
     "NaN samples": (
@@ -104,6 +111,31 @@ async def test_bad_input_gets_a_message_and_a_code(running: Any, case: str) -> N
     assert failure.message
     assert socket.close_code == code
     assert running.server.engine.places.reserved == 0
+
+
+async def test_place_comes_back_whatever_went_wrong(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Session, "ready", broken)
+    async with connect(running.stream) as socket:
+        await socket.send(CONFIGURE)
+        assert [m.code for m in await rest(socket) if isinstance(m, Failed)] == [CloseCode.INTERNAL.wire]
+    assert running.server.engine.places.used == 0
+
+
+async def test_method_asked_for_once_more_is_the_one_in_force(running: Any, spoken: np.ndarray) -> None:
+    async with opened(running.stream, Configure(method="dense")) as socket:
+        (stream,) = running.server.streams
+        keywords = {"yes": KeywordSettings(threshold=0.3)}
+        await socket.send(Configure(method="dense", keywords=keywords).model_dump_json())
+        await socket.send(spoken[:8_000].tobytes())
+        await socket.send('{"type":"marker","id":1}')
+        ready, marker = parse_server(await socket.recv()), parse_server(await socket.recv())
+        assert isinstance(ready, Ready)
+        assert isinstance(marker, Marker)
+        points = stream.hosted.network.points
+        assert (ready.point, points[stream.hosted.cache.point[stream.slot.row]]) == ("dense", "dense")
 
 
 async def test_odd_bytes_lose_nothing(running: Any, spoken: np.ndarray) -> None:

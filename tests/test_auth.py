@@ -111,6 +111,7 @@ async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
     key = bearer("ears")
     assert await refused(guarded.stream, origin="https://evil.example", additional_headers=key) == 403
     assert await refused(guarded.stream, origin="null", additional_headers=key) == 403
+    assert await refused(guarded.stream, origin="http://[", additional_headers=key) == 403
     assert await opens(guarded.stream, origin="https://app.example", additional_headers=key)
     assert await opens(guarded.stream, origin=guarded.http, additional_headers=key)
 
