@@ -58,6 +58,7 @@ def create_app(server: Server) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.create_task(server.start())
+        warming.add_done_callback(server.ended)
         port = server.settings.wyoming_port
         door = await wyoming.listen(server, port) if port is not None else None
         app.state.wyoming = door
@@ -65,7 +66,7 @@ def create_app(server: Server) -> FastAPI:
         if door is not None:
             door.close()
         await server.drain()
-        await warming
+        await asyncio.wait([warming])
         await server.stop()
 
     app = FastAPI(title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -219,7 +220,7 @@ async def tickets(server: TheServer, caller: Streamer) -> Ticket:
 @rest.get("/healthz", responses={500: {"model": Health}})
 async def healthz(server: TheServer, response: Response) -> Health:
     """Whether the process works; if not, restart it."""
-    broken = server.warm and not server.engine.alive
+    broken = server.failed or (server.warm and not server.engine.alive)
     response.status_code = 500 if broken else 200
     return Health.of(server, "broken" if broken else "ok")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import logging
 import secrets
 from contextlib import suppress
@@ -19,9 +18,9 @@ from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.config import KEYWORDS
 from models.engines import make_network
 from models.kwt_weights import KWTFileError, is_stock
-from service import heap
+from service import upkeep
 from service.auth import Anyone, Guard, Keys
-from service.engine import Engine, clock
+from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Headroom
 from service.logs import session_ended
@@ -33,6 +32,7 @@ from service.tracing import Tracing
 from service.windows import ClipModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from models.engines import AnyNetwork
@@ -43,12 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT = "default"
-CHECK_S, PARTS = 1.0, 10
-COUNTED = 5
-"""Streams are looked after every `CHECK_S`, in so many parts, since everybody waits meanwhile; the metrics are told of
-one in `COUNTED` of them each time."""
-TRIM_S = 10.0
-"""Time between two looks whether a crowd is gone, whose memory is given back; while it is there, that would slow it."""
 LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
@@ -58,11 +52,13 @@ class Server:
 
     Attributes:
         streams: those that are open.
+        crowd: most of them at a time since memory was last given back.
         clip_models: networks for clips alone, by name.
         warm: the models are loaded and compiled.
         headroom: how many streams the machine keeps up with, once it is warm.
         decoding: how many clips are decoded at a time.
         reloading: the newest reload, kept so that it is not forgotten half-way.
+        failed: something without which there is no service went wrong; `on_failure` was called.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -80,10 +76,10 @@ class Server:
         self.tracing = Tracing.to(settings.otlp_endpoint)
         self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
         self.streams: set[Stream] = set()
-        self._lagging: set[Stream] = set()
-        self._crowd = 0
+        self.crowd = 0
         self.clip_models: dict[str, ClipModel] = {}
-        self.warm = False
+        self.warm = self.failed = False
+        self.on_failure: Callable[[], None] = lambda: None
         self.headroom: Headroom
         self.limits = Limits(
             frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
@@ -106,10 +102,19 @@ class Server:
         await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.headroom = Headroom(*await rehearse(self.engine.find(None).network))
-        self._make_room()
+        self.make_room()
         gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True
-        self._tasks = [asyncio.create_task(task) for task in (self._watch(), self._check_models(), self._tidy())]
+        self._tasks = [asyncio.create_task(task(self)) for task in (upkeep.watch, upkeep.check_models, upkeep.tidy)]
+        for task in self._tasks:
+            task.add_done_callback(self.ended)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Take note of the end of a task on which everything depends; a failure is the end of the service."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the server cannot go on", exc_info=error)
+            self.failed = True
+            self.on_failure()
 
     async def reload(self) -> None:
         """Read all checkpoints again; open streams keep the network they have.
@@ -206,7 +211,7 @@ class Server:
         limits = self.limits.model_copy(update={"speed": min(self.limits.speed, caller.speed or self.limits.speed)})
         stream = Stream(self.engine, configure, limits, self.settings, self.metrics, secrets.token_hex(8))
         self.streams.add(stream)
-        self._crowd = max(self._crowd, len(self.streams))
+        self.crowd = max(self.crowd, len(self.streams))
         self.metrics.session_opened()
         self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
         return stream
@@ -223,66 +228,10 @@ class Server:
         session_ended(stream.session.id, outcome, **totals.model_dump())
         return last
 
-    async def _watch(self) -> None:
-        """Look after all streams now and then, at the cost of one timer."""
-        before, at = self.engine.usage, clock()
-        for turn in itertools.count():
-            streams = list(self.streams)
-            for part in range(PARTS):
-                await self._sleep(CHECK_S / PARTS)
-                self._look_after(streams[part::PARTS], turn)
-            usage, now = self.engine.usage, clock()
-            self.headroom.observe(usage - before, now - at, shedding=self.engine.shedding.scale > 1.0)
-            before, at = usage, now
-            self._make_room()
-            self.metrics.ready(self.ready)
-            self._tell_lagging()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep; if that takes longer, this process did nothing meanwhile, and nobody was silent."""
-        began = clock()
-        await asyncio.sleep(seconds)
-        stood_still = max(0.0, clock() - began - seconds)
-        for stream in self.streams:
-            stream.last_heard += stood_still
-
-    def _look_after(self, streams: list[Stream], turn: int) -> None:
-        """Check those of some streams that are still open, and tell the metrics of a few."""
-        for number, stream in enumerate(streams, turn):
-            if stream in self.streams:
-                stream.check()
-                if number % COUNTED == 0:
-                    stream.count()
-
-    def _tell_lagging(self) -> None:
-        """Warn streams that have fallen behind since the last look."""
-        lagging = {stream for stream in self.streams if stream.slot.lag_s > self.settings.lag_s}
-        for stream in lagging - self._lagging:
-            stream.warn(WarningCode.LAGGING, f"audio waits for more than {self.settings.lag_s:g} s to be judged")
-        self._lagging = lagging
-
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Admit as many streams as the machine keeps up with."""
         self.engine.places.room = min(self.engine.places.most, self.headroom.streams)
         self.metrics.capacity(self.engine.places.room)
-
-    async def _check_models(self) -> None:
-        """Judge again what the models' checks took notes of, beside the event loop."""
-        while True:
-            await asyncio.sleep(CHECK_S)
-            for hosted in list(self.engine.hosted.values()):
-                for errors in await asyncio.to_thread(hosted.check.recompute):
-                    for error in errors.tolist():
-                        self.metrics.self_checked(error)
-
-    async def _tidy(self) -> None:
-        """Give back what a crowd left, once half of it is gone."""
-        while True:
-            await asyncio.sleep(TRIM_S)
-            if len(self.streams) < self._crowd / 2:
-                self._crowd = len(self.streams)
-                self.engine.give_back()
-                await asyncio.to_thread(heap.trim)
 
     def _tell_shedding(self, shedding: bool) -> None:
         code = WarningCode.SHEDDING if shedding else WarningCode.RESTORED

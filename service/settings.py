@@ -66,4 +66,6 @@ class Settings(BaseSettings):
     capture: Path | None = Field(None, description="Directory for feedback and its audio; nothing is kept if unset.")
     wyoming_port: int | None = Field(None, ge=0, le=65_535, description="Port of the Wyoming door; closed if unset.")
     otlp_endpoint: str = Field("", description="Collector of traces, OTLP over HTTP; none are made if unset.")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="How the log is written.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="How the log is written: json, console, or auto, by whether it is a terminal."
+    )

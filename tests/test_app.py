@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service import server
+from service import upkeep
 from service.protocol import (
     CloseCode,
     Closed,
@@ -221,7 +221,7 @@ async def test_streams_are_warned_of_what_the_server_cannot_help(running: Any, m
 async def test_a_thousand_streams_are_not_told_at_once(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "CHECK_S", 1_000.0)
+    monkeypatch.setattr(upkeep, "CHECK_S", 1_000.0)
     with serving() as running:
         engine = running.server.engine
         async with asyncio.timeout(60), opened(running.stream) as socket:
@@ -236,7 +236,7 @@ async def test_a_thousand_streams_are_not_told_at_once(
 async def test_while_the_server_stands_still_nobody_is_silent(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "CHECK_S", 0.05)
+    monkeypatch.setattr(upkeep, "CHECK_S", 0.05)
     with serving(idle_s=1) as running:
         async with asyncio.timeout(60), opened(running.stream) as socket:
             running.server.engine._call(time.sleep, 2.0)  # on the event loop

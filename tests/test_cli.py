@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from service import cli
+from service.commands.serve import shown
 from service.errors import UnsupportedAudio
 from service.settings import Settings
 
@@ -66,7 +67,7 @@ def settings_table():
     yield "| variable | default | |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, "") else f"`{field.default}`"
+        default = "" if field.default in (None, "") else f"`{shown(field.default)}`"
         yield f"| `DELTASPOT_{name.upper()}` | {default} | {field.description} |"
 
 

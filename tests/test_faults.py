@@ -1,10 +1,14 @@
-"""What no client does: clocks that jump, a disk that is full. Streams go on, and nothing that was said is lost."""
+"""What no client does: clocks that jump, a disk that is full. Streams go on, and nothing that was said is lost.
+
+And what ends a server: it says why, instead of standing there for nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,10 @@ import pytest
 
 from client.connection import connect
 from service import engine
+from service.commands.serve import Polite, uvicorn_config
 from service.protocol import Closed, Detection, Ready
+from service.server import Server
+from service.settings import Settings
 from tests.system.test_lifecycle import chunks, detections, listen, until
 
 HOUR, DAY = 3_600.0, 86_400.0
@@ -51,14 +58,14 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 async def looked_after(running: Any) -> None:
     """Wait until the server has looked after its streams."""
-    turns, make_room, loop = asyncio.Semaphore(0), running.server._make_room, asyncio.get_running_loop()
+    turns, make_room, loop = asyncio.Semaphore(0), running.server.make_room, asyncio.get_running_loop()
 
     def turn() -> None:
         make_room()
         loop.call_soon_threadsafe(turns.release)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(running.server, "_make_room", turn)
+        patched.setattr(running.server, "make_room", turn)
         for _ in range(3):  # the first one may be under way, and the third one begins after the second one's end
             await turns.acquire()
 
@@ -99,3 +106,22 @@ async def test_full_disk_costs_an_opinion_and_no_stream(faulty: Any, captured: P
     assert spotter.totals.detections == len(heard) > 2
     assert json.loads(heard[1].read_text())["correct"]
     assert not heard[0].exists()
+
+
+def test_server_whose_models_cannot_be_made_ready_says_why_and_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_server: Server) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Server, "_load", broken)
+    server = Server(Settings(port=0))
+    web = Polite(uvicorn_config(server))
+    web.server, server.on_failure = server, web.give_up
+    thread = threading.Thread(target=web.run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert web.failed
+    assert "the server cannot go on" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

@@ -109,7 +109,7 @@ async def test_as_many_streams_as_fit_are_admitted_and_lose_nothing(serving: Cal
 
 def machine_for(server: Any, streams: int) -> None:
     server.headroom = Headroom(Usage(engine=LIMIT / (streams + 0.5), loop=0.0, audio=1.0), cores=2)
-    server._make_room()
+    server.make_room()
 
 
 async def test_refusal_says_when_to_come_back_and_place_is_there_again(serving: Callable[..., Any]) -> None:

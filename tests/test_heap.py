@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from models.pages import GIVES_BACK
-from service import heap, server
+from service import heap, upkeep
 from service.protocol import Configure
 
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, which is Linux's")
@@ -55,7 +55,7 @@ async def test_memory_goes_back_once_half_of_a_crowd_is_gone(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(server, "TRIM_S", 0.01)
+    monkeypatch.setattr(upkeep, "TRIM_S", 0.01)
     monkeypatch.setattr(heap, "trim", lambda: left.append(len(running.server.streams)))
     with serving() as running:
         async with AsyncExitStack() as crowd:

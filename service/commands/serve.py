@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import resource
 import signal
@@ -14,12 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvicorn
 
-from models.checkpoint import load_checkpoint, shipped_path
-from models.engines import Engine, check_engine
-from models.kwt_weights import is_stock
-from models.operating import offered
+from models.engines import Engine
 from service import logs
 from service.app import create_app
+from service.precheck import check, read_settings, variable
 from service.server import Server
 from service.settings import Settings
 from service.sockets import Door, Socket
@@ -42,6 +41,11 @@ class Polite(uvicorn.Server):
     """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once."""
 
     server: Server
+    failed = False
+
+    def give_up(self) -> None:
+        """End, and say by the exit status that it was no wish: something without which there is no service failed."""
+        self.failed = self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
         """Begin to drain; uvicorn stops once that is over."""
@@ -59,9 +63,15 @@ class Polite(uvicorn.Server):
 def _print_settings(wanted: bool) -> None:
     if wanted:
         for name, field in Settings.model_fields.items():
-            default = "" if field.default is None else f" [{field.default}]"
-            print(f"DELTASPOT_{name.upper()}: {field.description}{default}")
+            print(
+                f"{variable(name)}: {field.description}{'' if field.default is None else f' [{shown(field.default)}]'}"
+            )
         raise typer.Exit
+
+
+def shown(default: object) -> str:
+    """A default as the environment would have it."""
+    return json.dumps(default) if isinstance(default, list | tuple | dict) else str(default)
 
 
 @app.command()
@@ -83,22 +93,20 @@ def serve(
     """Run the server until SIGTERM; other settings come from the environment, see --settings."""
     given = {"host": host, "port": port, "model": model, "engine": engine, "device": device, "sessions": sessions}
     given |= {"tls_cert": tls_cert, "tls_key": tls_key}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    settings = read_settings({name: value for name, value in given.items() if value is not None})
     pretty = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     logs.configure(pretty=pretty)
-    if settings.model is not None and is_stock(settings.model):
-        raise typer.BadParameter(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
-    check_engine(settings.engine, settings.device)
-    stored = load_checkpoint(settings.model or shipped_path())  # a broken file shall stop the start, not a stream
-    offered(stored, settings.methods)
+    check(settings)
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
     server = Server(settings)
     polite = Polite(uvicorn_config(server))
-    polite.server = server
+    polite.server, server.on_failure = server, polite.give_up
     signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
     polite.run()
+    if polite.failed:
+        raise typer.Exit(1)
 
 
 def _reload(server: Server) -> None:

@@ -1,0 +1,117 @@
+"""What can be wrong with a server's settings, found before it starts: one line that says what to change.
+
+Knows no doors and no streams; leaves nothing behind but the folder for captures.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
+from models.engines import check_engine
+from models.kwt_weights import KWTFileError, is_stock
+from models.operating import offered
+from service.settings import Settings
+from service.windows import ClipModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class SettingError(ValueError):
+    """A setting with which no server can start; the message names it."""
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """The environment's settings, and those that were `given` instead.
+
+    Raises:
+        SettingError: naming every one that is wrong.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = [f"{variable(str(e['loc'][0]))}: {e['msg']}, not {e['input']!r}" for e in error.errors()]
+        raise SettingError("; ".join(wrong)) from None
+    except SettingsError as error:  # text that is no JSON where JSON is asked for
+        name = next((n for n in Settings.model_fields if f'"{n}"' in str(error)), "")
+        raise SettingError(f"{variable(name)} must be JSON: `deltaspot serve --settings` shows its default") from None
+
+
+def check(settings: Settings) -> None:
+    """Look for everything that can be found before the start.
+
+    Raises:
+        SettingError: for files and folders that are not there or not what they should be.
+        CheckpointError, KWTFileError: from their readers.
+        OSError: for an address that cannot be listened on.
+    """
+    _check_models(settings)
+    _check_folders(settings)
+    _check_certificate(settings)
+    for port in (settings.port, settings.wyoming_port):
+        if port:
+            _check_address(settings.host, port)
+
+
+def variable(name: str) -> str:
+    """A setting's name in the environment."""
+    return f"DELTASPOT_{name.upper()}"
+
+
+def _check_models(settings: Settings) -> None:
+    check_engine(settings.engine, settings.device)
+    if settings.model is not None and is_stock(settings.model):
+        raise SettingError(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
+    offered(load_checkpoint(settings.model or shipped_path()), settings.methods)
+    for name, path in settings.models.items():
+        try:
+            if is_stock(path):
+                ClipModel.load(name, path)
+            else:
+                offered(load_checkpoint(path), settings.methods)
+        except (CheckpointError, KWTFileError) as error:
+            raise SettingError(f"DELTASPOT_MODELS, {name!r}: {error}") from None
+
+
+def _check_folders(settings: Settings) -> None:
+    if settings.keywords is not None and not settings.keywords.is_dir():
+        raise SettingError(f"DELTASPOT_KEYWORDS: there is no folder {settings.keywords}")
+    if settings.capture is not None:
+        settings.capture.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.capture, os.W_OK | os.X_OK):
+            raise SettingError(f"DELTASPOT_CAPTURE: nothing can be written to {settings.capture}")
+
+
+def _check_certificate(settings: Settings) -> None:
+    certificate, key = settings.tls_cert, settings.tls_key
+    if certificate is None:
+        if key is not None:
+            raise SettingError("DELTASPOT_TLS_KEY is of no use without DELTASPOT_TLS_CERT")
+        return
+    for name, path in (("TLS_CERT", certificate), ("TLS_KEY", key or certificate)):
+        if not path.is_file():
+            raise SettingError(f"DELTASPOT_{name}: there is no file {path}")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise SettingError(f"{_named(certificate, key)}: no certificate with its key, in PEM ({error})") from None
+
+
+def _named(certificate: Path, key: Path | None) -> str:
+    return f"{certificate} and {key}" if key else str(certificate)
+
+
+def _check_address(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise SettingError(f"cannot listen on {host}, port {port} ({why}); choose another") from None
