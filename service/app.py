@@ -19,7 +19,7 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, Capacity, Idle, TooLong, Unauthorised, failed
-from service.logs import RequestIds, clip_judged
+from service.logs import RequestIds, called_by, clip_judged, refused
 from service.protocol import Configure, Encoding, Failed, WireError
 from service.server import Server
 from service.sockets import EXTENSION
@@ -100,11 +100,12 @@ class StreamDoor:
             caller = server.guard.upgrade(headers, ticket, headers.get("host", ""))
             server.admit()
         except WireError as error:
-            _count(server, error)
+            _count(server, error, scope)
             await _answer(error)(scope, receive, send)
             return
         await send({"type": "websocket.accept"})
-        await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
+        with called_by(caller.name):
+            await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
 
 
 class SecurityHeaders:
@@ -130,16 +131,18 @@ def _the_server(request: Request) -> Server:
     return server
 
 
-def _may(scope: Scope) -> Callable[[Request], Caller]:
+def _may(scope: Scope) -> Callable[[Request], AsyncIterator[Caller]]:
     """A dependency: the caller, if their key is for this."""
 
-    def check(request: Request) -> Caller:
+    async def check(request: Request) -> AsyncIterator[Caller]:
         server = _the_server(request)
         try:
-            return server.guard.request(scope, request.headers)
+            caller = server.guard.request(scope, request.headers)
         except WireError as error:
-            _count(server, error)
+            _count(server, error, request.scope)
             raise
+        with called_by(caller.name):
+            yield caller
 
     return check
 
@@ -220,16 +223,16 @@ async def tickets(server: TheServer, caller: Streamer) -> Ticket:
 @rest.get("/healthz", responses={500: {"model": Health}})
 async def healthz(server: TheServer, response: Response) -> Health:
     """Whether the process works; if not, restart it."""
-    broken = server.failed or (server.warm and not server.engine.alive)
+    broken = server.state == "broken"
     response.status_code = 500 if broken else 200
     return Health.of(server, "broken" if broken else "ok")
 
 
 @rest.get("/readyz", responses={503: {"model": Health}})
 async def readyz(server: TheServer, response: Response) -> Health:
-    """Whether new streams are welcome: models warm, not draining, not behind."""
+    """Whether new streams are welcome: models warm, not draining, not behind; if not, which of these."""
     response.status_code = 200 if server.ready else 503
-    return Health.of(server, "ready" if server.ready else "not ready")
+    return Health.of(server, server.state)
 
 
 async def _metrics(request: Request) -> Response:
@@ -281,7 +284,8 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return _answer(error)
 
 
-def _count(server: Server, error: WireError) -> None:
-    """Count who was turned away; `Server.admit` counts what it refuses itself."""
+def _count(server: Server, error: WireError, scope: Connection) -> None:
+    """Count who was turned away, and write it down; `Server.admit` counts what it refuses itself."""
     if reason := REFUSALS.get(HTTP_STATUS[error.code]):
         server.metrics.refused(reason)
+        refused(reason, error.message, scope["path"], scope["client"])

@@ -101,11 +101,15 @@ class Anyone:
 
 
 class Keys:
-    """The keys of a file."""
+    """The keys of a file.
+
+    Attributes:
+        callers: their owners, by the SHA-256 of the key, in hex.
+    """
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         """Use callers by the SHA-256 of their keys, in hex."""
-        self._callers = dict(callers)
+        self.callers = dict(callers)
         self._names = {caller.name: caller for caller in callers.values()}
 
     @classmethod
@@ -125,13 +129,22 @@ class Keys:
                 callers[digest] = caller
         return cls(callers)
 
+    def adopt(self, fresh: Keys) -> None:
+        """Take over the keys of a newer file; who is still in it keeps the count of open streams."""
+        for caller in fresh.callers.values():
+            known = self._names.get(caller.name, caller)
+            known.scopes, known.sessions = caller.scopes, caller.sessions
+            known.speed, known.requests = caller.speed, caller.requests
+        self.callers = {digest: self._names.get(caller.name, caller) for digest, caller in fresh.callers.items()}
+        self._names = {caller.name: caller for caller in self.callers.values()}
+
     def find(self, key: str | None) -> Caller:
         """Return the owner of a key, in the same time whichever it is."""
         if not key:
             raise Unauthorised("this needs an API key: Authorization: Bearer KEY")
         digest = hash_key(key)
         found = None
-        for known, caller in self._callers.items():
+        for known, caller in self.callers.items():
             if hmac.compare_digest(known, digest):
                 found = caller
         if found is None:

@@ -16,6 +16,7 @@ import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+    from contextlib import AbstractContextManager
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -83,6 +84,16 @@ def session_ended(session: str, outcome: str, **totals: float | str) -> None:
 def clip_judged(outcome: str, **totals: float | str) -> None:
     """Write the one line that tells a whole recording sent over REST."""
     log.info("clip", outcome=outcome, **totals)
+
+
+def refused(reason: str, message: str, path: str, peer: tuple[str, int] | None) -> None:
+    """Write the line of somebody who was turned away at the door, so that an attack has an address."""
+    log.info("refused", reason=reason, message=message, path=path, peer=peer[0] if peer else None)
+
+
+def called_by(name: str) -> AbstractContextManager[None]:
+    """Within this, every line carries the name of the key on whose behalf something happens."""
+    return structlog.contextvars.bound_contextvars(caller=name)
 
 
 def not_chatter(record: logging.LogRecord) -> bool:

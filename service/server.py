@@ -19,7 +19,7 @@ from models.config import KEYWORDS
 from models.engines import make_network
 from models.kwt_weights import KWTFileError, is_stock
 from service import upkeep
-from service.auth import Anyone, Guard, Keys
+from service.auth import Anyone, Guard, KeyFileError, Keys
 from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Headroom
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT = "default"
+READY = "ready"
 LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
@@ -74,7 +75,8 @@ class Server:
         )
         self.engine.on_shed = self._tell_shedding
         self.tracing = Tracing.to(settings.otlp_endpoint)
-        self.guard = Guard(Keys.load(settings.keys) if settings.keys else Anyone(), settings)
+        self._keys = Keys.load(settings.keys) if settings.keys else None
+        self.guard = Guard(self._keys or Anyone(), settings)
         self.streams: set[Stream] = set()
         self.crowd = 0
         self.clip_models: dict[str, ClipModel] = {}
@@ -117,15 +119,17 @@ class Server:
             self.on_failure()
 
     async def reload(self) -> None:
-        """Read all checkpoints again; open streams keep the network they have.
+        """Read the file of keys and all checkpoints again; open streams go on, with the network that they have.
 
         Raises:
-            UnknownModel: a file is no checkpoint of ours; everything stays as it was.
+            UnknownModel: a file is not what it should be; what was read before it holds, and the rest is as it was.
         """
         try:
+            if self._keys is not None and self.settings.keys is not None:
+                self._keys.adopt(Keys.load(self.settings.keys))
             await self._load()
-        except (CheckpointError, KWTFileError) as error:
-            log.exception("models were not reloaded")
+        except (CheckpointError, KWTFileError, KeyFileError, OSError) as error:
+            log.exception("not everything was reloaded")
             raise UnknownModel(str(error)) from None
 
     async def _load(self) -> None:
@@ -177,8 +181,18 @@ class Server:
     @property
     def ready(self) -> bool:
         """Whether new streams are taken and served in time."""
-        engine = self.engine
-        return self.warm and engine.alive and not engine.places.draining and engine.wait_s < self.settings.lag_s
+        return self.state == READY
+
+    @property
+    def state(self) -> str:
+        """What keeps new streams away, or `READY`."""
+        if self.engine.places.draining:
+            return "draining"
+        if self.failed or (self.warm and not self.engine.alive):
+            return "broken"
+        if not self.warm:
+            return "warming up"
+        return "behind" if self.engine.wait_s >= self.settings.lag_s else READY
 
     # --- streams
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from hypothesis import settings
@@ -21,6 +25,7 @@ from numpy.typing import NDArray
 from models.checkpoint import load_checkpoint, shipped_path
 from models.config import FrontEndConfig, ModelConfig
 from models.network import Network
+from service import logs
 from service.commands.serve import uvicorn_config
 from service.server import Server
 from service.settings import Settings
@@ -39,6 +44,20 @@ SMALL = ModelConfig(
     filters=(16,),
 )
 """A network so small that torch judges it in milliseconds, with one of everything."""
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Configure logging into memory; calling the fixture's value parses what was written."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    logs.configure("info", stream=stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
 
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")

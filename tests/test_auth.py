@@ -128,6 +128,46 @@ async def test_key_has_limits_of_its_own(guarded: Any) -> None:
         assert [(await web.get("/v1/models")).status_code for _ in range(3)] == [200, 200, 429]
 
 
+async def test_keys_are_read_again_and_streams_of_those_that_stay_still_count(
+    serving: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(FILE)
+    with serving(keys=path) as running:
+        async with (
+            httpx.AsyncClient(base_url=running.http, headers=bearer("admin")) as web,
+            connect(running.stream, additional_headers=bearer("one")) as socket,
+        ):
+            await socket.send(Configure().model_dump_json())
+            await socket.recv()
+            path.write_text(f"{FILE}new {hash_key('later')} stream\n".replace("all ", "#"))
+            assert (await web.post("/v1/reload")).status_code == 204
+            assert await opens(running.stream, additional_headers=bearer("later"))
+            assert await refused(running.stream, additional_headers=bearer("all")) == 401
+            assert await refused(running.stream, additional_headers=bearer("one")) == 429
+            path.write_text("torn")
+            assert (await web.post("/v1/reload")).status_code == 422
+            assert await opens(running.stream, additional_headers=bearer("later"))
+        assert await opens(running.stream, additional_headers=bearer("one"))
+
+
+async def test_log_names_keys_and_tells_of_everybody_turned_away(guarded: Any, lines: Callable[[], list[Any]]) -> None:
+    async with connect(guarded.stream, additional_headers=bearer("ears")) as socket:
+        await socket.send(Configure().model_dump_json())
+        await socket.send('{"type":"close"}')
+        async for _ in socket:
+            pass
+    async with httpx.AsyncClient(base_url=guarded.http, headers=bearer("all")) as web:
+        raw = await web.post("/v1/detect?encoding=s16le", content=bytes(32_000))
+        assert raw.status_code == 200
+        assert (await web.get("/v1/models", headers=bearer("wrong"))).status_code == 401
+    assert await refused(f"{guarded.stream}?ticket=x") == 401
+    told = {(line["event"], line.get("caller"), line.get("path")) for line in lines()}
+    assert {("session", "ears", None), ("clip", "all", None)} <= told
+    assert {("refused", None, "/v1/models"), ("refused", None, "/v1/stream")} <= told
+    assert all(line["peer"] == "127.0.0.1" for line in lines() if line["event"] == "refused")
+
+
 async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
     value = guarded.server.metrics.registry.get_sample_value
     before = value("deltaspot_refusals_total", {"reason": "unauthorised"})

@@ -1,7 +1,5 @@
 """Log lines as a log collector would read them, and request ids over a real socket."""
 
-import io
-import json
 import logging
 import socket
 import threading
@@ -9,25 +7,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-import structlog
 import uvicorn
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from service import logs
-
-
-@pytest.fixture
-def lines():
-    """Configure logging into memory; calling the fixture's value parses what was written."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    stream = io.StringIO()
-    logs.configure("info", stream=stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_a_stream_is_one_line(lines):
