@@ -17,7 +17,7 @@ from service.codes import CloseCode, WarningCode, WireError
 
 PROTOCOL: Final = 1
 """The version of this format; it changes only when an old client would break."""
-MAX_TEXT_BYTES: Final = 16_384
+MAX_TEXT_BYTES: Final = 65_536
 """Longest text frame that is read at all, in bytes."""
 
 Name = Annotated[str, Field(max_length=32)]
@@ -73,7 +73,7 @@ class Enrolled(Strict):
 class Resume(Strict):
     """Where a broken stream goes on, on any replica."""
 
-    token: str = Field(max_length=2_048, description="`checkpoint.token` of the newest message that had one")
+    token: str = Field(max_length=8_192, description="`checkpoint.token` of the newest message that had one")
     sample: Samples = Field(description="stream position of the first sample that will be sent now")
 
 
@@ -81,7 +81,7 @@ class Checkpoint(Strict):
     """Everything before `sample` has been judged and told; what a client needs to go on elsewhere."""
 
     sample: Samples
-    token: str = Field(max_length=2_048, description="opaque; goes back in `configure.resume`")
+    token: str = Field(max_length=8_192, description="opaque; goes back in `configure.resume`")
 
 
 class Configure(Strict):
@@ -233,7 +233,7 @@ class Failed(Strict):
 
 
 class Totals(Strict):
-    """The whole stream in numbers."""
+    """What this connection had, in numbers; one that it resumed is not in them, but what was replayed is."""
 
     audio_s: float = Field(ge=0, description="audio judged, s")
     samples: Samples = Field(description="audio received, in samples per channel at the client's rate")

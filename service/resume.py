@@ -47,7 +47,8 @@ class Position:
 
     def encode(self) -> str:
         """-> text for `checkpoint.token`."""
-        plain = json.dumps([self.session, self.sample, self.next_id, self.state], separators=(",", ":"))
+        fields = [self.session, self.sample, self.next_id, self.state]
+        plain = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)  # names of any script stay short
         return base64.urlsafe_b64encode(plain.encode()).decode()
 
     @classmethod

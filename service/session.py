@@ -283,8 +283,8 @@ class Session:
     def _apply(self, wish: Configure, rules: dict[str, Rule]) -> list[ServerMessage]:
         self.asked, self._rules = wish, rules
         self.detector.configure(rules)
-        if wish.preroll_ms and self._heard is None:
-            self._heard = Recent(self._time.position(self._decoder.samples))
+        since = self._heard or Recent(self._time.position(self._decoder.samples))
+        self._heard = since if wish.preroll_ms else None
         return [self.ready()]
 
     def _resume(self, position: Position) -> None:
