@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,7 +18,7 @@ from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
-from service.errors import HTTP_STATUS, Capacity, Idle, TooLong, Unauthorised, failed
+from service.errors import HTTP_STATUS, Capacity, Unauthorised, failed
 from service.logs import RequestIds, called_by, clip_judged, refused
 from service.protocol import Configure, Encoding, Failed, WireError
 from service.server import Server
@@ -190,7 +190,8 @@ async def enroll(request: Request, server: TheServer, _caller: Detector) -> enro
     """Make a keyword of one's own from a few recordings of it; the answer is its file, and nothing is kept here."""
     server.admit()
     try:
-        return await enrolling.make_keyword(server, request.headers, await _arrived(server, request))
+        async with server.bodies.whole(request.stream()) as data:
+            return await enrolling.make_keyword(server, request.headers, data)
     finally:
         server.engine.places.cancel()
 
@@ -246,27 +247,13 @@ async def _asyncapi(_request: Request) -> Response:
 
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
     """Read the body as far as it is allowed to go, and judge it; the reserved place is used or given back."""
-    try:
-        data = await _arrived(server, request)
-    except BaseException:
-        server.engine.places.cancel()
-        raise
-    return await clips.judge(server, data, raw, configure)
-
-
-async def _arrived(server: Server, request: Request) -> bytes:
-    """The body, as far and as long as it is allowed to come."""
-    parts, size, limit = [], 0, server.settings.clip_bytes
-    try:
-        async with asyncio.timeout(server.settings.idle_s):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise TooLong(f"a clip may have {limit} bytes")
-                parts.append(part)
-    except TimeoutError:
-        raise Idle(f"the clip did not come within {server.settings.idle_s:g} s") from None
-    return b"".join(parts)
+    async with AsyncExitStack() as stack:
+        try:
+            data = await stack.enter_async_context(server.bodies.whole(request.stream()))
+        except BaseException:
+            server.engine.places.cancel()
+            raise
+        return await clips.judge(server, data, raw, configure)
 
 
 def _answer(error: WireError) -> JSONResponse:

@@ -20,6 +20,7 @@ from models.engines import make_network
 from models.kwt_weights import KWTFileError, is_stock
 from service import upkeep
 from service.auth import Anyone, Guard, KeyFileError, Keys
+from service.bodies import Bodies
 from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Headroom
@@ -58,6 +59,7 @@ class Server:
         warm: the models are loaded and compiled.
         headroom: how many streams the machine keeps up with, once it is warm.
         decoding: how many clips are decoded at a time.
+        bodies: clips that are on their way, or in memory.
         reloading: the newest reload, kept so that it is not forgotten half-way.
         failed: something without which there is no service went wrong; `on_failure` was called.
     """
@@ -86,6 +88,7 @@ class Server:
         self.limits = Limits(
             frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
         )
+        self.bodies = Bodies(settings)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()

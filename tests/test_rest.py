@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -16,6 +17,7 @@ import soundfile
 
 from models.checkpoint import shipped_path
 from service.app import POLICY
+from service.bodies import AT_A_TIME
 from service.protocol import Closed, Marker, parse_server
 from tests.talk import opened, play, words
 
@@ -67,6 +69,33 @@ async def test_bad_clip_is_refused(
     assert answer.status_code == status
     assert answer.json()
     assert running.server.engine.places.reserved == 0
+
+
+async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None:
+    """Uploads that never end are held up to a limit; who comes then is told to come again, and later is heard."""
+    clip, patience = 64 << 10, 5.0
+
+    async def endless(socket: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+        head = f"POST /v1/detect?encoding=s16le HTTP/1.1\r\nHost: x\r\nContent-Length: {clip}\r\n\r\n".encode()
+        socket[1].write(head + bytes(clip - 1))
+        await socket[1].drain()
+
+    with serving(clip_bytes=clip, idle_s=patience) as running:
+        bodies, full = running.server.bodies, AT_A_TIME * (clip - 1)
+        sockets = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(AT_A_TIME)]
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=running.http) as web:
+            for socket in sockets:
+                await endless(socket)
+            while bodies.held < full:  # noqa: ASYNC110 (nobody is told)
+                await asyncio.sleep(0.01)
+            refused = await web.post("/v1/detect?encoding=s16le", content=bytes(1_000))
+            assert (refused.status_code, refused.json()["code"]) == (503, "capacity")
+            assert int(refused.headers["Retry-After"]) > 0
+            for _, writer in sockets:
+                writer.close()
+            while bodies.held:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.01)
+            assert (await web.post("/v1/detect?encoding=s16le", content=bytes(1_000))).status_code == 200
 
 
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
