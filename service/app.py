@@ -18,7 +18,7 @@ from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
-from service.errors import HTTP_STATUS, Capacity, Unauthorised, failed
+from service.errors import HTTP_STATUS, BadMessage, Capacity, Unauthorised, failed
 from service.logs import RequestIds, called_by, clip_judged, refused
 from service.protocol import Configure, Encoding, Failed, WireError
 from service.server import Server
@@ -49,7 +49,21 @@ FORM_BODY: Final = {
     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": enrolling.form_schema()}}}
 }
 
-rest = APIRouter()
+
+async def _nothing_unknown(request: Request) -> None:
+    """A parameter that does not exist is a mistake, here as in a stream's messages."""
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise BadMessage(f"there is no parameter {name!r} here, but {', '.join(sorted(known)) or 'none'}", name)
+
+
+async def _no_form(request: Request) -> None:
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise BadMessage("the body must be the file itself, and no form: curl --data-binary @FILE")
+
+
+rest = APIRouter(dependencies=[Depends(_nothing_unknown)])
 
 
 def create_app(server: Server) -> FastAPI:
@@ -153,7 +167,7 @@ Detector = Annotated[Caller, Depends(_may(Scope.DETECT))]
 Admin = Annotated[Caller, Depends(_may(Scope.ADMIN))]
 
 
-@rest.post("/v1/detect", responses=ANSWERS, openapi_extra=AUDIO_BODY)
+@rest.post("/v1/detect", responses=ANSWERS, openapi_extra=AUDIO_BODY, dependencies=[Depends(_no_form)])
 async def detect(
     request: Request,
     server: TheServer,

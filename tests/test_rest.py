@@ -60,6 +60,7 @@ async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient
         (b"x", "?encoding=mp3", 422),
         (b"x", "?encoding=s16le&sample_rate=7", 422),
         (wav(np.zeros(9)), "?model=gpt", 422),
+        (wav(np.zeros(9)), "?piont=dense", 422),
     ],
 )
 async def test_bad_clip_is_refused(
@@ -68,6 +69,13 @@ async def test_bad_clip_is_refused(
     answer = await web.post(f"/v1/detect{query}", content=content)
     assert answer.status_code == status
     assert answer.json()
+    assert running.server.engine.places.reserved == 0
+
+
+async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:
+    answer = await web.post("/v1/detect", files={"file": wav(np.zeros(16_000))})
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_message")
+    assert "--data-binary" in answer.json()["message"]
     assert running.server.engine.places.reserved == 0
 
 
