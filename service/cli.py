@@ -81,7 +81,15 @@ def load(name: str) -> Any:  # noqa: ANN401 (click's own types moved between ver
     module = importlib.import_module(f"service.commands.{name}")
     command = typer.main.get_command(module.app)
     command.name = name
+    _say_to_users(command)
     return command
+
+
+def _say_to_users(command: Any) -> None:  # noqa: ANN401 (click's own types moved between versions)
+    """Cut from the help of a command, and of those below it, what its docstring says to programmers."""
+    command.help = (command.help or "").partition("\n\nRaises:")[0]
+    for below in getattr(command, "commands", {}).values():
+        _say_to_users(below)
 
 
 app = typer.Typer(
@@ -112,7 +120,7 @@ def explain(error: Exception) -> str | None:
     """One line for an error that the user can act on; None for one that is our mistake and deserves its traceback."""
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
-        return extra and f'{error.name} is not installed; pip install "deltaspot[{extra}]" brings it'
+        return extra and f'{error.name} is not installed; in the checkout, pip install -e ".[{extra}]" brings it'
     drawn = type(error).__module__.partition(".")[0] in OURS
     return str(error) if drawn or isinstance(error, OSError) else None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from models.bench import (
@@ -30,6 +31,7 @@ from models.features import Array
 from models.network import Network
 from models.offline import judge
 from service.commands.bench import app
+from service.commands.bench_service import read_numbers
 
 TINY = Plan(sessions=2, repeats=1, warm_up_s=1, stock_sessions=1, curve_sessions=(1, 2), curve_chunks_ms=(100, 500))
 KEYS = {
@@ -155,6 +157,21 @@ def test_command_draws_and_writes_the_curves(tmp_path: Path) -> None:
     assert all(point["cpu_ms_per_audio_s"] > 0 for point in points)
     for name in ("sessions.png", "chunks.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_that_cannot_be_written_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("models.bench.run_curves", None)
+    with pytest.raises(OSError, match="file"):
+        CliRunner().invoke(app, ["curves", "--output", str(tmp_path / "file" / "x")], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("sessions", ["foo", "1,,2", "0", "-1", "1.5", ""])
+def test_numbers_of_streams_are_numbers(sessions: str) -> None:
+    assert read_numbers("1, 10,100") == [1, 10, 100]
+    with pytest.raises(typer.BadParameter, match="such as 1,10,100"):
+        read_numbers(sessions)
+    assert CliRunner().invoke(app, ["service", "--sessions", sessions]).exit_code == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])

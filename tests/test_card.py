@@ -84,3 +84,10 @@ def test_the_command_writes_the_card(evaluation: dict, tmp_path: Path) -> None:
     words = ["card", str(tmp_path / "evaluation.json"), "--output", str(tmp_path / "new" / "CARD.md")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "new" / "CARD.md").read_text().startswith("# Model card")
+
+
+@pytest.mark.parametrize("text", ["# Model card", "{}", "[]", "\xff"])
+def test_another_file_is_no_evaluation(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CardError, match=r"other\.json is no evaluation"):
+        CliRunner().invoke(app, ["card", str(tmp_path / "other.json")], catch_exceptions=False)

@@ -98,6 +98,41 @@ def test_environment_is_what_the_server_knows(case):
     assert env <= known
 
 
+def test_whole_numbers_reach_the_server_whole():
+    from service.settings import Settings
+
+    asked = {"clip_bytes": 67_108_864, "self_check_share": 0.25, "origins": '["https://app.example.org"]'}
+    (container,) = render({"settings": asked})["Deployment"]["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    given = {name: env[f"DELTASPOT_{name.upper()}"] for name in asked}
+    assert given == {name: str(value) for name, value in asked.items()}
+    assert Settings(clip_bytes=given["clip_bytes"]).clip_bytes == asked["clip_bytes"]
+    year = render({"ingress": {"enabled": True, "timeoutSeconds": 31_536_000}})["Ingress"]["metadata"]["annotations"]
+    assert year["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "31536000"
+
+
+def test_other_keys_start_other_pods():
+    def annotations(**keys):
+        manifests = render({"keys": keys, "podAnnotations": {"example.org/team": "speech"}})
+        return manifests["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations(text="a")["example.org/team"] == "speech"
+    assert annotations(text="a") == annotations(text="a")
+    assert annotations(text="a") != annotations(text="b")
+    assert annotations(text="a") != annotations(text="a", ticketSecret="c")
+
+
+def test_the_network_policy_lets_in_who_scrapes_and_traces_out():
+    values = CASES["internet-values"]
+    assert values["serviceMonitor"]["enabled"]
+    (rule,) = render(values)["NetworkPolicy"]["spec"]["ingress"]
+    admitted = {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in rule["from"]}
+    assert admitted == {"ingress-nginx", "monitoring"}
+    assert render(values)["NetworkPolicy"]["spec"]["egress"] == []
+    traced = values | {"settings": {"otlp_endpoint": "http://collector:4318/v1/traces"}}
+    assert render(traced)["NetworkPolicy"]["spec"]["egress"] == [{}]
+
+
 def test_own_keys_become_a_secret_that_the_server_reads_and_are_mounted(tmp_path):
     manifests = render(CASES["keda-values"])
     pod = manifests["Deployment"]["spec"]["template"]["spec"]
@@ -116,7 +151,14 @@ def test_autoscalers_own_the_number_of_pods():
 
 
 @pytest.mark.parametrize(
-    "values", [{"replica": 1}, {"sessions": 0}, {"ingress": {"host": ""}}, {"settings": {"A B": 1}}]
+    "values",
+    [
+        {"replica": 1},
+        {"sessions": 0},
+        {"ingress": {"host": ""}},
+        {"settings": {"A B": 1}},
+        {"keda": {"minReplicas": 0}},
+    ],
 )
 def test_unknown_and_senseless_values_are_refused(values):
     report = helm.lint(CHART, values, strict=True)

@@ -33,7 +33,10 @@ def test_without_torch_its_engine_says_how_to_get_it() -> None:
     code += "from service.cli import main; sys.argv = ['deltaspot', 'serve', '--engine', 'torch']; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == 'deltaspot: torch is not installed; pip install "deltaspot[train]" brings it'
+    assert (
+        done.stderr.splitlines()[-1]
+        == 'deltaspot: torch is not installed; in the checkout, pip install -e ".[train]" brings it'
+    )
 
 
 def torch_engine() -> AnyNetwork:

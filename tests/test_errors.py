@@ -11,7 +11,7 @@ import structlog
 from typer.testing import CliRunner
 
 from service import errors
-from service.auth import Keys, Scope
+from service.auth import KeyFileError, Keys, Scope
 from service.capture import keep
 from service.commands.key import app as key_command
 from service.errors import HTTP_STATUS, failed
@@ -67,3 +67,10 @@ def test_key_command_makes_a_line_that_lets_its_key_in(tmp_path: Path) -> None:
     caller = Keys.load(path).find(key)
     assert (caller.name, caller.scopes) == ("kitchen", {Scope.STREAM})
     assert key not in line
+
+
+@pytest.mark.parametrize("name", ["alice bob", " ", "#1", "kitchen\t"])
+def test_key_command_takes_only_names_that_the_server_can_read(name: str) -> None:
+    result = CliRunner().invoke(key_command, [name])
+    assert isinstance(result.exception, KeyFileError)
+    assert not result.output

@@ -81,6 +81,14 @@ def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
         run("stream", "--audio", str(tmp_path / "quiet.wav"), "--curve", str(tmp_path / "curve.png"))
 
 
+def test_data_without_keywords_or_running_speech_says_so(tmp_path: Path) -> None:
+    save(tmp_path / "bed/a_nohash_0.wav")
+    with pytest.raises(DataError, match="no keyword is said"):
+        run("socket", "--data", str(tmp_path))
+    with pytest.raises(DataError, match="no running speech"):
+        run("enroll", "--data", str(tmp_path))
+
+
 def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data: Path) -> None:
     data, made = archives(shared_data, tmp_path / "data", "validation"), tmp_path / "made"
     words = ("make-stream", "--data", str(data), "--output", str(made), "--minutes", "0.5", "--seed", "7")

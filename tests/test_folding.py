@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
 from models.offline import judge
 from models.torch_network import TorchNetwork
 from models.transformer import Gates, Past, StreamingKWT
+from service import cli
+from service.commands.train import read_folds
 from service.protocol import Scores
 
 if TYPE_CHECKING:
@@ -142,6 +145,15 @@ def test_folded_block_is_attention_over_sub_tokens(network: FoldedKWT, factor: i
     expected = attended + block.down(torch.relu(block.up(block.norm2(attended))))
     found = block(x[None], Past(), Past(), Gates(None, Past(), Past()))[0]
     torch.testing.assert_close(found, expected.reshape(7, -1), atol=1e-5, rtol=1e-4)
+
+
+def test_the_commands_example_folds_the_usual_network() -> None:
+    (fold_option,) = (option for option in cli.load("train").params if option.name == "fold")
+    example = re.search(r"such as ([\d,]+)", fold_option.help)
+    assert example
+    folds = read_folds(example[1])
+    assert max(folds) > 1
+    assert replace(ModelConfig(), folds=folds).factors == folds
 
 
 def test_unfold_undoes_fold() -> None:

@@ -1,5 +1,6 @@
 """Every method of Metrics moves its family; series stay bounded; what is exposed is OpenMetrics with exemplars."""
 
+import ast
 import inspect
 import os
 import subprocess
@@ -107,6 +108,13 @@ def test_no_series_grows_with_users(metrics):
 
 def test_every_close_code_is_an_outcome():
     assert {code.wire for code in CloseCode} < set(OUTCOMES)
+
+
+def test_every_reason_is_one_that_somebody_gives():
+    modules = [path for path in (ROOT / "service").glob("*.py") if path.stem != "metrics"]
+    nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
+    given = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    assert {*REFUSALS, *SUPPRESSIONS, *CLIP_OUTCOMES} - {OTHER} <= given
 
 
 def test_all_label_values_stand_at_zero_from_the_start(metrics):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import json
+import re
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,8 @@ from service.commands.serve import uvicorn_config
 from service.protocol import Closed, Detection
 from service.server import Server
 from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,21 @@ async def test_plain_text_and_noise_harm_nobody(port: int, spoken: np.ndarray) -
     with pytest.raises(CannotConnect):
         await words(f"ws://localhost:{port}", np.zeros(0))
     assert await listening
+
+
+def test_the_containers_health_check_finds_the_door_with_tls_and_without(port: int, running: Any) -> None:
+    line = re.search(r"HEALTHCHECK.*\\\n *CMD (.*)\n", (ROOT / "Dockerfile").read_text())
+    assert line
+    program, *arguments = json.loads(line[1])
+    assert program == "python"
+
+    def healthy(**environment: str) -> bool:
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
+        return done.returncode == 0
+
+    assert healthy(DELTASPOT_PORT=str(port), DELTASPOT_TLS_CERT="server.pem")
+    assert healthy(DELTASPOT_PORT=str(running.port))
+    assert not healthy(DELTASPOT_PORT=str(port))
 
 
 def test_certificate_that_is_none_stops_the_start(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Replicas of the server on a Ray cluster, behind Ray Serve's proxies.
 
-    pip install "deltaspot[ray]"
+    pip install -e ".[ray]"
     serve run --app-dir deploy/ray app:app            # on a machine of the cluster
 
 The same application as `deltaspot serve`. An open stream counts as an ongoing request, so replicas follow the number

@@ -88,6 +88,7 @@ def curves(
     plan = Plan(sessions=sessions, repeats=repeats)
     plan = replace(plan, curve_sessions=tuple(n for n in plan.curve_sessions if n <= most))
     console = Console(stderr=True)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written shall not be measured first
     with pinned():
         network = Network(load_checkpoint(model or shipped_path()))
         network.warm_up()

@@ -51,14 +51,30 @@ def service(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Measure latency, loss, CPU time and memory over real sockets, by number of streams."""
-    numbers = [int(number) for number in sessions.split(",")]
+    """Measure latency, loss, CPU time and memory over real sockets, by number of streams.
+
+    Raises:
+        BadParameter: for numbers of streams that are none.
+    """
+    numbers = read_numbers(sessions)
     with _server(url, pid) as (address, process):
         rows = [measure(address, process, number, seconds) for number in numbers]
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
         show(_table(rows))
+
+
+def read_numbers(text: str) -> list[int]:
+    """Numbers of streams, from 1,10,100.
+
+    Raises:
+        BadParameter: for anything else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise typer.BadParameter(f"--sessions takes numbers of streams between commas, such as 1,10,100; not {text!r}")
+    return [int(word) for word in words]
 
 
 @contextmanager

@@ -27,7 +27,9 @@ def enroll(
     data: Annotated[
         Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings, running_speech/ among them.")
     ],
-    cache: Annotated[Path, typer.Option(help="Folder for the training speakers' data as pixels.")],
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the training speakers' data as pixels; not kept if left out.")
+    ] = None,
     minutes: Annotated[float, typer.Option(min=1, help="Length of the stream in which one word is said.")] = 20.0,
     snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
     trials: Annotated[int, typer.Option(min=1, help="Choices of recordings for each word and number.")] = 3,
@@ -37,12 +39,13 @@ def enroll(
 ) -> None:
     """Judge keywords from 3, 5 and 10 recordings, of words that the network knows as unknown only; some minutes."""
     from service.commands.evaluate import usual_point
+    from service.commands.model import kept
     from service.commands.replay import detector
 
     network = Network(load_checkpoint(model or shipped_path()))
     point = usual_point(network, None)
-    with console.status("fitting a background without the words"):
-        corpus = load_corpus(data, "training", cache)
+    with console.status("fitting a background without the words"), kept(cache) as folder:
+        corpus = load_corpus(data, "training", folder)
         speech = embed_speech(network, corpus, point)  # first, since there may be none
         background = fit(embed_all_words(network, forgetful(corpus), point), speech, network.config)
     with console.status("reading recordings of validation speakers"):

@@ -17,7 +17,7 @@ from rich.console import Console
 from client.connection import connect
 from models.bounds import binomial_bounds
 from models.checkpoint import load_checkpoint, shipped_path
-from models.data import walk
+from models.data import DataError, walk
 from models.evaluate_sets import Material, gather_material
 from models.features import Array
 from models.streams import SAMPLE_RATE, Plan, Stream, build
@@ -66,9 +66,15 @@ def socket(
 def single_words(
     material: Material, keywords: Sequence[str], count: int, snr: tuple[float, float], seed: int
 ) -> list[Stream]:
-    """`count` keyword clips, drawn without putting back, each at a random place of three seconds of noise."""
+    """`count` keyword clips, drawn without putting back, each at a random place of three seconds of noise.
+
+    Raises:
+        DataError: where nobody says a keyword.
+    """
     plan = replace(ONE_WORD, snr_db=snr)
     spoken = [clip for clip in material.clips if clip.word in keywords]
+    if not spoken:
+        raise DataError("no keyword is said by a validation speaker in --data, as in WORD/SPEAKER_nohash_TAKE.wav")
     chosen = np.random.default_rng(seed).permutation(len(spoken))[:count]
     return [build([spoken[i]], material.noise, plan, keywords, seed + n) for n, i in enumerate(chosen.tolist())]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.auth import Scope, hash_key, new_key
+from service.auth import KeyFileError, Scope, hash_key, new_key
 
 app = typer.Typer()
 
@@ -16,7 +16,13 @@ def key(
     name: Annotated[str, typer.Argument(help="Whose it is; appears in logs.")],
     scopes: Annotated[list[Scope] | None, typer.Option("--scope", help="What it is for; repeat for more.")] = None,
 ) -> None:
-    """Make a key. Give it to its owner, and append the line to the file that DELTASPOT_KEYS names."""
+    """Make a key. Give it to its owner, and append the line to the file that DELTASPOT_KEYS names.
+
+    Raises:
+        KeyFileError: for a name that is no word of a line.
+    """
+    if name.partition("#")[0].split() != [name]:
+        raise KeyFileError(f"a key's name is one word, without #; not {name!r}")
     secret = new_key()
     allowed = ",".join(scope.value for scope in scopes or [Scope.STREAM, Scope.DETECT])
     print(f"key:   {secret}\nline:  {name} {hash_key(secret)} {allowed}")

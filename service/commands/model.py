@@ -31,6 +31,8 @@ app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and ex
 app.command("import")(import_stock)
 console = Console(stderr=True)
 
+PARTS = {"model", "calibration", "protocol", "clips", "streams", "sweeps"}
+"""What an evaluation has in it."""
 CALIBRATION_SEED = 50_000
 """Far from the evaluation's, so that no stream of words is used for both; running speech and noise are the same."""
 
@@ -246,14 +248,31 @@ def card(
     """Write the model card, in Markdown, from an evaluation.
 
     Raises:
-        CardError: if the evaluation is of other weights.
+        CardError: if the evaluation is of other weights, or is none.
     """
     from models.card import write_card
 
     path = model or shipped_path()
-    text = write_card(describe(load_checkpoint(path), path), json.loads(evaluation.read_text(encoding="utf-8")), log)
+    text = write_card(describe(load_checkpoint(path), path), read_evaluation(evaluation), log)
     if output is None:
         print(text, end="")
     else:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `deltaspot evaluate report` wrote.
+
+    Raises:
+        CardError: for any other file.
+    """
+    from models.card import CardError
+
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or PARTS - facts.keys():
+        raise CardError(f"{path} is no evaluation.json of `deltaspot evaluate report`: make one with it")
+    return facts

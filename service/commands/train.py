@@ -60,9 +60,7 @@ def train_command(
     rate: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
     fold: Annotated[
         str,
-        typer.Option(
-            help="Sub-tokens of each layer, such as 1,1,1,2,2,2,1,1; dense stage only. What folds begins anew."
-        ),
+        typer.Option(help="Sub-tokens of each layer, such as 1,1,2,2,1,1; dense stage only. What folds begins anew."),
     ] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,

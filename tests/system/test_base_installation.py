@@ -94,5 +94,5 @@ def test_clients_explain_themselves(installed, name):
 def test_what_needs_the_model_says_what_to_install(installed, name):
     done = run(installed, "deltaspot", name, *CALLS[name])
     assert done.returncode == 2
-    assert 'pip install "deltaspot[server]"' in done.stderr
+    assert 'pip install -e ".[server]"' in done.stderr
     assert "Traceback" not in done.stderr

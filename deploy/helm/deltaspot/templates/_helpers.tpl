@@ -25,3 +25,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- include "deltaspot.name" . }}-keys
 {{- end -}}
 {{- end -}}
+
+{{/* Numbers of a values file are float64: whole ones must not get an exponent, which is no integer to the server. */}}
+{{- define "deltaspot.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{- printf "%.0f" . -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
+{{- end -}}
