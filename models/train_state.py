@@ -91,7 +91,7 @@ class Objective(Protocol):
 class State:
     """A run between two steps.
 
-    All randomness comes from `generator`; `figures` are smoothed over steps; `taught` says who has a say in the targets.
+    All randomness comes from `generator`; `figures` are smoothed over steps; `taught` says who has a say in targets.
     """
 
     config: ModelConfig
