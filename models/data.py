@@ -31,6 +31,7 @@ from models.config import FrontEndConfig
 from models.features import Array, frames
 
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
 NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
 SPEECH_FOLDER = "running_speech"
 CLIP_SAMPLES = 16_000
@@ -75,13 +76,30 @@ def walk(directory: Path) -> Iterator[Item]:
     Raises:
         DataError: where there is no such directory, or an archive is broken.
     """
+    for path in _files(directory):
+        if path.name.endswith(ARCHIVES):
+            yield from _unpack(path)
+        else:
+            yield Item(PurePosixPath(path.relative_to(directory).as_posix()), path.read_bytes())
+
+
+def digest(directory: Path) -> str:
+    """Names, sizes and times of change of what `walk` would read, as 12 hex digits: with other data, other digits.
+
+    Raises:
+        DataError: where there is no such directory.
+    """
+    files = [(path.relative_to(directory).as_posix(), path.stat()) for path in _files(directory)]
+    told = repr([(name, status.st_size, status.st_mtime_ns) for name, status in files])
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _files(directory: Path) -> list[Path]:
+    """Recordings, pictures and archives below a directory, in a stable order."""
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}: name a folder with Speech Commands clips or archives")
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-            yield from _unpack(path)
-        elif path.suffix in AUDIO | {".jpg"}:
-            yield Item(PurePosixPath(path.relative_to(directory).as_posix()), path.read_bytes())
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [path for path in files if path.name.endswith(ARCHIVES) or path.suffix in AUDIO | {".jpg"}]
 
 
 def _unpack(path: Path) -> Iterator[Item]:
@@ -149,18 +167,18 @@ class Corpus:
     beliefs: Array | None = None
 
 
-def load_corpus(directory: Path, split: str, cache: Path, *, progress: Iterable[Item] | None = None) -> Corpus:
-    """Read one split of a data directory as pixels, once; later calls read `cache`.
+def load_corpus(directory: Path, split: str, cache: Path) -> Corpus:
+    """Read one split of a data directory as pixels, once; later calls read `cache`, until the directory changes.
 
     Audio is rounded to whole grey levels like the pictures: half a level is far below their JPEG noise.
 
     Raises:
         DataError: where the directory holds no clip of that split.
     """
-    file = cache / f"{split}-3-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]}.npz"
+    file = cache / f"{split}-3-{digest(directory)}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _write_corpus(progress if progress is not None else walk(directory), split, file)
+        _write_corpus(walk(directory), split, file)
     with np.load(file) as stored:
         bounds = stored["noise_bounds"]
         noise = np.split(stored["noise"], bounds)

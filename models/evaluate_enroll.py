@@ -7,7 +7,8 @@ it was never trained to tell from others, yet not ones that it never met.
     alone    one enrolled word after the other, in noise      speech   running speech without it
     mixed    all of `WORDS`, and as many others, the ten keywords among them: everything but one of them is wrong
 
-The rate that a threshold is chosen by is counted over `alone` and `speech`, as for the network's own keywords.
+The rate that a threshold is chosen by is counted over `alone` and `speech`, as for the network's own keywords. The
+streams are the same in every trial, only the recordings are others: figures are means over trials of one pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from models.background import Background, embed_tokens
+from models.bounds import binomial_bounds, poisson_bounds
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.data import Corpus, Item
 from models.enroll import EnrolledKeyword, Spotting, learn
@@ -120,20 +122,28 @@ def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int:
     return min(over[-1] + 1, len(tallies) - 1) if over else 0
 
 
-def summed(parts: Sequence[Tally]) -> Tally:
-    """Several outcomes as one."""
-    whole = Tally()
-    for part in parts:
-        whole.add(part)
-    return whole
+def point_report(trials: Sequence[Tally], offset: float) -> dict[str, Any]:
+    """One threshold's outcome: means over trials, without what is always the same.
 
-
-def point_report(tally: Tally, offset: float) -> dict[str, Any]:
-    """One threshold's outcome, without what is always the same."""
-    names = ("hours", "keywords", "missed", "miss_rate", "miss_rate_bounds", "false_alarms")
-    rates = ("false_alarms_per_hour", "false_alarms_per_hour_bounds", "latency_ms_p50")
-    report = tally.report()
-    return {"offset": round(float(offset), 2), **{name: report[name] for name in (*names, *rates)}}
+    Every trial hears the same streams, so hours and keywords are one trial's, and bounds those of a trial with the mean
+    counts, rounded: other speakers and streams are within them, other recordings are not.
+    """
+    hours, keywords = trials[0].hours, trials[0].keywords.total()
+    missed = float(np.mean([tally.missed.total() for tally in trials]))
+    alarms = float(np.mean([tally.false_alarms.total() for tally in trials]))
+    latencies = [latency for tally in trials for latency in tally.latencies]
+    return {
+        "offset": round(float(offset), 2),
+        "hours": round(hours, 5),
+        "keywords": keywords,
+        "missed": round(missed, 2),
+        "miss_rate": missed / keywords if keywords else None,
+        "miss_rate_bounds": binomial_bounds(round(missed), keywords) if keywords else None,
+        "false_alarms": round(alarms, 2),
+        "false_alarms_per_hour": alarms / hours if hours else None,
+        "false_alarms_per_hour_bounds": [b / hours for b in poisson_bounds(round(alarms))] if hours else None,
+        "latency_ms_p50": float(np.median(latencies).round(1)) if latencies else None,
+    }
 
 
 def judge_word(
@@ -144,7 +154,7 @@ def judge_word(
     detector: Detector,
     trials: int,
 ) -> dict[str, Any]:
-    """One word from `count` recordings, `trials` times with others: sums at the usual threshold, and at the best."""
+    """One word from `count` recordings, `trials` times with others: means at the usual threshold, and at the best."""
     outcomes: dict[str, list[Tally]] = {"usual": [], "best": [], "mixed": []}
     offsets = []
     for trial in range(trials):
@@ -155,4 +165,4 @@ def judge_word(
         outcomes["best"].append(tallies[best(tallies)])
         outcomes["mixed"] += enrolment.trade_off(keyword, followed["mixed"], detector, [0.0])
     mean = float(np.mean(offsets))
-    return {name: point_report(summed(parts), mean if name == "best" else 0.0) for name, parts in outcomes.items()}
+    return {name: point_report(parts, mean if name == "best" else 0.0) for name, parts in outcomes.items()}

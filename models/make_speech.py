@@ -29,7 +29,7 @@ from models.config import ModelConfig
 RATE = 16_000
 HOMOPHONES = frozenset(["know", "knows", "write", "writes", "rite", "wright", "oft", "upp"])
 LONGEST = 160
-"""Characters of a sentence; longer ones are cut at this many."""
+"""Characters of a sentence; longer ones are cut behind a word."""
 FLITE = ("slt", "rms", "awb", "kal16")
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-us-nyc")
 VARIANTS = (
@@ -55,13 +55,19 @@ Samples = NDArray[np.float32]
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Sentences of running text in which nothing sounds like a keyword."""
+    """Sentences of running text in which nothing sounds like a keyword, of at most `LONGEST` characters."""
     banned = HOMOPHONES | set(ModelConfig().keywords)
     for part in re.split(r"(?<=[.!?])\s+|\n%\n|\n\n|\s--\s", text):
-        words = re.findall(r"[a-z']+", part.lower())
+        said = _cut(re.sub(r"[^A-Za-z0-9',.?! ]+", " ", " ".join(part.split())))
+        words = [word.strip("'") for word in re.findall(r"[a-z']+", said.lower())]
         stems = {form for w in words for form in (w, w.removesuffix("'s"), w.removesuffix("s"), w.removesuffix("ped"))}
         if len(words) >= 4 and not banned & stems and part.isascii():
-            yield re.sub(r"[^A-Za-z0-9',.?! ]+", " ", " ".join(part.split()))[:LONGEST]
+            yield said
+
+
+def _cut(text: str) -> str:
+    """As many whole words of a text as there is room for."""
+    return text if len(text) <= LONGEST else text[: LONGEST + 1].rpartition(" ")[0]
 
 
 def flite(sentence: str, random: np.random.Generator) -> Samples:

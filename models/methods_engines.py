@@ -1,7 +1,8 @@
 """The streaming network's rows of the table of methods: what its engines leave out, measured, then all the rest.
 
 Settings that end in "compiled" are the compiled step's: operating points, score pruning and the head gate leave work
-out on the clock, and folded layers fold. Hybrid pruning by blocks is the torch reference's, as in `models.methods`.
+out on the clock, and folded layers fold. What they cut includes ReLU's zeros, and their time the front end, as nothing
+of the torch reference does. Hybrid pruning by blocks is the torch reference's, as in `models.methods`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The stock network over a stream, every way it can be had: how much work each way takes, and what it gets wrong.
 
 Judged against recomputing the whole window at every hop, on clips laid end to end. Shares of multiply-accumulates cut
-and time are against, and beside, that. `sliding delta` counts what its gates could leave out, and computes it.
+and time are against, and beside, that. `sliding delta` counts what its gates could leave out, and computes it. The time
+of `held` is not measured: it is recomputing's, divided by the hops.
 """
 
 from __future__ import annotations

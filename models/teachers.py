@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import DENSE, Checkpoint, load_checkpoint
 from models.config import UNKNOWN, ModelConfig
-from models.data import AUDIO, Corpus, DataError, Item, pad_clip, read_audio, split_of, walk
+from models.data import AUDIO, Corpus, DataError, Item, digest, pad_clip, read_audio, split_of, walk
 from models.features import Array
 from models.kwt_clip import ClipNetwork
 from models.kwt_weights import is_stock, load
@@ -46,10 +46,10 @@ def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[T
         data: the directory; read again by teachers that hear audio.
         config: whose labels; teachers must have the same ones, in any order.
         teachers: none leaves the corpus as it is.
-        cache: folder in which verdicts are kept, since a stock network takes its time.
+        cache: folder in which verdicts are kept until the data changes, since a stock network takes its time.
 
     Raises:
-        DataError: for a teacher of other labels.
+        DataError: for a teacher of other labels, or where the directory is gone.
     """
     if not teachers:
         return corpus
@@ -59,9 +59,9 @@ def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[T
         theirs = teacher.network.config.labels
         if sorted(theirs) != sorted(config.labels):
             raise DataError(f"a teacher must know the labels {', '.join(config.labels)}; this one knows {theirs}")
-        file = cache / f"verdicts-{teacher.digest}-{clips}.npy"
+        file = cache / f"verdicts-{teacher.digest}-{digest(data)}.npy"
         if not file.exists():
-            np.save(file, _verdicts(teacher.network, corpus, data))
+            _save(_verdicts(teacher.network, corpus, data), file)
         judged = np.flatnonzero(corpus.raw) if isinstance(teacher.network, ClipNetwork) else np.arange(clips)
         total[judged] += np.load(file)[:, [theirs.index(label) for label in config.labels]]
         voices[judged] += 1
@@ -82,6 +82,13 @@ def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> 
         return np.stack([network.judge(pad_clip(read_audio(item.data))) for item in _audio_clips(walk(data))])
     bands = network.config.frontend.bands
     return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
+
+
+def _save(verdicts: Array, file: Path) -> None:
+    partial = file.with_name(file.name + ".part")
+    with partial.open("wb") as stream:
+        np.save(stream, verdicts)
+    partial.replace(file)
 
 
 def _audio_clips(items: Iterable[Item]) -> Iterable[Item]:

@@ -39,7 +39,9 @@ from models.validation import Validation
 
 MODEL, LOG, CURVES = "skwt.safetensors", "log.jsonl", "curves.png"
 """What a run leaves in its folder, beside its state."""
-HALF_PRECISION = any(torch.cpu.get_capabilities().get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+UNITS: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+"""What this processor can do; nothing that an older torch knows of."""
+HALF_PRECISION = any(UNITS.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
 """Whether this processor multiplies bfloat16 itself; where it does not, it is three times slower than float32."""
 RESTLESS = ("stem", "filters")
 """Gates whose tensors may move: sound does, and filters that are asked not to learn to hear nothing."""

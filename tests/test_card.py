@@ -77,6 +77,21 @@ def test_the_training_log_is_in_the_card(facts: dict, evaluation: dict, tmp_path
     card = write_card(facts, evaluation, log)
     assert "| step | loss |" in card
     assert "| 100 | 3 |" in card
+    assert "| 12900 | 0.02326 |" in card
+
+
+def test_whatever_trained_a_model_is_in_its_card(facts: dict, evaluation: dict) -> None:
+    facts = {**facts, "metadata": {**facts["metadata"], "taught": "teacher 0a1b2c, tutor 3d4e5f"}}
+    assert "- taught: teacher 0a1b2c, tutor 3d4e5f" in write_card(facts, evaluation)
+
+
+def test_the_shipped_card_says_what_a_new_one_would(facts: dict, evaluation: dict) -> None:
+    """But for what was measured: every paragraph of a new card that has no figures of an evaluation is in it."""
+    shipped = (shipped_path().parent / "README.md").read_text()
+    measured = ("## Clips", "## Streams", "## Harder conditions")
+    for section in write_card(facts, evaluation).split("\n\n## "):
+        if not f"## {section}".startswith(measured):
+            assert section.strip() in shipped
 
 
 def test_the_command_writes_the_card(evaluation: dict, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -17,6 +18,7 @@ from PIL import Image
 
 from models.data import (
     CLIP_SAMPLES,
+    SPEECH_FOLDER,
     DataError,
     load_corpus,
     noise_part,
@@ -116,12 +118,44 @@ def test_corpus_is_the_same_from_every_layout(data: Path, tmp_path: Path) -> Non
     assert [noise.shape for noise in validation.noise] == [((RATE - 480) // 160 + 1, 48)]
 
 
+def tear(data: Path) -> None:
+    """Make every file below a directory unreadable as what it is, in a way that its size and time do not tell."""
+    for path in filter(Path.is_file, data.rglob("*")):
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_corpus_is_read_once(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = load_corpus(data, "training", cache)
-    second = load_corpus(data, "training", cache, progress=iter(()))
+    tear(data)
+    second = load_corpus(data, "training", cache)
     np.testing.assert_array_equal(first.pixels, second.pixels)
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
+
+
+def test_data_that_changed_is_read_again(tmp_path: Path) -> None:
+    """Files that were added, replaced or taken away, and a cache that lies within the data."""
+    as_folder(tmp_path)
+    root = tmp_path / "speech_commands_v0.02"
+
+    def loaded() -> tuple[list[str], int]:
+        corpus = load_corpus(tmp_path, "training", tmp_path / "cache")
+        return sorted(corpus.words), len(corpus.speech)
+
+    assert loaded() == loaded() == (["bed", "no", "yes"], 0)
+    (root / "yes" / f"{TRAINING}_nohash_7.wav").write_bytes(wav(tone()))
+    (root / SPEECH_FOLDER).mkdir()
+    sentence = root / SPEECH_FOLDER / "000001.wav"
+    sentence.write_bytes(wav(tone(2.0)))
+    assert loaded() == (["bed", "no", "yes", "yes"], 198)
+    status = sentence.stat()
+    sentence.write_bytes(wav(tone(1.0)).ljust(status.st_size, b"\0"))
+    os.utime(sentence, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert loaded() == (["bed", "no", "yes", "yes"], 98)
+    (root / "bed" / f"{TRAINING}_nohash_0.flac").unlink()
+    assert loaded() == (["no", "yes", "yes"], 98)
 
 
 @pytest.mark.parametrize(

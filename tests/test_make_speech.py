@@ -11,7 +11,7 @@ import soundfile
 
 from models.config import ModelConfig
 from models.data import SPEECH_FOLDER, load_corpus
-from models.make_speech import RATE, make, sentences
+from models.make_speech import LONGEST, RATE, make, sentences
 
 PROSE = """The kettle is singing in the kitchen.  We should go before dinner is cold.  He knows nothing about gardens!
 A second line
@@ -30,7 +30,18 @@ def test_sentences_hold_nothing_that_sounds_like_a_keyword() -> None:
 
 @pytest.mark.parametrize("word", ModelConfig().keywords)
 def test_every_keyword_bars_its_sentence(word: str) -> None:
-    assert list(sentences(f"Somebody said {word.capitalize()} to all of them.")) == []
+    for said in (word.capitalize(), f"'{word}'", f"''{word}''", f"'{word}", f"{word}'s", f"({word})"):
+        assert list(sentences(f"Somebody said {said} to all of them.")) == []
+
+
+def test_long_sentences_end_with_a_whole_word() -> None:
+    """A keyword that a cut would leave of a longer word is none; nor is one that is behind the cut."""
+    start = "The kettle sings " * 9 + "loud"
+    assert len(start) == LONGEST - 3
+    assert list(sentences(f"{start} nothing else.")) == [start]
+    assert list(sentences(f"{start} we say yes.")) == [f"{start} we"]
+    assert list(sentences(f"{start} no more.")) == []
+    assert list(sentences("a" * 2 * LONGEST)) == []
 
 
 @pytest.mark.skipif(not (shutil.which("espeak-ng") and shutil.which("flite")), reason="needs espeak-ng and flite")

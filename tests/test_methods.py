@@ -38,6 +38,7 @@ from models.methods import (
     training_clips,
 )
 from models.methods_engines import folding_rows, streaming_rows
+from models.methods_report import COUNTED, compiled, curves, styles, write_report
 from models.network import Network
 from models.pruning_tuned import tune
 from models.transformer import StreamingKWT
@@ -163,6 +164,29 @@ def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:
     assert sorted(drawn.targets) == [1, 1, 2, 2, 2, 2, 2]
     training = sum(split_of(str(speaker)) == "training" for speaker in range(20))
     assert len(training_clips(items, SMALL.labels, per_word=99, others=99).samples) == 2 * training
+
+
+def test_the_report_never_joins_what_two_engines_counted(tmp_path: Path) -> None:
+    """Of the rows that are beside the shipped weights: the torch reference counts no zeros of ReLU."""
+    with (FOUND.parent / "methods.csv").open() as file:
+        rows = [row_of(cells) for cells in csv.DictReader(file)]
+    lines = curves(rows)
+    assert sum(map(len, lines.values())) == len(rows)
+    assert all(len({compiled(row) for row in line}) == 1 for line in lines.values())
+    assert {"skwt leopard", "skwt leopard, compiled", "skwt hybrid head gate, compiled"} <= set(lines)
+    looks = [tuple(sorted(look.items())) for look in styles(lines).values()]
+    assert len(looks) == len(set(looks)) > 10
+    write_report(rows, [], tmp_path / "report.md", "2181 clips, split: validation")
+    assert "ReLU's zeros" in COUNTED
+    written, shipped = (tmp_path / "report.md").read_text(), (FOUND.parent / "methods.md").read_text()
+    assert shipped.startswith(written.split("![")[0])
+
+
+def row_of(cells: dict[str, str]) -> Row:
+    """A row as CSV gives it back."""
+    text = ("network", "method", "setting")
+    values = {name: cell if name in text else json.loads(cell or "null") for name, cell in cells.items()}
+    return Row(**values)
 
 
 @pytest.mark.system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +97,33 @@ def test_the_mean_of_several_is_believed_where_several_judge(corpus: Corpus, dat
     np.testing.assert_array_equal(both[~corpus.raw], first[~corpus.raw])
 
 
+def rewrite(clip: Path, content: bytes, later_ns: int) -> None:
+    """Put something else in a clip's place, so much later."""
+    status = clip.stat()
+    clip.write_bytes(content)
+    os.utime(clip, ns=(status.st_atime_ns, status.st_mtime_ns + later_ns))
+
+
 def test_verdicts_are_kept(corpus: Corpus, data: Path, tmp_path: Path) -> None:
-    teacher = stock(tmp_path / "kwt")
-    first = taught(corpus, data, CONFIG, [teacher], tmp_path).beliefs
-    again = taught(corpus, tmp_path / "gone", CONFIG, [teacher], tmp_path).beliefs
+    teacher, cache = stock(tmp_path / "kwt"), tmp_path / "cache"
+    first = taught(corpus, data, CONFIG, [teacher], cache).beliefs
+    clip = data / "yes" / f"{SPEAKER}_nohash_0.wav"
+    rewrite(clip, bytes(clip.stat().st_size), 0)  # cannot be read, and looks as it was
+    again = taught(corpus, data, CONFIG, [teacher], cache).beliefs
     np.testing.assert_array_equal(again, first)
+    assert sorted(path.suffix for path in cache.iterdir()) == [".npy", ".npz"]
+
+
+def test_data_that_changed_is_judged_again(corpus: Corpus, data: Path, tmp_path: Path) -> None:
+    """As many clips as before, one of them another."""
+    teacher, cache = ours(tmp_path / "a"), tmp_path / "cache"
+    first = taught(corpus, data, CONFIG, [teacher], cache).beliefs
+    clip, other = (data / word / f"{SPEAKER}_nohash_0.wav" for word in ("yes", "bed"))
+    rewrite(clip, other.read_bytes(), 1)
+    changed = taught(load_corpus(data, "training", cache), data, CONFIG, [teacher], cache).beliefs
+    yes, bed = (corpus.words.tolist().index(word) for word in ("yes", "bed"))
+    np.testing.assert_allclose(changed[[yes, bed]], first[[bed, bed]], atol=1e-6)
+    assert (first[yes] != first[bed]).any()
 
 
 def test_teacher_of_other_labels_is_refused(corpus: Corpus, data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +300,10 @@ def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tm
             begin(Stage.DENSE, None, steps=2, seed=0, folds=folds)
     with pytest.raises(TrainingError, match="one factor beside 1"):
         begin(Stage.DENSE, None, steps=2, seed=0, folds=(1, 2, 3, 1, 1, 1))
+
+
+def test_a_torch_that_knows_no_processor_trains_in_single_precision() -> None:
+    code = "import torch; del torch.cpu.get_capabilities; import models.train as here; print(here.HALF_PRECISION)"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr

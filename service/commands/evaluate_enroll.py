@@ -69,7 +69,10 @@ def enroll(
 
 def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:
     """One row for each number of recordings and word."""
-    shown = Table(caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour")
+    shown = Table(
+        caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour; "
+        "means over the choices of recordings, bounds of one pass over the streams"
+    )
     for name in (
         "recordings",
         "word",
