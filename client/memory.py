@@ -64,7 +64,7 @@ class Memory:
     @property
     def full(self) -> bool:
         """Whether as much audio is kept as may be."""
-        return self._outbox.unjudged > BACKLOG_S * self._second
+        return self._outbox.unjudged > self._window(BACKLOG_S)
 
     def add(self, said: bytes | ClientMessage) -> None:
         """Audio, in any split, or a message that belongs after all audio so far."""
@@ -84,8 +84,7 @@ class Memory:
 
     def unsent(self) -> Iterator[bytes | str]:
         """What to send next, keeping at most `IN_FLIGHT_S` unacknowledged."""
-        window = max(IN_FLIGHT_S, 2 * self.configure.heartbeat_ms / 1_000) * self._second
-        return self._outbox.take(int(window))
+        return self._outbox.take(self._window(IN_FLIGHT_S))
 
     def seconds(self, item: bytes | str) -> float:
         """Length of audio, s; a message has none."""
@@ -111,3 +110,7 @@ class Memory:
             if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
                 self.stuck_since = None
         return message
+
+    def _window(self, seconds: float) -> int:
+        """Bytes of at least `seconds`, and of two heartbeats: audio is acknowledged no more often."""
+        return int(max(seconds, 2 * self.configure.heartbeat_ms / 1_000) * self._second)

@@ -9,6 +9,7 @@
  * What the server has not acknowledged is kept and sent again with the next connection, to whichever server answers.
  */
 
+/** Audio that may be on its way, and that is kept in all; longer if acknowledgements, which come with heartbeats, are further apart. */
 const IN_FLIGHT_S = 4;
 const BACKLOG_S = 60;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
@@ -88,6 +89,7 @@ export class Spotter extends EventTarget {
     this.url = url;
     this.configuration = { type: "configure", protocol: 1, sample_rate: 16_000, encoding: "s16le", ...configure };
     this.ready = this.totals = this.failure = null;
+    this.heartbeatMs = this.configuration.heartbeat_ms ?? 1_000;
     this.lost = this.allowed = this.pumpedAt = 0;
     this.outbox = new Outbox();
     this.retryMs = retrySeconds * 1_000;
@@ -99,7 +101,7 @@ export class Spotter extends EventTarget {
 
   /** Send samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
   send(samples) {
-    if (this.outbox.end - this.outbox.acknowledged > BACKLOG_S * this.configuration.sample_rate) {
+    if (this.outbox.end - this.outbox.acknowledged > this.window(BACKLOG_S)) {
       this.lost += samples.length;
       return false;
     }
@@ -111,6 +113,7 @@ export class Spotter extends EventTarget {
   /** Change keywords, scores, point or heartbeat from here on. */
   configure(changes) {
     Object.assign(this.configuration, changes);
+    this.heartbeatMs = Math.max(this.heartbeatMs, changes.heartbeat_ms ?? 0);
     this.say(this.configuration);
   }
 
@@ -152,12 +155,17 @@ export class Spotter extends EventTarget {
     this.allowed = Math.min(AHEAD_S * rate, this.allowed + (now - this.pumpedAt) * perMs);
     this.pumpedAt = now;
     clearTimeout(this.later);
-    for (const data of this.allowed < 0 ? [] : this.outbox.take(IN_FLIGHT_S * rate)) {
+    for (const data of this.allowed < 0 ? [] : this.outbox.take(this.window(IN_FLIGHT_S))) {
       this.socket.send(data);
       if (typeof data !== "string") this.allowed -= data.length;
       if (this.allowed < 0) break;
     }
     if (this.allowed < 0) this.later = setTimeout(() => this.pump(), -this.allowed / perMs);
+  }
+
+  /** Samples of at least `seconds`, and of two heartbeats, the longest that were asked for: one may still be due. */
+  window(seconds) {
+    return Math.max(seconds, (2 * this.heartbeatMs) / 1_000) * this.configuration.sample_rate;
   }
 
   async open() {
