@@ -110,7 +110,7 @@ async def test_draining_server_is_left_for_the_next():
 
 
 async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
-    monkeypatch.setattr(memory, "BACKLOG_S", len(PCM) / 32_000)
+    monkeypatch.setattr(memory, "BACKLOG_S", 0.0)  # which leaves two heartbeats, 3,200 bytes
     received, acknowledge = asyncio.Event(), asyncio.Event()
 
     async def act(peer: Peer) -> None:
@@ -121,7 +121,7 @@ async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
         await peer.say(heartbeat(len(PCM)))
         await peer.close()
 
-    async with server(act) as (url, _peers), connect(url) as spotter:
+    async with server(act) as (url, _peers), connect(url, sample_rate=8_000, heartbeat_ms=100) as spotter:
         await spotter.send(PCM)
         waiting = asyncio.create_task(spotter.send(PCM))
         await received.wait()

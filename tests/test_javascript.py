@@ -40,7 +40,7 @@ def node(code: str, **variables: Any) -> Any:
         pytest.skip("needs Node")
     head = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in variables.items())
     command = [program, "--experimental-websocket", "--no-warnings", "--input-type=module", "-"]
-    done = subprocess.run(command, cwd=WEB, input=head + code, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=WEB, input=head + code, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -104,6 +104,20 @@ def test_a_file_goes_no_faster_than_a_server_allows(serving: Serving) -> None:
     """
     with serving(speed=20.0, burst_s=1.0) as strict:
         assert node(code, url=strict.http)["samples"] == 160_000
+
+
+def test_audio_goes_on_between_rare_heartbeats(serving: Serving) -> None:
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url, { heartbeat_ms: 60_000 });
+    for (let second = 0; second < 70; second++) spotter.send(new Int16Array(16_000));
+    spotter.configure({ heartbeat_ms: 100 });
+    spotter.send(new Int16Array(16_000));
+    console.log(JSON.stringify({ ...(await spotter.finish()), lost: spotter.lost }));
+    """
+    with serving(speed=100.0) as quick:
+        totals = node(code, url=quick.http)
+    assert (totals["samples"], totals["lost"]) == (16_000 * 71, 0)
 
 
 def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811
