@@ -51,7 +51,7 @@ BATCH = 64
 
 
 class NoBackground(ValueError):
-    """A checkpoint without a background, or with that of other weights."""
+    """A checkpoint without a background, or with one that lacks a part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,8 @@ def thresholds(model: Facts) -> str:
     return (
         f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
         f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
-        f"armed again {calibration['margin']:g} below its threshold, {calibration['refractory_ms']} ms after it fired."
+        f"armed again {calibration['margin']:g} below its threshold (at half of it where that is higher), "
+        f"{calibration['refractory_ms']} ms after it fired."
         f"\n\n{table(('keyword', 'threshold', 'patience, tokens'), rows)}"
     )
 

@@ -106,11 +106,6 @@ class Tokens:
     count: int
     step: int
 
-    @property
-    def samples(self) -> Array:
-        """The samples (S,), int16 values."""
-        return np.frombuffer(self.data, np.float32)
-
     def __len__(self) -> int:
         """How many tokens these are."""
         return self.count

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from models.kwt_weights import KWTConfig, Weights
 
 
+PART = 64
+"""Clips that are judged at a time, where there may be many."""
+
+
 class Attention:
     """Dense attention, step by step; `done` collects the multiply-accumulates of each group over all clips.
 
@@ -122,6 +126,16 @@ class Judge(nn.Module):
     def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:
         """Prepared clips (B, ...) -> logits (B, K)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def beliefs(self, x: Tensor) -> Tensor:
+        """Any number of prepared clips (n, ...) -> logarithms of the dense network's posteriors (n, K)."""
+        return torch.cat([self.judge(part) for part in x.split(PART)]).log_softmax(dim=-1)
+
+
+def divergence(logits: Tensor, beliefs: Tensor) -> Tensor:
+    """Of what logits (B, K) say from log-posteriors (B, K): nats, mean over clips."""
+    return F.kl_div(logits.log_softmax(dim=-1), beliefs, log_target=True, reduction="batchmean")
 
 
 class KWT(Judge):

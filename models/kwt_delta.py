@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.gates import hold
-from models.kwt import KWT, Attention
+from models.kwt import KWT, Attention, divergence
 from models.kwt_weights import PRODUCTS
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TENSORS = ("x", "q", "k", "a")
 """Columns of a table of thresholds; its rows are layers."""
 
+START = torch.tensor([0.1, 0.1, 0.1, 0.001])
+"""Thresholds from which learning begins, in every layer."""
 ALWAYS = 1e6
 """Difference of a token outside the chain: it counts as moved."""
 
@@ -128,20 +130,22 @@ def learn(
         After each step, the share of the three products' operations left (smooth count), and the thresholds
         (layers, 4).
     """
-    config = model.config
-    dense = batch * sum(config.macs()[group] for group in PRODUCTS)
-    with torch.no_grad():
-        target = torch.cat([model.judge(part) for part in clips.split(64)]).log_softmax(dim=-1)
-    log_theta = torch.tensor([0.1, 0.1, 0.1, 0.001]).log().repeat(config.layers, 1).requires_grad_()
+    dense = batch * sum(model.config.macs()[group] for group in PRODUCTS)
+    target = model.beliefs(clips)
+    log_theta = START.log().repeat(model.config.layers, 1).requires_grad_()
     optimiser = torch.optim.Adam([log_theta], lr=rate)
     for step in range(steps):
         chosen = torch.randperm(len(clips))[:batch]
-        attention = LearnableDelta(log_theta.exp())
-        logits = model.judge(clips[chosen], attention)
-        left = torch.stack([*attention.done.values()]).sum() / dense
-        divergence = F.kl_div(logits.log_softmax(dim=-1), target[chosen], log_target=True, reduction="batchmean")
-        price = prices[0] * (prices[1] / prices[0]) ** (step / max(1, steps - 1))
+        task, done = _try(model, clips[chosen], target[chosen], log_theta.exp())
+        left, price = done / dense, prices[0] * (prices[1] / prices[0]) ** (step / max(1, steps - 1))
         optimiser.zero_grad()
-        (divergence + price * left.log()).backward()
+        (task + price * left.log()).backward()
         optimiser.step()
         yield left.item(), log_theta.detach().exp().clone()
+
+
+def _try(model: KWT, clips: Tensor, target: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """How far some thresholds lead from the dense network, and the operations done, smooth count."""
+    attention = LearnableDelta(thresholds)
+    task = divergence(model.judge(clips, attention), target)
+    return task, torch.stack([*attention.done.values()]).sum()

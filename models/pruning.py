@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from models.kwt import Attention, Block, Judge
+from models.kwt import Attention, Block, Judge, divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,27 +196,37 @@ def learn(
     Yields:
         Where learning stands after each step; `survived` is the smooth count's.
     """
-    start = _Statistics()
-    with torch.no_grad():
-        model.judge(clips[:batch], start)
-        target = torch.cat([model.judge(part) for part in clips.split(64)]).log_softmax(dim=-1)
-    theta, centres = torch.stack(start.quartiles).requires_grad_(), torch.stack(start.centres).requires_grad_()
+    theta, centres = _begin(model, clips[:batch])
+    target = model.beliefs(clips)
     student = copy.deepcopy(model).requires_grad_(rates[1] > 0)
-    optimiser = torch.optim.Adam([{"params": [theta, centres], "lr": rates[0]}])
-    if rates[1] > 0:
-        optimiser.add_param_group({"params": list(student.parameters()), "lr": rates[1]})
+    optimiser = _optimiser([theta, centres], student, rates)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_cosine, steps=steps, final=final))
     for _ in range(steps):
         chosen = torch.randperm(len(clips))[:batch]
         attention = LearnablePruning(theta, centres)
-        logits = student.judge(clips[chosen], attention)
+        task = divergence(student.judge(clips[chosen], attention), target[chosen])
         survived = torch.stack(attention.survived).mean()
-        task = F.kl_div(logits.log_softmax(dim=-1), target[chosen], log_target=True, reduction="batchmean")
         optimiser.zero_grad()
         (task + price * (survived - enough).clamp_min(0)).backward()
         optimiser.step()
         schedule.step()
         yield Learned(survived.item(), theta.detach().clone(), centres.detach().clone(), student)
+
+
+@torch.no_grad()
+def _begin(model: Judge, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds (layers, heads) and centres (layers, heads, D) from which learning begins."""
+    start = _Statistics()
+    model.judge(clips, start)
+    return torch.stack(start.quartiles).requires_grad_(), torch.stack(start.centres).requires_grad_()
+
+
+def _optimiser(tables: list[Tensor], student: Judge, rates: tuple[float, float]) -> torch.optim.Optimizer:
+    """Adam over thresholds and centres, and over the weights where they may move."""
+    optimiser = torch.optim.Adam([{"params": tables, "lr": rates[0]}])
+    if rates[1] > 0:
+        optimiser.add_param_group({"params": list(student.parameters()), "lr": rates[1]})
+    return optimiser
 
 
 def _cosine(step: int, steps: int, final: float) -> float:

@@ -14,10 +14,12 @@ from models import features
 from models.compose import Batch, Composer, decibels, expand
 from models.config import ModelConfig
 from models.data import CLIP_FRAMES, Corpus
-from models.recipe import SEGMENT_KINDS, Recipe
+from models.recipe import Recipe
 from models.segments import active_span
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, labels=("_silence_", "_unknown_", "yes", "no"))
+KINDS = ("keyword", "unknown", "shreds", "silence")
+"""Of segments, as `Recipe.shares` has them."""
 BANDS, BASE = CONFIG.frontend.bands, CONFIG.frontend.base
 QUIET = Recipe(
     wide=0.0,
@@ -48,7 +50,7 @@ def compose(recipe: Recipe, seed: int = 0, streams: int = 8, source: Corpus = CO
 
 def only(kind: str, **changes: object) -> Recipe:
     """Streams of one kind of segment, without a background."""
-    shares = tuple(float(name == kind) for name in SEGMENT_KINDS)
+    shares = tuple(float(name == kind) for name in KINDS)
     return replace(QUIET, shares=shares, **changes)
 
 
