@@ -196,7 +196,7 @@ class Spotter:
         self._say(Reset())
 
     def feedback(self, detection: int, *, correct: bool) -> None:
-        """Tell whether a detection was right."""
+        """Tell whether a detection was right; the server knows those of the connection in use, and no earlier ones."""
         self._say(Feedback(detection=detection, correct=correct))
 
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
