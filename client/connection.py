@@ -22,8 +22,8 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError, SourceError
-from client.handshake import Busy, dial, introduce, parsed, stream_url, why_closed
+from client.errors import CannotConnect, ClientError, SettingError, SourceError
+from client.handshake import Busy, configured, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
 from client.pace import Pace
@@ -82,15 +82,17 @@ def connect(
         settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
 
     Raises:
-        pydantic.ValidationError: for settings that the protocol does not know.
+        SettingError: for an argument that the protocol does not know.
         SourceError: for a file that is no keyword.
     """
+    if isinstance(keywords, str):
+        raise SettingError(f"keywords: one string is no list of words; keywords=[{keywords!r}] is one")
     own = tuple(word if isinstance(word, Enrolled) else read_keyword(Path(word)) for word in enrolled)
     if isinstance(keywords, Mapping):
         settings["keywords"] = dict(keywords)
     elif keywords is not None:
         settings["keywords"] = {word: KeywordSettings() for word in keywords}
-    return Spotter(stream_url(url), Configure(enrolled=own, **settings), key=key, retry_s=retry_s)
+    return Spotter(stream_url(url), configured({"enrolled": own, **settings}), key=key, retry_s=retry_s)
 
 
 class Spotter:
@@ -196,7 +198,7 @@ class Spotter:
         self._say(Reset())
 
     def feedback(self, detection: int, *, correct: bool) -> None:
-        """Tell whether a detection was right."""
+        """Tell whether a detection was right; the server knows those of the connection in use, and no earlier ones."""
         self._say(Feedback(detection=detection, correct=correct))
 
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:

@@ -1,6 +1,7 @@
 """Everything that a client raises, in one tree; each message is one sentence for a person.
 
 ClientError
+├── SettingError     an argument of `connect` that no server would take
 ├── CannotConnect    no server there, or it refuses this client
 ├── StreamFailed     a stream ended for a reason that trying again does not mend; carries the close code
 └── SourceError      no microphone, no such file, or a file that is no audio
@@ -13,6 +14,10 @@ from service.protocol import CloseCode
 
 class ClientError(Exception):
     """Root of the tree."""
+
+
+class SettingError(ClientError):
+    """An argument of `connect` is none that the protocol knows; the message names it."""
 
 
 class CannotConnect(ClientError):

@@ -5,12 +5,16 @@ Knows nothing of what a stream has sent or heard before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from pydantic import ValidationError
+from pydantic_core import to_json
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-from client.errors import CannotConnect, StreamFailed
+from client.errors import CannotConnect, SettingError, StreamFailed
 from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
 
 
@@ -33,6 +37,19 @@ def stream_url(url: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path if parts.path.strip("/") else "/v1/stream"
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+def configured(settings: Mapping[str, Any]) -> Configure:
+    """Fields of `Configure` as Python may have them, lists and plain strings among them -> what the wire allows.
+
+    Raises:
+        SettingError: for one that it does not allow; the message names it.
+    """
+    try:
+        return Configure.model_validate_json(to_json(settings, inf_nan_mode="constants", fallback=str))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise SettingError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:

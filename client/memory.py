@@ -5,6 +5,7 @@ Knows no socket and no clock: client/connection.py sends what there is, and hand
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,6 +19,7 @@ from service.protocol import (
     Detection,
     Encoding,
     Failed,
+    Feedback,
     Heartbeat,
     Marker,
     Ready,
@@ -59,7 +61,8 @@ class Memory:
         self._second = (frame := SAMPLE_BYTES[configure.encoding] * configure.channels) * configure.sample_rate
         self._outbox = Outbox(frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
-        self._markers: set[int | str] = set()
+        self._verdicts: deque[str] = deque()
+        self._markers: Counter[int | str] = Counter()
 
     @property
     def full(self) -> bool:
@@ -67,24 +70,33 @@ class Memory:
         return self._outbox.unjudged > self._window(BACKLOG_S)
 
     def add(self, said: bytes | ClientMessage) -> None:
-        """Audio, in any split, or a message that belongs after all audio so far."""
+        """Audio, in any split, or a message that belongs after all audio so far; feedback has no place among it."""
         if isinstance(said, bytes):
             return self._outbox.add_audio(said)
+        if isinstance(said, Feedback):
+            return self._verdicts.append(said.model_dump_json())
         if isinstance(said, Configure):
             self.configure = said
         elif isinstance(said, Marker):
-            self._markers.add(said.id)
+            self._markers[said.id] += 1
         return self._outbox.add_text(said.model_dump_json(exclude_none=True))
 
     def hello(self) -> Configure:
-        """What a new connection begins with; all that the server may need again is to be sent once more."""
+        """What a new connection begins with; all that the server may need again is to be sent once more.
+
+        Feedback is not: a resumed stream knows no detection of the connections before.
+        """
         self.failed, sample = None, self._outbox.rewind()
+        self._verdicts.clear()
         resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
         return self.configure.model_copy(update={"resume": resume})
 
     def unsent(self) -> Iterator[bytes | str]:
         """What to send next, keeping at most `IN_FLIGHT_S` unacknowledged."""
-        return self._outbox.take(self._window(IN_FLIGHT_S))
+        yield from self._feedback()
+        for item in self._outbox.take(self._window(IN_FLIGHT_S)):
+            yield item
+            yield from self._feedback()  # which do not wait for the end of the audio
 
     def seconds(self, item: bytes | str) -> float:
         """Length of audio, s; a message has none."""
@@ -96,9 +108,11 @@ class Memory:
             self.failed = message or self.failed
             return None
         if isinstance(message, Marker):
-            if message.id not in self._markers:
+            if not self._markers[message.id]:
                 return None  # asked again after a reconnection, and answered before
-            self._markers.discard(message.id)
+            self._markers[message.id] -= 1
+            if not self._markers[message.id]:
+                del self._markers[message.id]
         elif isinstance(message, Closed):
             if message.reason != CloseCode.NORMAL.wire:
                 return None  # this connection ends; the close code tells whether the stream goes on
@@ -110,6 +124,10 @@ class Memory:
             if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
                 self.stuck_since = None
         return message
+
+    def _feedback(self) -> Iterator[str]:
+        while self._verdicts:
+            yield self._verdicts.popleft()
 
     def _window(self, seconds: float) -> int:
         """Bytes of at least `seconds`, and of two heartbeats: audio is acknowledged no more often."""

@@ -95,6 +95,10 @@ class Peer:
                 self.audio += message
             elif isinstance(marker := parse_client(message), Marker):
                 await self.say(marker)
+        await self.end()
+
+    async def end(self) -> None:
+        """Say that everything was judged."""
         totals = Totals(
             audio_s=0.0, samples=self.start + len(self.audio) // 2, chunks=0, tokens=0, detections=0, macs_done=0
         )

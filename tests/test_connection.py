@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 
 from client import blocking, memory
 from client.connection import Interrupted, connect, stream_url
-from client.errors import CannotConnect
+from client.errors import CannotConnect, SettingError
 from client.outbox import Outbox
-from service.protocol import CloseCode, Closed, Detection, Failed, Marker, Ready
+from service.protocol import (
+    CloseCode,
+    Closed,
+    Configure,
+    Detection,
+    Encoding,
+    Failed,
+    KeywordSettings,
+    Marker,
+    Ready,
+)
 from tests.peer import PCM, REPLAY, Peer, detection, greet, heartbeat, ready, server
 
 
@@ -39,6 +49,36 @@ def test_outbox_repeats_all_that_may_be_needed(chunks, frame, piece, data):
 def test_a_server_can_be_named_in_many_ways(given):
     assert stream_url(given) == "ws://h:1/v1/stream"
     assert stream_url("https://h/own/path?x=1") == "wss://h/own/path?x=1"
+
+
+async def test_settings_are_taken_as_python_has_them():
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    wishes = {"stored": ["jarvis"], "encoding": "f32le", "keywords": {"yes": {"threshold": 0.3}}}
+    async with server(act) as (url, peers), connect(url, **wishes) as spotter:
+        await spotter.finish()
+    assert peers[0].hello == Configure(
+        stored=("jarvis",), encoding=Encoding.F32LE, keywords={"yes": KeywordSettings(threshold=0.3)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ({"keywords": "yes"}, r"keywords: one string is no list of words; keywords=\['yes'\] is one"),
+        ({"keywords": {"yes": {"threshold": 2.0}}}, r"keywords\.yes\.threshold: .* less than or equal to 1"),
+        ({"encoding": "mp3"}, "encoding: .*'s16le'"),
+        ({"stored": "jarvis"}, "stored: .*"),
+        ({"coarsest": float("nan")}, "coarsest: .*"),
+        ({"sample_rate": object()}, "sample_rate: .*"),
+        ({"loudness": 11}, "loudness: .*"),
+    ],
+)
+def test_argument_that_no_server_would_take_is_named(wish, complaint):
+    with pytest.raises(SettingError, match=f"^{complaint}"):
+        connect("h:1", **wish)
 
 
 async def test_events_are_typed_and_end():

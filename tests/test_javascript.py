@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import soundfile
 from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running
+from tests.peer import Peer, greet, server
 from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
 
 WEB = SAMPLE.parent / "web"
@@ -118,6 +120,40 @@ def test_audio_goes_on_between_rare_heartbeats(serving: Serving) -> None:
     with serving(speed=100.0) as quick:
         totals = node(code, url=quick.http)
     assert (totals["samples"], totals["lost"]) == (16_000 * 71, 0)
+
+
+async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() -> None:
+    said: list[protocol.ClientMessage] = []
+
+    async def hear(peer: Peer, last: type[protocol.ClientMessage]) -> None:
+        await greet(peer)
+        while not said or not isinstance(said[-1], last):
+            said.append(message := protocol.parse_client(await peer.socket.recv()))
+            if isinstance(message, protocol.Marker):
+                await peer.say(message)
+
+    async def first(peer: Peer) -> None:
+        await hear(peer, protocol.Feedback)
+        peer.socket.transport.close()  # what was said still goes
+
+    async def second(peer: Peer) -> None:
+        await hear(peer, protocol.Close)
+        await peer.end()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    let told = 0;
+    spotter.addEventListener("marker", () => told++);
+    for (const id of [7, 7]) spotter.marker(id);
+    spotter.feedback(0, true);
+    await spotter.finish();
+    console.log(JSON.stringify(told));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 2
+    kinds = [message.type for message in said]
+    assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
 
 
 def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811

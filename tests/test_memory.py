@@ -6,7 +6,7 @@ import pytest
 
 from client import memory
 from client.memory import Memory
-from service.protocol import Closed, Configure, Failed, Marker, Totals, parse_client
+from service.protocol import Closed, Configure, Failed, Feedback, Marker, Totals, parse_client
 from tests.test_connection import PCM, REPLAY, detection, heartbeat, ready
 
 
@@ -22,6 +22,30 @@ def test_a_marker_that_is_answered_twice_is_told_once(stream: Memory) -> None:
     assert [parse_client(said) for said in stream.unsent()] == [Marker(id="here")]
     stream.hello()  # another connection, which is asked again
     assert [stream.note(Marker(id="here")) for _ in range(2)] == [Marker(id="here"), None]
+
+
+def test_markers_of_one_name_are_told_as_often_as_they_were_asked(stream: Memory) -> None:
+    for _ in range(2):
+        stream.add(Marker(id="here"))
+    assert stream.note(Marker(id="here")) is not None
+    stream.hello()
+    assert [stream.note(Marker(id="here")) for _ in range(2)] == [Marker(id="here"), None]
+
+
+def test_feedback_goes_at_once_and_to_no_other_connection(stream: Memory) -> None:
+    stream.add(PCM)
+    stream.add(opinion := Feedback(detection=0, correct=True))
+    said, *audio = stream.unsent()
+    assert (parse_client(said), b"".join(audio)) == (opinion, PCM)
+    stream.add(PCM)
+    stream.add(PCM)
+    going = stream.unsent()
+    assert next(going) == PCM
+    stream.add(opinion)
+    assert parse_client(next(going)) == opinion, "before the rest of the audio"
+    stream.add(opinion)
+    stream.hello()
+    assert b"".join(stream.unsent()) == 3 * PCM, "which the next server has to hear"
 
 
 def test_only_the_end_of_the_stream_is_told(stream: Memory) -> None:

@@ -25,7 +25,7 @@ const own = new OwnWords({
   level: (samples) => level(decibels(samples)),
   key: () => $("key").value,
   before: () => end(),
-  after: (text) => begin(() => text, openMicrophone),
+  after: (text) => begin(() => text, microphone),
   forgotten: (word) => {
     delete chosen.keywords[word];
     delete timeline.thresholds[word];
@@ -53,11 +53,15 @@ async function begin(title, open, seconds = LIVE_S) {
   status("Connecting …");
   try {
     mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(), ...wishes() });
-    listenTo(mine.spotter);
-    mine.source = await open((samples) => take(mine, samples));
+    if (session === mine) {
+      listenTo(mine.spotter);
+      mine.source = await open((samples) => take(mine, samples));
+    }
+    if (session !== mine) return await leave(mine); // given up while the server answered, or the browser asked
     status(title(mine.source));
     return mine;
   } catch (error) {
+    if (session !== mine) return null;
     await end();
     if (!mine.spotter && (await wantsKey())) askForKey(error);
     else status(explained(error), true);
@@ -83,20 +87,33 @@ function askForKey(error) {
 }
 
 async function end() {
-  const { source, spotter } = session ?? {};
+  const mine = session ?? {};
   session = null;
   pressed(false);
   level(-60);
-  source?.stop();
-  if (spotter && !spotter.failure) await Promise.race([spotter.finish(), new Promise((done) => setTimeout(done, 2_000))]).catch(() => {});
+  await leave(mine);
 }
 
+/** Let go of a stream's sound and of its connection. */
+async function leave({ source, spotter }) {
+  source?.stop();
+  if (spotter && !spotter.failure) await Promise.race([spotter.finish(), new Promise((done) => setTimeout(done, 2_000))]).catch(() => {});
+  return null;
+}
+
+/** Send and show a block; return false if the stream has no room for it. */
 function take(mine, samples) {
-  if (!mine.spotter.send(samples)) status("The server does not keep up; sound is being lost.", true);
+  if (!mine.spotter.send(samples)) return false;
   timeline.addFrames(mine.mel.feed(samples));
   mine.samples += samples.length;
   mine.heardAt = performance.now();
   level(decibels(samples));
+  return true;
+}
+
+/** A microphone does not wait. */
+function microphone(take) {
+  return openMicrophone((samples) => take(samples) || status("The server does not keep up; sound is being lost.", true));
 }
 
 function listenTo(spotter) {
@@ -131,7 +148,7 @@ const sayWishes = later(() => session?.spotter?.configure(wishes()), 150);
 
 $("listen").onclick = () => {
   if (session) end().then(() => status("Stopped."));
-  else begin(({ name }) => `Listening to ${name}.`, openMicrophone);
+  else begin(({ name }) => `Listening to ${name}.`, microphone);
 };
 
 async function analyse(file) {

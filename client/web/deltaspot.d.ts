@@ -125,6 +125,7 @@ export class Spotter extends EventTarget {
   marker(id: number | string): void;
   flush(): void;
   reset(): void;
+  /** Of a detection that this connection told; the server knows no earlier ones. */
   feedback(detection: number, correct: boolean): void;
   finish(): Promise<Totals>;
   addEventListener<K extends keyof Events>(type: K, listener: (event: CustomEvent<Events[K]>) => void): void;

@@ -95,6 +95,7 @@ export class Spotter extends EventTarget {
     this.retryMs = retrySeconds * 1_000;
     this.ticket = ticket;
     this.checkpoint = null;
+    this.asked = new Map(); // marker -> how often it is still to come back
     this.troubleSince = 0;
     this.ended = new Promise((resolve) => (this.end = resolve));
   }
@@ -118,6 +119,7 @@ export class Spotter extends EventTarget {
   }
 
   marker(id) {
+    this.asked.set(id, (this.asked.get(id) ?? 0) + 1);
     this.say({ type: "marker", id });
   }
 
@@ -129,8 +131,9 @@ export class Spotter extends EventTarget {
     this.say({ type: "reset" });
   }
 
+  /** Not kept for another connection: its server would not know the detection. */
   feedback(detection, correct) {
-    this.say({ type: "feedback", detection, correct });
+    if (this.live) this.socket.send(JSON.stringify({ type: "feedback", detection, correct }));
   }
 
   /** No more audio; resolves to the totals once everything has been judged. */
@@ -146,9 +149,14 @@ export class Spotter extends EventTarget {
     this.pump();
   }
 
+  /** Whether the server listens. */
+  get live() {
+    return Boolean(this.ready) && this.socket.readyState === WebSocket.OPEN;
+  }
+
   /** Send what there is, no faster than the server allows. */
   pump() {
-    if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
+    if (!this.live) return;
     const rate = this.configuration.sample_rate;
     const perMs = (rate * this.ready.limits.speed) / 1_000;
     const now = performance.now();
@@ -197,12 +205,21 @@ export class Spotter extends EventTarget {
       if (this.outbox.acknowledge(message.checkpoint.sample, this.ready.replay_samples)) this.troubleSince = 0;
       this.pump();
     }
+    if (message.type === "marker" && !this.answered(message.id)) return;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
       this.opened();
     } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
     this.tell(message.type, message);
+  }
+
+  /** Note that a marker came back; false if it was asked again after a reconnection, and told before. */
+  answered(id) {
+    const left = this.asked.get(id) ?? 0;
+    if (left > 1) this.asked.set(id, left - 1);
+    else this.asked.delete(id);
+    return left > 0;
   }
 
   tell(type, detail) {

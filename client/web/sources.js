@@ -29,10 +29,10 @@ export async function openMicrophone(take) {
 }
 
 /**
- * Decode a file and give it out several times faster than real time.
+ * Decode a file and give it out several times faster than real time, or as fast as it is taken.
  *
  * @param {Blob} file
- * @param {(samples: Int16Array) => void} take
+ * @param {(samples: Int16Array) => boolean} take returns false if it wants this block again later
  * @returns {Promise<{seconds: number, done: Promise<void>, stop: () => void}>}
  */
 export async function openFile(file, take) {
@@ -41,7 +41,7 @@ export async function openFile(file, take) {
   const done = new Promise((resolve) => {
     let sent = 0;
     const timer = setInterval(() => {
-      for (let n = 0; n < FILE_SPEED && sent < samples.length; n++, sent += BLOCK) take(samples.slice(sent, sent + BLOCK));
+      for (let n = 0; n < FILE_SPEED && sent < samples.length && take(samples.slice(sent, sent + BLOCK)); n++) sent += BLOCK;
       if (sent >= samples.length) stop();
     }, TICK_MS);
     stop = () => {

@@ -1,0 +1,81 @@
+"""The page's streams where a person or a server is not as quick as the page: Stop holds, and nothing is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+
+from service.commands.demo import free_port, server
+from tests.browser import CHROMIUM, browser
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+WATCHED = """
+window.sockets = [];
+window.WebSocket = class extends WebSocket {
+  constructor(url) {
+    super(url);
+    sockets.push(this);
+  }
+};
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (wanted) => {
+  await new Promise((allow) => (window.allow = allow));
+  return (window.heard = await ask(wanted));
+};
+"""
+"""The page's connections are seen, and the microphone is granted when the test says so."""
+STATUS = "document.getElementById('status').textContent"
+CLICK = "document.getElementById('listen').click()"
+LET_GO = "sockets.length === 1 && sockets[0].readyState === WebSocket.CLOSED"
+HASTY = "const ticks = setInterval; window.setInterval = (act, ms) => ticks(act, ms / 20)"
+"""A file is given out as fast as timers go."""
+
+
+@pytest.fixture(scope="module")
+def port():
+    chosen = free_port(0)
+    with server(chosen):
+        yield chosen
+
+
+async def test_stop_while_the_browser_asks_leaves_no_microphone_on(port):
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        await page.run(WATCHED)
+        await page.run(CLICK)
+        await page.until("window.allow")
+        await page.run(f"{CLICK}; allow()")
+        await page.until("window.heard?.getTracks().every((track) => track.readyState === 'ended')")
+        await page.until(LET_GO)
+        assert await page.run(STATUS) == "Stopped."
+    assert page.complaints == []
+
+
+async def test_stop_while_the_page_connects_is_not_forgotten(port):
+    async with browser() as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        await page.run(WATCHED)
+        await page.run(f"(async () => {{{CLICK}; while ({STATUS} !== 'Connecting …') await null; {CLICK}}})()")
+        await page.until(LET_GO)
+        assert await page.run(STATUS) == "Stopped."
+        assert await page.run("window.allow === undefined"), "nobody is asked for a microphone"
+    assert page.complaints == []
+
+
+async def test_file_waits_for_a_slow_server(monkeypatch, tmp_path):
+    monkeypatch.setenv("DELTASPOT_SPEED", "6")
+    soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 100, np.int16), 16_000)
+    port = free_port(0)
+    with server(port):
+        async with browser() as page:
+            await page.open(f"http://127.0.0.1:{port}/")
+            await page.run(HASTY)
+            await page.choose("#file", tmp_path / "long.wav")
+            await page.until(f"{STATUS}.endsWith(' words.')", 120)
+            assert await page.run(STATUS) == "long.wav: 100.0 s, 0 words."
+    assert page.complaints == []
