@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import soundfile
 from rich.console import Console
+from typer.testing import CliRunner
 
 from client.connection import connect
 from client.display import PlainLines
 from client.errors import CannotConnect, SourceError
 from client.sources import AudioFile
 from service.commands.demo import SAMPLE, script
+from service.commands.detect import app as detect_command
 from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
 from service.protocol import Detection
@@ -168,13 +170,34 @@ async def test_recordings_are_sent_to_a_server_and_refusals_are_told(door, tmp_p
     path = tmp_path / "a.wav"
     path.write_bytes(b"sound")
     assert await judged(door, path, key="k", point="dense") == [{"detections": []}]
-    with pytest.raises(CannotConnect, match="not an audio file"):
-        await judged(door, path)
+    (refusal,) = await judged(door, path)
+    assert isinstance(refusal, CannotConnect)
+    assert "not an audio file" in str(refusal)
 
 
 async def test_troubles_of_detect_are_one_sentence(tmp_path):
-    with pytest.raises(SourceError, match="No such file"):
-        await judged("127.0.0.1:9", tmp_path / "nothing.wav")
+    (missing,) = await judged("127.0.0.1:9", tmp_path / "nothing.wav")
+    assert isinstance(missing, SourceError)
+    assert "No such file" in str(missing)
     (tmp_path / "a.wav").write_bytes(b"sound")
-    with pytest.raises(CannotConnect, match="no server answers"):
-        await judged("127.0.0.1:9", tmp_path / "a.wav")
+    (alone,) = await judged("127.0.0.1:9", tmp_path / "a.wav")
+    assert isinstance(alone, CannotConnect)
+    assert "no server answers" in str(alone)
+
+
+def test_one_bad_recording_does_not_hide_the_others(tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no music")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    files = [tmp_path / "bad.wav", tmp_path / "gone.wav", SAMPLE / "commands.flac", tmp_path / "silence.wav"]
+    done = CliRunner().invoke(detect_command, [str(file) for file in files])
+    assert done.exit_code == 2
+    complaints = done.stderr.splitlines()
+    assert [line.partition(".wav: ")[0] for line in complaints] == [
+        f"deltaspot: {tmp_path}/bad",
+        f"deltaspot: {tmp_path}/gone",
+    ]
+    assert complaints[1].count("gone.wav") == 1
+    words, silence = done.stdout.split(f"{files[3]}:")
+    assert "yes" in words
+    assert "most likely" not in words, "which would read as a failure beside words that were heard"
+    assert "most likely _silence_" in silence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +12,18 @@ from urllib.parse import urlencode
 
 import typer
 
+from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
-from service.protocol import Enrolled
+from service.errors import TooLong, UnsupportedAudio
+from service.protocol import Enrolled, WireError
 
 app = typer.Typer(add_completion=False)
 
 Result = dict[str, Any]
 """As `/v1/detect` answers, and the file's name as `file`."""
+Trouble = ClientError | WireError
+"""Why a recording could not be judged."""
 
 
 @app.command()
@@ -32,9 +37,11 @@ def detect(
     enrolled: Annotated[
         list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`, without --url; may be given repeatedly.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file that was judged.")] = False,
 ) -> None:
     """Find the keywords in recordings.
+
+    A recording that cannot be judged is named, the others are judged, and the exit status is 2.
 
     Raises:
         BadParameter: if keywords of one's own are to be found on a server, which clips do not bring along.
@@ -42,15 +49,23 @@ def detect(
     if url and enrolled:
         raise typer.BadParameter("--enrolled works here or in `listen`, not with --url")
     words = [read_keyword(path) for path in enrolled or ()]
-    asyncio.run(_detect(remotely(url, files, key, point) if url else here(files, point, words), files, as_json=as_json))
+    results = remotely(url, files, key, point) if url else here(files, point, words)
+    if not asyncio.run(_detect(results, named=len(files) > 1, as_json=as_json)):
+        raise typer.Exit(2)
 
 
-async def _detect(results: AsyncIterator[tuple[Path, Result]], files: Sequence[Path], *, as_json: bool) -> None:
+async def _detect(results: AsyncIterator[tuple[Path, Result | Trouble]], *, named: bool, as_json: bool) -> bool:
+    """Print what was found; return whether every recording could be judged."""
+    good = True
     async for file, result in results:
-        if as_json:
+        if isinstance(result, Exception):
+            good = False
+            print(f"deltaspot: {file}: {str(result).removeprefix(f'{file}: ')}", file=sys.stderr)
+        elif as_json:
             print(json.dumps({"file": str(file), **result}, ensure_ascii=False))
         else:
-            show(file, result, named=len(files) > 1)
+            show(file, result, named=named)
+    return good
 
 
 def show(file: Path, result: Result, *, named: bool) -> None:
@@ -60,15 +75,16 @@ def show(file: Path, result: Result, *, named: bool) -> None:
     for found in result["detections"]:
         print(f"{found['start_s']:8.2f} s  {found['keyword']:<10} {found['score']:.2f}")
     best, skipped = result["top"][0], result["macs"]["skipped_vs_window"]
+    guess = "" if result["detections"] else f"most likely {best['label']} ({best['score']:.2f}); "
     print(
         f"-- {result['seconds']:.1f} s in {result['time_ms']:.0f} ms; "
-        f"most likely {best['label']} ({best['score']:.2f}); {skipped:.1%} of the work against windows skipped"
+        f"{guess}{skipped:.1%} of the work against windows skipped"
     )
 
 
 async def here(
     files: Sequence[Path], point: str | None, enrolled: Sequence[Enrolled] = ()
-) -> AsyncIterator[tuple[Path, Result]]:
+) -> AsyncIterator[tuple[Path, Result | Trouble]]:
     """Judge recordings in this process, exactly as a server would: it is one, without a door."""
     from service import clips
     from service.protocol import Configure
@@ -80,21 +96,23 @@ async def here(
     configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
     try:
         for file in files:
-            data = read_bytes(file)
-            server.admit()
-            yield file, (await clips.judge(server, data, None, configure)).model_dump()
+            try:
+                data = read_bytes(file)
+                server.admit()
+                yield file, (await clips.judge(server, data, None, configure)).model_dump()
+            except (SourceError, TooLong, UnsupportedAudio) as error:
+                yield file, error
     finally:
         await server.stop()
 
 
 async def remotely(
     url: str, files: Sequence[Path], key: str | None, point: str | None
-) -> AsyncIterator[tuple[Path, Result]]:
-    """Let a server judge recordings.
-
-    Raises:
-        CannotConnect: there is none, or it refuses one; the message says why.
-    """
+) -> AsyncIterator[tuple[Path, Result | Trouble]]:
+    """Let a server judge recordings."""
     for file in files:
         path = f"/v1/detect?{urlencode({'point': point})}" if point else "/v1/detect"
-        yield file, await asyncio.to_thread(post, url, path, read_bytes(file), key=key)
+        try:
+            yield file, await asyncio.to_thread(post, url, path, read_bytes(file), key=key)
+        except ClientError as error:
+            yield file, error
