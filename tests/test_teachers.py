@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from models.checkpoint import Checkpoint, save
 from models.config import ModelConfig
 from models.data import FRONTEND, Corpus, DataError, load_corpus
+from models.guess import fit
 from models.kwt import KWT
 from models.kwt_weights import KWTConfig
 from models.kwt_weights import save as save_stock
@@ -95,6 +97,7 @@ def test_stock_network_judges_pictures_by_what_audio_tells_of_them(
     loud = corpus.pixels[corpus.words == "yes"][0, :, : FRONTEND.base]
     Image.fromarray(loud).save(data / "no" / f"{SPEAKER}_nohash_1.jpg", quality=95)
     monkeypatch.setattr("models.teachers.LEAST_AUDIO", 2)
+    monkeypatch.setattr("models.teachers.fit", partial(fit, steps=20))
     both = load_corpus(data, "training", tmp_path / "cache")
     beliefs = taught(both, data, CONFIG, [stock(tmp_path / "kwt")], tmp_path).beliefs
     audio, picture = (beliefs[both.words.tolist().index(word)] for word in ("yes", "no"))

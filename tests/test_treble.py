@@ -11,7 +11,7 @@ from models.data import CLIP_FRAMES, FRONTEND, Corpus
 from models.guess import fit
 from models.treble import widened
 
-BASE, BANDS, STEPS = FRONTEND.base, FRONTEND.bands, 150
+BASE, BANDS, STEPS = FRONTEND.base, FRONTEND.bands, 60
 
 
 @pytest.fixture(scope="module")
