@@ -218,7 +218,7 @@ class Spotter:
             async for audio in source:
                 await self.send(audio)
             await self.finish()
-        except ClientError as error:
+        except Exception as error:  # noqa: BLE001 (a source is anybody's, and whoever awaits events is told)
             if not self._ended:
                 self._events.put_nowait(error)
 

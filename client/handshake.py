@@ -129,7 +129,11 @@ def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     status, headers = error.response.status_code, error.response.headers
     if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
         return Busy(f"{url} has no room for another stream now (HTTP {status})", _seconds(headers.get("Retry-After")))
-    why = {401: "the key is missing or wrong", 403: "this key or origin may not stream", 404: "there is no stream here"}
+    why = {
+        401: "the key is missing or wrong",
+        403: "this key or origin may not stream, or the path is not /v1/stream",
+        404: "there is no stream here",
+    }
     return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")
 
 

@@ -58,8 +58,9 @@ class Memory:
         self.failed: Failed | None = None
         self.totals: Totals | None = None
         self.stuck_since: float | None = None
-        self._second = (frame := SAMPLE_BYTES[configure.encoding] * configure.channels) * configure.sample_rate
-        self._outbox = Outbox(frame, piece=self._second // 4)
+        self._frame = SAMPLE_BYTES[configure.encoding] * configure.channels
+        self._second = self._frame * configure.sample_rate
+        self._outbox = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._verdicts: deque[str] = deque()
         self._markers: Counter[int | str] = Counter()
@@ -95,7 +96,7 @@ class Memory:
         """What to send next, keeping at most `IN_FLIGHT_S` unacknowledged."""
         yield from self._feedback()
         for item in self._outbox.take(self._window(IN_FLIGHT_S)):
-            yield item
+            yield from self._fitting(item)
             yield from self._feedback()  # which do not wait for the end of the audio
 
     def seconds(self, item: bytes | str) -> float:
@@ -124,6 +125,14 @@ class Memory:
             if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
                 self.stuck_since = None
         return message
+
+    def _fitting(self, item: bytes | str) -> Iterator[bytes | str]:
+        """Audio in frames that the server takes."""
+        if isinstance(item, str):
+            yield item
+            return
+        most = self.ready.limits.frame_bytes // self._frame * self._frame
+        yield from (item[start : start + most] for start in range(0, len(item), most))
 
     def _feedback(self) -> Iterator[str]:
         while self._verdicts:

@@ -32,6 +32,9 @@ FORMATS: Final = (
     miniaudio.mp3_get_file_info,
 )
 
+MAGIC: Final = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3"}
+"""First bytes of files that somebody may pipe by mistake."""
+
 
 class Source(Protocol):
     """What can be streamed: `connect(url, sample_rate=source.rate)`, then `play(source)`."""
@@ -60,13 +63,26 @@ class AudioFile:
             SourceError: if there is no such file, or it is no audio.
         """
         self._path, self._speed = str(path), speed
-        self.rate = min(max(_rate_of(Path(path)), RATES[0]), RATES[1])
+        head = _head(Path(path))
+        self.rate = min(max(head.sample_rate, RATES[0]), RATES[1])
+        self._stated_s = head.num_frames / head.sample_rate
 
     def __iter__(self) -> Iterator[bytes]:
-        """All blocks at once; the last one may be shorter."""
-        size = block_samples(self.rate)
+        """All blocks at once; the last one may be shorter.
+
+        Raises:
+            SourceError: after the last block, if the file's head promised more, or there was none.
+        """
+        size, heard_s = block_samples(self.rate), 0.0
         for block in miniaudio.stream_file(self._path, nchannels=1, sample_rate=self.rate, frames_to_read=size):
+            heard_s += len(block) / self.rate
             yield le_bytes(block)
+        if not heard_s:
+            raise SourceError(f"{self._path} holds no audio")
+        if heard_s < self._stated_s - BLOCK_MS / 1_000:  # resampling may cost a few samples
+            raise SourceError(
+                f"{self._path} ends after {heard_s:.1f} s of {self._stated_s:.1f} s: it was cut or is broken"
+            )
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Blocks at the pace that was asked for."""
@@ -90,13 +106,13 @@ class Pipe:
         """Whole samples, until the pipe ends; half a one at its end is forgotten.
 
         Raises:
-            SourceError: for a WAV file, whose header is no sound.
+            SourceError: for a file of some format, whose bytes are no samples.
         """
         rest, first = b"", True
         while data := await asyncio.to_thread(self._pipe.read1, 2 * self.rate):  # type: ignore[attr-defined]  # buffered readers have it
-            if first and data.startswith(b"RIFF"):
+            if first and (kind := next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)):
                 raise SourceError(
-                    "this is a WAV file; pipe raw samples, such as: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -"
+                    f"this is a file, {kind}; pipe raw samples, such as: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -"
                 )
             data, first = rest + data, False
             whole = len(data) // 2 * 2
@@ -132,13 +148,15 @@ def le_bytes(samples: array[int]) -> bytes:
     return samples.tobytes()
 
 
-def _rate_of(path: Path) -> int:
-    """A recording's rate, Hz; its format is told by its first bytes and not by its name."""
+def _head(path: Path) -> miniaudio.SoundFileInfo:
+    """What a recording's head says; its format is told by its first bytes and not by its name."""
+    if path.is_dir():
+        raise SourceError(f"{path} is a folder, not a recording")
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file")
     for look in FORMATS:
         try:
-            return look(str(path)).sample_rate
+            return look(str(path))
         except miniaudio.DecodeError:
             continue
     raise SourceError(f"{path} is no WAV, FLAC, MP3 or OGG Vorbis file")

@@ -174,14 +174,14 @@ class Output:
         """Go on with what an earlier scan left.
 
         Raises:
-            ScanError: it was made with another model or operating point.
+            ScanError: it was made with another model or operating point, or is no table at all.
         """
         self.file, self.parts = file, file.with_name(f"{file.name}.parts")
         self._schema = SCHEMA.with_metadata(identity)
         for path in self._files():
-            if pq.read_schema(path).metadata != self._schema.metadata:
+            if _metadata(path) != self._schema.metadata:
                 raise ScanError(f"{path} was made with another model or point; name another --out or remove it")
-        self.parts.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         self._next = len(list(self.parts.glob("*.parquet")))
 
     def done(self) -> set[str]:
@@ -190,6 +190,7 @@ class Output:
 
     def add(self, table: pa.Table) -> None:
         """Keep a finished batch, whole or not at all."""
+        self.parts.mkdir(exist_ok=True)
         self._write(table, self.parts / f"{self._next:08d}.parquet")
         self._next += 1
 
@@ -203,7 +204,8 @@ class Output:
             merged = pa.concat_tables([tables[0], fresh])
         merged = merged.sort_by([("path", "ascending"), ("start_s", "ascending")])
         self._write(merged, self.file)
-        shutil.rmtree(self.parts)
+        if self.parts.exists():
+            shutil.rmtree(self.parts)
         return merged
 
     def _files(self) -> list[Path]:
@@ -213,3 +215,11 @@ class Output:
         partial = path.with_suffix(".partial")
         pq.write_table(table.cast(self._schema), partial)
         partial.replace(path)
+
+
+def _metadata(file: Path) -> dict[bytes, bytes] | None:
+    """What a table says of itself."""
+    try:
+        return pq.read_schema(file).metadata
+    except pa.ArrowInvalid:
+        raise ScanError(f"{file} is no parquet file; name another --out or remove it") from None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from client import blocking, memory
 from client.connection import Interrupted, connect, stream_url
-from client.errors import CannotConnect, SettingError
+from client.errors import SettingError, SourceError
 from client.outbox import Outbox
 from service.protocol import (
     CloseCode,
@@ -186,10 +186,11 @@ async def test_silent_microphone_keeps_the_stream_alive():
         await spotter.finish()
 
 
-async def test_played_source_raises_where_events_are_awaited():
+@pytest.mark.parametrize("error", [SourceError("the microphone burnt"), ValueError("the microphone burnt")])
+async def test_played_source_raises_where_events_are_awaited(error):
     async def broken():
         yield PCM
-        raise CannotConnect("the microphone burnt")
+        raise error
 
     async def act(peer: Peer) -> None:
         await greet(peer)
@@ -197,7 +198,7 @@ async def test_played_source_raises_where_events_are_awaited():
 
     async with server(act) as (url, peers), connect(url) as spotter:
         spotter.play(broken())
-        with pytest.raises(CannotConnect, match="burnt"):
+        with pytest.raises(type(error), match="burnt"):
             async for _event in spotter:
                 pass
     assert peers

@@ -108,6 +108,27 @@ def test_a_file_goes_no_faster_than_a_server_allows(serving: Serving) -> None:
         assert node(code, url=strict.http)["samples"] == 160_000
 
 
+def test_an_array_of_any_length_is_sent_as_the_server_takes_it(serving: Serving) -> None:
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(160_000));
+    console.log(JSON.stringify(await spotter.finish()));
+    """
+    with serving(frame_bytes=1_024, speed=20.0, burst_s=1.0) as strict:
+        totals = node(code, url=strict.http)
+    assert (totals["samples"], totals["chunks"]) == (160_000, 313), "frames of 512 samples"
+
+
+def test_channels_that_would_be_miscounted_are_refused() -> None:
+    code = """
+    import { connect } from "./deltaspot.js";
+    const { field, message } = await connect("ws://127.0.0.1:9", { channels: 2 }).catch((error) => error);
+    console.log(JSON.stringify([field, message]));
+    """
+    assert node(code) == ["channels", "channels: this module sends one; mix them first"]
+
+
 def test_audio_goes_on_between_rare_heartbeats(serving: Serving) -> None:
     code = """
     import { connect } from "./deltaspot.js";

@@ -95,6 +95,16 @@ def test_audio_may_go_until_two_heartbeats_are_due() -> None:
     assert sum(map(len, stream.unsent())) == 2 * 8_000 * 100
 
 
+def test_audio_goes_in_frames_that_the_server_takes() -> None:
+    stream = Memory(Configure(channels=3))
+    limits = ready().limits.model_copy(update={"frame_bytes": 1_024})
+    stream.note(ready().model_copy(update={"limits": limits}))
+    stream.add(audio := PCM * 6)
+    frames = list(stream.unsent())
+    assert b"".join(frames) == audio
+    assert {len(frame) for frame in frames[:-1]} == {1_020}, "whole samples of three channels"
+
+
 def test_settings_that_changed_are_those_of_the_next_connection(stream: Memory) -> None:
     stream.add(changed := Configure(scores=True))
     assert stream.hello() == changed

@@ -64,6 +64,12 @@ async def test_refusal_before_the_upgrade_is_explained(status, word):
                 pass
 
 
+async def test_wrong_path_is_suspected(running):
+    with pytest.raises(CannotConnect, match="or the path is not /v1/stream"):
+        async with connect(f"{running.http}/foo"):
+            pass
+
+
 @pytest.mark.parametrize(("told", "wait_s"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0), (None, 1.0)])
 async def test_when_to_ask_again_may_be_told_in_any_form(told, wait_s):
     def refuse(connection, _request):

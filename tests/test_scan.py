@@ -109,8 +109,17 @@ def test_tables_of_different_points_are_not_mixed(archive, tmp_path):
         scan(archive / "silence.wav", "--out", out, "--point", "dense")
 
 
+def test_file_that_is_no_table_is_left_alone(archive, tmp_path):
+    out = tmp_path / "notes.txt"
+    out.write_text("dear diary")
+    with pytest.raises(ScanError, match=r"notes\.txt is no parquet file; name another --out"):
+        scan(archive / "silence.wav", "--out", out)
+    assert out.read_text() == "dear diary"
+
+
 def test_unknown_paths_and_points_are_told(archive, tmp_path):
     with pytest.raises(ScanError, match="does not exist"):
         find([archive / "nothing"])
     with pytest.raises(ScanError, match="no operating point sharp"):
         scan(archive, "--out", tmp_path / "out.parquet", "--point", "sharp")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"], "nothing is left of a scan that did not begin"

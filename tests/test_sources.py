@@ -98,6 +98,30 @@ def test_what_is_no_audio_is_said(tmp_path, content, reason):
         AudioFile(path)
 
 
+def test_a_folder_is_no_recording(tmp_path):
+    with pytest.raises(SourceError, match="is a folder, not a recording"):
+        AudioFile(tmp_path)
+
+
+def test_a_file_without_sound_is_said(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
+    with pytest.raises(SourceError, match=r"a\.wav holds no audio"):
+        list(AudioFile(tmp_path / "a.wav"))
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_file_that_was_cut_ends_with_an_error(tmp_path, suffix, rate):
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    soundfile.write(whole, np.random.default_rng(1).normal(0, 0.1, 6 * rate), rate)
+    assert len(b"".join(AudioFile(whole))) == 2 * 6 * rate
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    blocks = iter(AudioFile(cut))
+    assert len(next(blocks)) == 2 * rate * 30 // 1_000, "what there is may be heard"
+    with pytest.raises(SourceError, match=rf"cut\.{suffix} ends after [12]\.\d s of 6\.0 s"):
+        list(blocks)
+
+
 class Dribble(io.BytesIO):
     """A pipe that gives odd numbers of bytes."""
 
@@ -112,9 +136,16 @@ async def test_a_pipe_may_split_samples():
     assert not any(len(block) % 2 for block in blocks)
 
 
-async def test_a_header_is_not_taken_for_sound():
-    with pytest.raises(SourceError, match="ffmpeg"):
-        await gather(Pipe(io.BytesIO(b"RIFF....WAVE")))
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+async def test_a_header_is_not_taken_for_sound(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a.{suffix}", tone(16_000), 16_000)
+    with pytest.raises(SourceError, match=f"this is a file, {suffix.upper()}; .*ffmpeg"):
+        await gather(Pipe(io.BytesIO((tmp_path / f"a.{suffix}").read_bytes())))
+
+
+async def test_a_tag_of_mp3_is_not_taken_for_sound():
+    with pytest.raises(SourceError, match="this is a file, MP3"):
+        await gather(Pipe(io.BytesIO(b"ID3\x04....")))
 
 
 def test_level_is_in_decibels_below_full_scale():

@@ -12,6 +12,8 @@
 /** Audio that may be on its way, and that is kept in all; longer if acknowledgements, which come with heartbeats, are further apart. */
 const IN_FLIGHT_S = 4;
 const BACKLOG_S = 60;
+/** Longest frame of audio; shorter if the server's `limits.frame_bytes` says so. */
+const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
@@ -86,6 +88,7 @@ export class Outbox {
 export class Spotter extends EventTarget {
   constructor(url, configure, retrySeconds, ticket) {
     super();
+    if ((configure.channels ?? 1) !== 1) throw new SpotterError("channels: this module sends one; mix them first", 0, "channels");
     this.url = url;
     this.configuration = { type: "configure", protocol: 1, sample_rate: 16_000, encoding: "s16le", ...configure };
     this.ready = this.totals = this.failure = null;
@@ -106,7 +109,8 @@ export class Spotter extends EventTarget {
       this.lost += samples.length;
       return false;
     }
-    this.outbox.add(samples);
+    const most = Math.floor(Math.min(PIECE_S * this.configuration.sample_rate, this.frameBytes / samples.BYTES_PER_ELEMENT));
+    for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.subarray(at, at + most));
     this.pump();
     return true;
   }
@@ -209,6 +213,7 @@ export class Spotter extends EventTarget {
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
+      this.frameBytes = message.limits.frame_bytes; // of this connection, or while there is none, of the last one
       this.opened();
     } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
     this.tell(message.type, message);
