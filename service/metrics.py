@@ -1,6 +1,6 @@
 """What the process tells Prometheus: one class, one method for each thing that happens.
 
-Counters are exported as numerators and denominators; ratios are recording rules (`deploy/prometheus/rules.yml`).
+Counters are exported as numerators and denominators; ratios are recording rules (`deploy/prometheus/recording.yml`).
 Labels take values known when the process starts, so no series grows with users; anything else is counted as `other`.
 Knows no sessions, sockets or models, only what it is told.
 """
@@ -41,8 +41,8 @@ PRUNED = ("score", "head")
 OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 """Why a stream ended: a close code of the protocol, or a peer that went without a word."""
 
-REFUSALS = ("capacity", "lag", "draining", "not_ready", "unauthorised", "forbidden", "origin", "rate", OTHER)
-SUPPRESSIONS = ("patience", "hysteresis", "refractory", "disabled", OTHER)
+REFUSALS = ("capacity", "lag", "draining", "not_ready", "unauthorised", "forbidden", "rate", OTHER)
+SUPPRESSIONS = ("patience", "refractory", OTHER)
 CLIP_OUTCOMES = ("judged", "refused", "failed", OTHER)
 
 DEADLINE_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
