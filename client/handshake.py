@@ -5,12 +5,12 @@ Knows nothing of what a stream has sent or heard before.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic import BaseModel, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
@@ -46,10 +46,14 @@ def configured(settings: Mapping[str, Any]) -> Configure:
         SettingError: for one that it does not allow; the message names it.
     """
     try:
-        return Configure.model_validate_json(to_json(settings, inf_nan_mode="constants", fallback=str))
+        return Configure.model_validate_json(json.dumps(settings, default=_plain))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise SettingError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _plain(value: object) -> object:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
