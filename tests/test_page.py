@@ -163,6 +163,7 @@ async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
         await page.run("localStorage.setItem('keywords', '[{\"name\": \"ancient\"}]')")
         await page.reload()
         await page.until(f"/older version. Say it three times/.test({TROUBLES})")
+        await page.until("!document.getElementById('point').disabled")  # the page knows the model
         await page.choose("#file", tmp_path / "hey.json")
         await page.until(f"{OWN}.includes('hey')", PATIENCE_S)
         await page.until("/another model. Say it three times/.test(document.getElementById('status').textContent)")
