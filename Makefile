@@ -33,7 +33,7 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 
 # A stage that was interrupted goes on; one that has ended has nothing left to do.
 stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/$(1) $(TEACHERS:%=--teacher %) \
-	$(3) $(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(2) $(STEPS:%=--steps %))
+	$(3) $(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(STEPS:%=--steps %) $(2))
 
 SPEECH = $(shell find -L "$(DATA)" -type d -name running_speech -o -name "running_speech.tar*" -o -name running_speech.tgz 2>/dev/null)
 
@@ -42,9 +42,7 @@ weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or
 	@test -n "$(SPEECH)" || echo "$(DATA) has no folder or archive running_speech: sentences will fire more often, and keywords cannot be enrolled. models/make_speech.py makes one."
 	$(call stage,dense,)
 	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors,--tutor $(RUN)/dense/skwt.safetensors)
-	$(call stage,wide,--init $(RUN)/gated/skwt.safetensors --widen --steps 7000 --rate 1.5e-3,--teacher $(RUN)/gated/skwt.safetensors)
-	$(BIN)/deltaspot model average $(RUN)/gated/skwt.safetensors $(RUN)/wide/skwt.safetensors --output $(RUN)/mean.safetensors
-	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/mean.safetensors --output $(RUN)/skwt.safetensors
+	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model balance --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model prune --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model calibrate --streams 54 --data $(DATA) --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors

@@ -28,12 +28,12 @@ class ClipNetwork:
 
     def judge(self, samples: Array) -> Array:
         """Clip (S,) of int16 values -> posteriors (K,)."""
-        return softmax(self.logits(self.features(samples)))
+        return softmax(self.logits(samples))
 
-    def logits(self, features: Array) -> Array:
-        """Features of a clip (T, coefficients) -> logits (K,)."""
+    def logits(self, samples: Array) -> Array:
+        """Clip (S,) of int16 values -> logits (K,)."""
         w = self.weights
-        x = np.concatenate((w["class_token"][None], self._linear("stem", features))) + w["positions"]
+        x = np.concatenate((w["class_token"][None], self._linear("stem", self._mfcc(samples)))) + w["positions"]
         for i in range(self.config.layers):
             x = self._block(f"blocks.{i}", x)
         return self._linear("head", x[0])
@@ -46,8 +46,8 @@ class ClipNetwork:
         deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + self.config.epsilon)
         return centred / deviation * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
-    def features(self, samples: Array) -> Array:
-        """Clip (S,) of int16 values -> what the network sees of it, normalised MFCC: (T, coefficients)."""
+    def _mfcc(self, samples: Array) -> Array:
+        """(S,) -> (N - 1, coefficients)."""
         w = {name.removeprefix("frontend."): value for name, value in self.weights.items()}
         view = np.lib.stride_tricks.sliding_window_view(samples / np.float32(FULL_SCALE), self.config.window)
         windows = view[:: self.config.hop].astype(np.float32) * w["window"]

@@ -75,7 +75,7 @@ def compare(path: Path, config: KWTConfig, weights: Weights, clips: LabelledClip
 
     judge, network = reference(path), ClipNetwork(config, weights)
     published = np.array([judge(clip) for clip in clips.samples])
-    plain = np.array([network.logits(network.features(clip)) for clip in clips.samples])
+    plain = np.array([network.logits(clip) for clip in clips.samples])
     model = KWT(config, weights)
     with torch.inference_mode():
         parts = torch.from_numpy(np.stack(clips.samples)).split(32)

@@ -99,7 +99,7 @@ class SlidingKWT(ClipNetwork):
             needed = config.window + (fresh - 1) * config.hop
             if len(state.samples) < needed:
                 return np.array(rows, np.float32).reshape(-1, len(config.labels))
-            self._take(self.features(state.samples[:needed]), state)
+            self._take(self._mfcc(state.samples[:needed]), state)
             state.samples = state.samples[fresh * config.hop :]
             rows.append(softmax(self._window(state)))
 

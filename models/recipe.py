@@ -23,8 +23,6 @@ class Recipe:
     segments: int = 5
     wide: float = 0.5
     """Share of streams that have treble, where every label has audio."""
-    widen: bool = False
-    """Whether pictures get a treble that is guessed, see `models.treble`."""
     trust: float = 0.5
     """How much of a clip's target is what teachers believe, where there are any; the rest is its label."""
     named: tuple[str, ...] = NAMED

@@ -1,8 +1,7 @@
 """What other networks make of the training clips: soft targets (Hinton et al. 2015), which doubt what is doubtful.
 
-A teacher is a checkpoint of ours, which judges every clip as pixels, or a stock Keyword Transformer, which judges
-audio, and pictures by what they tell of its features (`models.guess`). Where several judge a clip, it is their mean
-that is believed.
+A teacher is a checkpoint of ours, which judges every clip as pixels, or a stock Keyword Transformer, which judges those
+that are audio. Where several judge a clip, it is their mean that is believed.
 """
 
 from __future__ import annotations
@@ -17,29 +16,12 @@ from numpy.typing import NDArray
 
 from models.checkpoint import DENSE, Checkpoint, load_checkpoint
 from models.config import UNKNOWN, ModelConfig
-from models.data import (
-    AUDIO,
-    CLIP_FRAMES,
-    FRONTEND,
-    Corpus,
-    DataError,
-    Item,
-    digest,
-    pad_clip,
-    read_audio,
-    split_of,
-    walk,
-)
+from models.data import AUDIO, Corpus, DataError, Item, digest, pad_clip, read_audio, split_of, walk
 from models.features import Array
-from models.guess import fit
 from models.kwt_clip import ClipNetwork
 from models.kwt_weights import is_stock, load
 from models.network import Network
-from models.offline import softmax
 from models.validation import posteriors_on
-
-LEAST_AUDIO = 1_000
-"""Clips that are audio without which nothing is guessed of pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +59,12 @@ def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[T
         theirs = teacher.network.config.labels
         if sorted(theirs) != sorted(config.labels):
             raise DataError(f"a teacher must know the labels {', '.join(config.labels)}; this one knows {theirs}")
-        file = cache / f"verdicts-2-{teacher.digest}-{digest(data)}.npy"
+        file = cache / f"verdicts-{teacher.digest}-{digest(data)}.npy"
         if not file.exists():
             _save(_verdicts(teacher.network, corpus, data), file)
-        verdicts = np.load(file)[:, [theirs.index(label) for label in config.labels]]
-        total += verdicts
-        voices += verdicts.any(axis=1)
+        judged = np.flatnonzero(corpus.raw) if isinstance(teacher.network, ClipNetwork) else np.arange(clips)
+        total[judged] += np.load(file)[:, [theirs.index(label) for label in config.labels]]
+        voices[judged] += 1
     unjudged = voices == 0
     total[unjudged, _labels(corpus, config)[unjudged]] = 1.0
     beliefs: Array = total / np.maximum(voices, 1)[:, None]
@@ -95,24 +77,11 @@ def _labels(corpus: Corpus, config: ModelConfig) -> NDArray[np.int64]:
 
 
 def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> Array:
-    """Posteriors (n, K); zeros for a clip that cannot be judged."""
+    """Posteriors (n, K): of every clip, or of those that are audio."""
     if isinstance(network, ClipNetwork):
-        return _stock_verdicts(network, corpus, data)
+        return np.stack([network.judge(pad_clip(read_audio(item.data))) for item in _audio_clips(walk(data))])
     bands = network.config.frontend.bands
     return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
-
-
-def _stock_verdicts(network: ClipNetwork, corpus: Corpus, data: Path) -> Array:
-    """A stock network's posteriors of audio, and of pictures where audio enough tells what they sound like."""
-    heard = np.stack([network.features(pad_clip(read_audio(item.data))) for item in _audio_clips(walk(data))])
-    verdicts = np.zeros((len(corpus.raw), len(network.config.labels)), np.float32)
-    verdicts[corpus.raw] = [softmax(network.logits(features)) for features in heard]
-    if len(heard) >= LEAST_AUDIO and heard.shape[1] == CLIP_FRAMES:
-        base = FRONTEND.base
-        guess = fit(corpus.pixels[corpus.raw][..., :base], heard)
-        guessed = guess.of(corpus.pixels[~corpus.raw][..., :base])
-        verdicts[~corpus.raw] = [softmax(network.logits(features)) for features in guessed]
-    return verdicts
 
 
 def _save(verdicts: Array, file: Path) -> None:

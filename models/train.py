@@ -34,7 +34,6 @@ from models.recipe import Recipe
 from models.teachers import Teacher, taught
 from models.train_state import STATE, Schedule, State, TrainingError, save_state
 from models.transformer import Gating, Past, StreamingKWT
-from models.treble import widened
 from models.tutor import Tutor
 from models.validation import Validation
 
@@ -168,8 +167,6 @@ def train(
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
-    if state.recipe.widen:
-        corpus = widened(corpus)
     if tutor:
         tutor.check(state.config)
     shards = [Shard(corpus, state, tutor) for _ in range(state.schedule.shards)]

@@ -45,7 +45,7 @@ def test_numpy_equals_torch(config: KWTConfig) -> None:
     with torch.inference_mode():
         expected = KWT(config, weights)(torch.from_numpy(samples)[None])[0]
     network = ClipNetwork(config, weights)
-    np.testing.assert_allclose(network.logits(network.features(samples)), expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(network.logits(samples), expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(network.judge(samples), expected.softmax(-1).numpy(), atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_import_matches_the_published_interpreter(shared_models: Path, clips: li
         ours = KWT(config, weights)(torch.from_numpy(np.array(clips))).numpy()
     np.testing.assert_allclose(ours, expected, atol=1e-3)
     network = ClipNetwork(config, weights)
-    np.testing.assert_allclose([network.logits(network.features(clip)) for clip in clips], expected, atol=1e-3)
+    np.testing.assert_allclose([network.logits(clip) for clip in clips], expected, atol=1e-3)
 
 
 def test_import_refuses_other_files(tmp_path: Path) -> None:

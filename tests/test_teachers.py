@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from PIL import Image
 
 from models.checkpoint import Checkpoint, save
 from models.config import ModelConfig
-from models.data import FRONTEND, Corpus, DataError, load_corpus
-from models.guess import fit
+from models.data import Corpus, DataError, load_corpus
 from models.kwt import KWT
 from models.kwt_weights import KWTConfig
 from models.kwt_weights import save as save_stock
@@ -88,21 +86,6 @@ def test_stock_network_judges_audio_and_labels_stand_for_the_rest(corpus: Corpus
     picture = corpus.words.tolist().index("no")
     np.testing.assert_array_equal(beliefs[picture], np.eye(4)[LABELS.index("no")])
     assert (beliefs[corpus.raw].max(axis=1) < 1).all()
-
-
-def test_stock_network_judges_pictures_by_what_audio_tells_of_them(
-    corpus: Corpus, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A picture of a clip that is there as audio, too, is believed to be nearly what the audio is."""
-    loud = corpus.pixels[corpus.words == "yes"][0, :, : FRONTEND.base]
-    Image.fromarray(loud).save(data / "no" / f"{SPEAKER}_nohash_1.jpg", quality=95)
-    monkeypatch.setattr("models.teachers.LEAST_AUDIO", 2)
-    monkeypatch.setattr("models.teachers.fit", partial(fit, steps=20))
-    both = load_corpus(data, "training", tmp_path / "cache")
-    beliefs = taught(both, data, CONFIG, [stock(tmp_path / "kwt")], tmp_path).beliefs
-    audio, picture = (beliefs[both.words.tolist().index(word)] for word in ("yes", "no"))
-    np.testing.assert_allclose(picture, audio, atol=0.05)
-    assert picture.max() < 1
 
 
 def test_the_mean_of_several_is_believed_where_several_judge(corpus: Corpus, data: Path, tmp_path: Path) -> None:

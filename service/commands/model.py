@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from models.average import average
 from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate
 from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
@@ -68,17 +67,6 @@ def describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         "calibration": dict(checkpoint.calibration),
         "metadata": dict(checkpoint.metadata),
     }
-
-
-@app.command("average")
-def average_command(
-    first: Annotated[Path, typer.Argument(help="Checkpoint whose operating points are kept.")],
-    second: Annotated[Path, typer.Argument(help="Another one, trained on from the first or from where it began.")],
-    output: Annotated[Path, typer.Option(help="Where their mean goes.")],
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second one.")] = 0.5,
-) -> None:
-    """Average the weights of two checkpoints; `calibrate` and `background` come after it."""
-    save(average(load_checkpoint(first), load_checkpoint(second), share), output)
 
 
 @app.command("points")

@@ -31,9 +31,6 @@ from models.tutor import Tutor
 
 app = typer.Typer()
 
-WIDENED = 0.8
-"""Share of wide streams where pictures have a treble, too."""
-
 
 class Stage(StrEnum):
     """What a run minimises."""
@@ -65,9 +62,6 @@ def train_command(
         str,
         typer.Option(help="Sub-tokens of each layer, such as 1,1,2,2,1,1; dense stage only. What folds begins anew."),
     ] = "",
-    widen: Annotated[
-        bool, typer.Option("--widen", help="Guess the treble that pictures lack, and train on it; dense stage only.")
-    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
 ) -> None:
@@ -77,13 +71,15 @@ def train_command(
     in _background_noise_. Words that are no keyword are unknown words; speakers are split by the published rule.
     """
     if resume:
-        if fold or widen or any(asked is not None for asked in (steps, seed, init, rate)):
-            raise TrainingError("--resume goes on as the run was set up; leave out what says how to set it up")
+        if fold or any(asked is not None for asked in (steps, seed, init, rate)):
+            raise TrainingError(
+                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold"
+            )
         state = load_state(out / STATE, objective_of(out))
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        state = begin(stage, init, steps, seed, rate, read_folds(fold), widen=widen)
+        state = begin(stage, init, steps, seed, rate, read_folds(fold))
     teachers = [load_teacher(path) for path in teacher or ()]
     heard = Tutor(load_checkpoint(tutor)) if tutor else None
     share_cores(state.schedule)
@@ -127,16 +123,14 @@ def begin(
     seed: int | None = None,
     rate: float | None = None,
     folds: tuple[int, ...] = (),
-    *,
-    widen: bool = False,
 ) -> State:
     """A new run of a stage."""
     schedule = Schedule() if stage is Stage.DENSE else Gated.SCHEDULE
     asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
-    if (folds or widen) and stage is Stage.GATED:
-        raise TrainingError("--fold and --widen are for the dense stage; the gated one keeps its checkpoint's folds")
+    if folds and stage is Stage.GATED:
+        raise TrainingError("--fold is for the dense stage; the gated one keeps the folds of its checkpoint")
     if len(set(folds) - {1}) > 1:
         raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
     start = load_checkpoint(init) if init else None
@@ -145,8 +139,7 @@ def begin(
         return new_state(start.config, Recipe(), schedule, Gated(start.config, Recipe(), start.points), start)
     config = start.config if start else ModelConfig()
     config = replace(config, folds=folds or config.folds)
-    recipe = replace(Recipe(), widen=True, wide=WIDENED) if widen else Recipe()
-    return new_state(config, recipe, schedule, Dense(config, recipe), start)
+    return new_state(config, Recipe(), schedule, Dense(config, Recipe()), start)
 
 
 def described(figures: dict[str, float]) -> str:
