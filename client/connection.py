@@ -85,8 +85,9 @@ def connect(
         SettingError: for an argument that the protocol does not know.
         SourceError: for a file that is no keyword.
     """
-    if isinstance(keywords, str):
-        raise SettingError(f"keywords: one string is no list of words; keywords=[{keywords!r}] is one")
+    for name, words in (("keywords", keywords), ("enrolled", enrolled)):
+        if isinstance(words, str) or not isinstance(words, Iterable | None):
+            raise SettingError(f"{name}: {words!r} is no list; {name}=[{words!r}] is one")
     own = tuple(word if isinstance(word, Enrolled) else read_keyword(Path(word)) for word in enrolled)
     if isinstance(keywords, Mapping):
         settings["keywords"] = dict(keywords)

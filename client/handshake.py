@@ -47,13 +47,18 @@ def configured(settings: Mapping[str, Any]) -> Configure:
     """
     try:
         return Configure.model_validate_json(json.dumps(settings, default=_plain))
+    except TypeError as error:  # names that are no text
+        raise SettingError(f"names must be text: {error}") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise SettingError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _plain(value: object) -> object:
-    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+    """What JSON does not know: messages, numpy's numbers, and anything else as text."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:

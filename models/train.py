@@ -189,7 +189,7 @@ def be_taught(state: State, teachers: Sequence[Teacher], tutor: Tutor | None) ->
     """
     names = [f"teacher {teacher.digest}" for teacher in teachers] + ([f"tutor {tutor.fingerprint}"] if tutor else [])
     taught = ", ".join(names)
-    if state.step and taught != state.taught:
+    if state.step and taught != state.taught and state.taught is not None:
         raise TrainingError(f"this run had {state.taught or 'no teacher'}, not {taught or 'none'}: name the same again")
     state.taught = taught
 

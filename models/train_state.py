@@ -104,7 +104,7 @@ class State:
     generator: torch.Generator
     step: int = 0
     figures: dict[str, float] = field(default_factory=dict)
-    taught: str = ""
+    taught: str | None = ""
 
 
 def new_state(
@@ -207,7 +207,8 @@ def load_state(path: Path, objective: Objective) -> State:
         moments.setdefault(int(index), {})[key] = tensor
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.step, state.figures, state.taught = settings["step"], settings["figures"], settings.get("taught", "")
+    state.step, state.figures = settings["step"], settings["figures"]
+    state.taught = settings.get("taught")  # older runs do not say
     return state
 
 

@@ -50,7 +50,7 @@ FORM_BODY: Final = {
 }
 
 
-async def _nothing_unknown(request: Request) -> None:
+def _nothing_unknown(request: Request) -> None:
     """A parameter that does not exist is a mistake, here as in a stream's messages."""
     known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
     for name in request.query_params:
@@ -63,7 +63,7 @@ async def _no_form(request: Request) -> None:
         raise BadMessage("the body must be the file itself, and no form: curl --data-binary @FILE")
 
 
-rest = APIRouter(dependencies=[Depends(_nothing_unknown)])
+rest = APIRouter()
 
 
 def create_app(server: Server) -> FastAPI:
@@ -155,6 +155,7 @@ def _may(scope: Scope) -> Callable[[Request], AsyncIterator[Caller]]:
         except WireError as error:
             _count(server, error, request.scope)
             raise
+        _nothing_unknown(request)
         with called_by(caller.name):
             yield caller
 
@@ -225,7 +226,7 @@ async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
 
 @rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, status_code=204)
 async def reload(server: TheServer, _caller: Admin) -> None:
-    """Read all checkpoints again; open streams keep the one they have."""
+    """Read the file of keys and all checkpoints again; open streams go on, with the checkpoint that they have."""
     await server.reload()
 
 

@@ -120,7 +120,11 @@ class Keys:
             KeyFileError: naming the line at fault.
         """
         callers = {}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise KeyFileError(f"{path} is no text in UTF-8: {error}") from None
+        for number, line in enumerate(lines, 1):
             if words := line.partition("#")[0].split():
                 try:
                     digest, caller = _entry(words)
@@ -130,12 +134,13 @@ class Keys:
         return cls(callers)
 
     def adopt(self, fresh: Keys) -> None:
-        """Take over the keys of a newer file; who is still in it keeps the count of open streams."""
-        for caller in fresh.callers.values():
-            known = self._names.get(caller.name, caller)
-            known.scopes, known.sessions = caller.scopes, caller.sessions
-            known.speed, known.requests = caller.speed, caller.requests
-        self.callers = {digest: self._names.get(caller.name, caller) for digest, caller in fresh.callers.items()}
+        """Take over a newer file; a key that is still in it keeps the count of its open streams."""
+        for digest, caller in fresh.callers.items():
+            if (known := self.callers.get(digest)) is not None:
+                known.name, known.scopes, known.sessions = caller.name, caller.scopes, caller.sessions
+                known.speed, known.requests = caller.speed, caller.requests
+                fresh.callers[digest] = known
+        self.callers = fresh.callers
         self._names = {caller.name: caller for caller in self.callers.values()}
 
     def find(self, key: str | None) -> Caller:

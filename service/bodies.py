@@ -11,6 +11,7 @@ from service.errors import Capacity, Idle, TooLong
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from service.metrics import Metrics
     from service.settings import Settings
 
 AT_A_TIME: Final = 8
@@ -24,7 +25,8 @@ class Bodies:
         held: bytes in memory.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._longest, self._patience_s = settings.clip_bytes, settings.idle_s
         self.held = 0
 
@@ -35,23 +37,25 @@ class Bodies:
         Raises:
             TooLong, Idle, Capacity: it, its sender, or all of them ask for too much.
         """
-        taken: list[bytes] = []
+        data, size = bytearray(), 0
         try:
-            await self._take(parts, taken)
-            yield b"".join(taken)
+            await self._take(parts, data)
+            size, body = len(data), bytes(data)
+            data.clear()  # what is held is held once
+            yield body
         finally:
-            self.held -= sum(map(len, taken))
+            self.held -= len(data) + size
 
-    async def _take(self, parts: AsyncIterator[bytes], taken: list[bytes]) -> None:
-        size = 0
+    async def _take(self, parts: AsyncIterator[bytes], data: bytearray) -> None:
         try:
             async with asyncio.timeout(self._patience_s):
                 async for part in parts:
-                    taken.append(part)
-                    size, self.held = size + len(part), self.held + len(part)
-                    if size > self._longest:
+                    data += part
+                    self.held += len(part)
+                    if len(data) > self._longest:
                         raise TooLong(f"a clip may have {self._longest} bytes")
                     if self.held > AT_A_TIME * self._longest:
+                        self._metrics.refused("capacity")
                         raise Capacity("too many long clips at a time", retry_after=5)
         except TimeoutError:
             raise Idle(f"the clip did not come within {self._patience_s:g} s") from None

@@ -55,6 +55,8 @@ def check(settings: Settings) -> None:
     _check_models(settings)
     _check_folders(settings)
     _check_certificate(settings)
+    if settings.port and settings.port == settings.wyoming_port:
+        raise SettingError("DELTASPOT_PORT and DELTASPOT_WYOMING_PORT are the same; two doors need two ports")
     for port in (settings.port, settings.wyoming_port):
         if port:
             _check_address(settings.host, port)

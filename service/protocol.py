@@ -74,7 +74,7 @@ class Resume(Strict):
     """Where a broken stream goes on, on any replica."""
 
     token: str = Field(max_length=8_192, description="`checkpoint.token` of the newest message that had one")
-    sample: Samples = Field(description="stream position of the first sample that will be sent now")
+    sample: Samples = Field(lt=2**52, description="stream position of the first sample that will be sent now")
 
 
 class Checkpoint(Strict):

@@ -88,7 +88,7 @@ class Server:
         self.limits = Limits(
             frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
         )
-        self.bodies = Bodies(settings)
+        self.bodies = Bodies(settings, self.metrics)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()

@@ -72,6 +72,8 @@ async def opens(url: str, **more: Any) -> bool:
         (None, "POST", "/v1/enroll", 401),
         ("ears", "POST", "/v1/reload", 403),
         (None, "GET", "/healthz", 200),
+        (None, "GET", "/readyz?probe=1", 200),
+        (None, "POST", "/v1/detect?x=1", 401),
     ],
 )
 async def test_rest_asks_for_the_right_key(guarded: Any, key: str | None, method: str, path: str, status: int) -> None:
@@ -140,13 +142,17 @@ async def test_keys_are_read_again_and_streams_of_those_that_stay_still_count(
         ):
             await socket.send(Configure().model_dump_json())
             await socket.recv()
-            path.write_text(f"{FILE}new {hash_key('later')} stream\n".replace("all ", "#"))
+            more = f"new {hash_key('later')} stream\nears {hash_key('more')} detect\n"
+            path.write_text(FILE.replace("all ", "#") + more)
             assert (await web.post("/v1/reload")).status_code == 204
             assert await opens(running.stream, additional_headers=bearer("later"))
             assert await refused(running.stream, additional_headers=bearer("all")) == 401
             assert await refused(running.stream, additional_headers=bearer("one")) == 429
-            path.write_text("torn")
-            assert (await web.post("/v1/reload")).status_code == 422
+            of_one_name = [(await web.get("/v1/models", headers=bearer(key))).status_code for key in ("ears", "more")]
+            assert of_one_name == [403, 200]
+            for torn in (b"torn", b"\xff"):
+                path.write_bytes(torn)
+                assert (await web.post("/v1/reload")).status_code == 422
             assert await opens(running.stream, additional_headers=bearer("later"))
         assert await opens(running.stream, additional_headers=bearer("one"))
 

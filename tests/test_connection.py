@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,7 @@ async def test_settings_are_taken_as_python_has_them():
         await peer.close()
 
     wishes = {"stored": ["jarvis"], "encoding": "f32le", "keywords": {"yes": {"threshold": 0.3}}}
+    wishes["sample_rate"] = np.int64(16_000)
     async with server(act) as (url, peers), connect(url, **wishes) as spotter:
         await spotter.finish()
     assert peers[0].hello == Configure(
@@ -67,7 +69,10 @@ async def test_settings_are_taken_as_python_has_them():
 @pytest.mark.parametrize(
     ("wish", "complaint"),
     [
-        ({"keywords": "yes"}, r"keywords: one string is no list of words; keywords=\['yes'\] is one"),
+        ({"keywords": "yes"}, r"keywords: 'yes' is no list; keywords=\['yes'\] is one"),
+        ({"keywords": 5}, r"keywords: 5 is no list"),
+        ({"keywords": [b"yes"]}, "names must be text: .*"),
+        ({"enrolled": "jarvis.json"}, r"enrolled: 'jarvis\.json' is no list"),
         ({"keywords": {"yes": {"threshold": 2.0}}}, r"keywords\.yes\.threshold: .* less than or equal to 1"),
         ({"encoding": "mp3"}, "encoding: .*'s16le'"),
         ({"stored": "jarvis"}, "stored: .*"),

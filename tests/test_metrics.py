@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from service import metrics as module
+from service.app import REFUSALS as TURNED_AWAY
 from service.metrics import CLIP_OUTCOMES, GROUPS, OTHER, OUTCOMES, REFUSALS, SUPPRESSIONS, Metrics
 from service.protocol import CloseCode
 
@@ -113,8 +114,14 @@ def test_every_close_code_is_an_outcome():
 def test_every_reason_is_one_that_somebody_gives():
     modules = [path for path in (ROOT / "service").glob("*.py") if path.stem != "metrics"]
     nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
-    given = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    assert {*REFUSALS, *SUPPRESSIONS, *CLIP_OUTCOMES} - {OTHER} <= given
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "refused"]
+    given, refused = ({n.value for n in some if isinstance(n, ast.Constant)} for some in (nodes, walked(calls)))
+    assert set(REFUSALS) - {OTHER} <= refused | set(TURNED_AWAY.values())
+    assert {*SUPPRESSIONS, *CLIP_OUTCOMES} - {OTHER} <= given
+
+
+def walked(nodes):
+    return [below for node in nodes for below in ast.walk(node)]
 
 
 def test_all_label_values_stand_at_zero_from_the_start(metrics):

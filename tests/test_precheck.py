@@ -54,6 +54,11 @@ def test_port_that_is_taken_is_named(name: str) -> None:
             check(Settings(**{"port": 0, name: port}))
 
 
+def test_doors_with_one_port_are_refused() -> None:
+    with pytest.raises(SettingError, match="two doors need two ports"):
+        check(Settings(port=47_011, wyoming_port=47_011))
+
+
 def test_folder_for_captures_is_made(tmp_path: Path) -> None:
     check(Settings(port=0, capture=tmp_path / "far" / "away"))
     assert (tmp_path / "far" / "away").is_dir()

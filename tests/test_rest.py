@@ -99,6 +99,8 @@ async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None
             refused = await web.post("/v1/detect?encoding=s16le", content=bytes(1_000))
             assert (refused.status_code, refused.json()["code"]) == (503, "capacity")
             assert int(refused.headers["Retry-After"]) > 0
+            counted = running.server.metrics.registry.get_sample_value
+            assert counted("deltaspot_refusals_total", {"reason": "capacity"}) == 1
             for _, writer in sockets:
                 writer.close()
             while bodies.held:  # noqa: ASYNC110 (as above)

@@ -23,7 +23,7 @@ from models.data import DataError, load_corpus, split_of
 from models.folding import network_of
 from models.gated import LEARNED, Gated
 from models.recipe import Recipe
-from models.train import CURVES, LOG, MODEL, Dense, advance, checkpoint_of, slope, train
+from models.train import CURVES, LOG, MODEL, Dense, advance, be_taught, checkpoint_of, slope, train
 from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
 from service.commands.train import Stage, app, begin, objective_of
 
@@ -266,6 +266,10 @@ def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_
     assert not np.array_equal(*weights)
     forgotten = CliRunner().invoke(app, [*arguments[:-2]])
     assert "this run had tutor" in str(forgotten.exception)
+    old = load_state(out / STATE, objective("gated"))
+    old.taught = None  # of a version that did not note it
+    be_taught(old, [], None)
+    assert old.taught == ""
     save_state(start("gated"), out / STATE)
     save(replace(checkpoint_of(start("dense")), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
     refused = CliRunner().invoke(app, [*arguments[:-2], "--tutor", str(tmp_path / MODEL)])
