@@ -111,9 +111,9 @@ def _named(certificate: Path, key: Path | None) -> str:
 
 
 def _check_address(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        socket.create_server((address[0], port), family=family).close()
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]
         raise SettingError(f"cannot listen on {host}, port {port} ({why}); choose another") from None

@@ -54,6 +54,14 @@ def test_port_that_is_taken_is_named(name: str) -> None:
             check(Settings(**{"port": 0, name: port}))
 
 
+def test_host_may_be_a_name_and_must_be_one_of_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    check(Settings(host="localhost", port=port))
+    with pytest.raises(SettingError, match=r"cannot listen on no\.such\.host\.invalid"):
+        check(Settings(host="no.such.host.invalid", port=port))
+
+
 def test_doors_with_one_port_are_refused() -> None:
     with pytest.raises(SettingError, match="two doors need two ports"):
         check(Settings(port=47_011, wyoming_port=47_011))
