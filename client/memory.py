@@ -111,9 +111,7 @@ class Memory:
         if isinstance(message, Marker):
             if not self._markers[message.id]:
                 return None  # asked again after a reconnection, and answered before
-            self._markers[message.id] -= 1
-            if not self._markers[message.id]:
-                del self._markers[message.id]
+            self._markers -= Counter([message.id])  # which forgets those that are not asked for any more
         elif isinstance(message, Closed):
             if message.reason != CloseCode.NORMAL.wire:
                 return None  # this connection ends; the close code tells whether the stream goes on

@@ -32,7 +32,7 @@ from models.data import Corpus, DataError, load_corpus
 from models.naming import Naming, Overheard
 from models.recipe import Recipe
 from models.teachers import Teacher, taught
-from models.train_state import STATE, Schedule, State, TrainingError, save_state
+from models.train_state import STATE, Schedule, State, TrainingError, be_taught, save_state
 from models.transformer import Gating, Past, StreamingKWT
 from models.tutor import Tutor
 from models.validation import Validation
@@ -163,7 +163,7 @@ def train(
         DataError: for data without the labels' clips.
         TrainingError: when the loss is no longer finite, or a run that was begun had other teachers.
     """
-    be_taught(state, teachers, tutor)
+    be_taught(state, [f"teacher {t.digest}" for t in teachers] + ([f"tutor {tutor.fingerprint}"] if tutor else []))
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
@@ -179,19 +179,6 @@ def train(
             advance(state, list(threads.map(Shard.slope, shards, seeds)))
             due = state.step % state.schedule.report_every == 0 or state.step == state.schedule.steps
             yield Report(state.step, dict(state.figures), keep(state, validation, out) if due else None)
-
-
-def be_taught(state: State, teachers: Sequence[Teacher], tutor: Tutor | None) -> None:
-    """Note who has a say in a run's targets.
-
-    Raises:
-        TrainingError: if it was begun with others.
-    """
-    names = [f"teacher {teacher.digest}" for teacher in teachers] + ([f"tutor {tutor.fingerprint}"] if tutor else [])
-    taught = ", ".join(names)
-    if state.step and taught != state.taught and state.taught is not None:
-        raise TrainingError(f"this run had {state.taught or 'no teacher'}, not {taught or 'none'}: name the same again")
-    state.taught = taught
 
 
 def share_cores(schedule: Schedule) -> None:

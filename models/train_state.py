@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,6 +139,18 @@ def build_optimizer(model: StreamingKWT, objective: Objective, schedule: Schedul
     if own := list(objective.parameters()):
         groups.append({"params": own, "weight_decay": 0.0, "pace": getattr(objective, "pace", 1.0)})
     return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def be_taught(state: State, names: Sequence[str]) -> None:
+    """Note who has a say in a run's targets.
+
+    Raises:
+        TrainingError: if it was begun with others.
+    """
+    taught = ", ".join(names)
+    if state.step and taught != state.taught and state.taught is not None:
+        raise TrainingError(f"this run had {state.taught or 'no teacher'}, not {taught or 'none'}: name the same again")
+    state.taught = taught
 
 
 def save_state(state: State, path: Path) -> None:

@@ -125,7 +125,7 @@ class Keys:
         except UnicodeDecodeError as error:
             raise KeyFileError(f"{path} is no text in UTF-8: {error}") from None
         for number, line in enumerate(lines, 1):
-            if words := line.partition("#")[0].split():
+            if words := words_of(line):
                 try:
                     digest, caller = _entry(words)
                 except (ValueError, KeyError) as error:
@@ -225,6 +225,11 @@ def hash_key(key: str) -> str:
 def new_key() -> str:
     """A key to hand out."""
     return f"ds_{secrets.token_urlsafe(32)}"
+
+
+def words_of(line: str) -> list[str]:
+    """A line of the file of keys without its comment."""
+    return line.partition("#")[0].split()
 
 
 def _host_of(origin: str) -> str | None:

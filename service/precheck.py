@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -19,9 +19,6 @@ from models.kwt_weights import KWTFileError, is_stock
 from models.operating import offered
 from service.settings import Settings
 from service.windows import ClipModel
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class SettingError(ValueError):
@@ -97,17 +94,14 @@ def _check_certificate(settings: Settings) -> None:
         if key is not None:
             raise SettingError("DELTASPOT_TLS_KEY is of no use without DELTASPOT_TLS_CERT")
         return
-    for name, path in (("TLS_CERT", certificate), ("TLS_KEY", key or certificate)):
+    for name, path in (("tls_cert", certificate), ("tls_key", key or certificate)):
         if not path.is_file():
-            raise SettingError(f"DELTASPOT_{name}: there is no file {path}")
+            raise SettingError(f"{variable(name)}: there is no file {path}")
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise SettingError(f"{_named(certificate, key)}: no certificate with its key, in PEM ({error})") from None
-
-
-def _named(certificate: Path, key: Path | None) -> str:
-    return f"{certificate} and {key}" if key else str(certificate)
+        files = f"{certificate} and {key}" if key else certificate
+        raise SettingError(f"{files}: no certificate with its key, in PEM ({error})") from None
 
 
 def _check_address(host: str, port: int) -> None:

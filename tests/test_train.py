@@ -14,18 +14,17 @@ import pytest
 import soundfile
 import torch
 from safetensors import safe_open
-from typer.testing import CliRunner
 
-from models.checkpoint import Checkpoint, load_checkpoint, save
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.compose import Composer
 from models.config import ConfigError, ModelConfig
 from models.data import DataError, load_corpus, split_of
 from models.folding import network_of
 from models.gated import LEARNED, Gated
 from models.recipe import Recipe
-from models.train import CURVES, LOG, MODEL, Dense, advance, be_taught, checkpoint_of, slope, train
+from models.train import CURVES, LOG, MODEL, Dense, advance, slope, train
 from models.train_state import STATE, Schedule, State, TrainingError, load_state, new_state, read_settings, save_state
-from service.commands.train import Stage, app, begin, objective_of
+from service.commands.train import Stage, begin
 
 LABELS = ("_silence_", "_unknown_", "yes", "no")
 CONFIG = ModelConfig(channels=32, heads=2, layers=1, hidden=32, span=16, filters=(16, 16), labels=LABELS)
@@ -224,66 +223,6 @@ def test_speakers_of_the_synthetic_data_fall_in_both_splits(data: Path, cache: P
     shares = [split_of(speaker) for speaker in SPEAKERS[:30]]
     for split in ("training", "validation"):
         assert len(load_corpus(data, split, cache).pixels) == 3 * shares.count(split) > 0
-
-
-def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> Exception:
-        return CliRunner().invoke(app, ["--data", str(data), "--out", str(tmp_path), *arguments]).exception
-
-    assert "nothing to resume" in str(run("--resume"))
-    assert "no training clips of up, down" in str(run("--steps", "1"))
-    save_state(start("dense"), tmp_path / STATE)
-    assert "holds a run" in str(run())
-    for asked in (("--steps", "9"), ("--rate", "0.1"), ("--fold", "1,2")):
-        assert "leave out" in str(run("--resume", *asked))
-    (tmp_path / STATE).unlink()
-    assert "whole numbers between commas" in str(run("--fold", "1,x"))
-
-
-def test_command_begins_a_stage_as_told(tmp_path: Path) -> None:
-    dense = begin(Stage.DENSE, None, steps=50, seed=3)
-    assert (dense.schedule.steps, dense.schedule.warmup, dense.schedule.seed) == (50, 5, 3)
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
-    gated = begin(Stage.GATED, tmp_path / MODEL, steps=None, seed=None)
-    assert (gated.config, gated.objective.stage) == (CONFIG, "gated")
-    assert gated.schedule == Gated.SCHEDULE
-    save_state(gated, tmp_path / STATE)
-    assert load_state(tmp_path / STATE, objective_of(tmp_path)).objective.stage == "gated"
-
-
-def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_path: Path) -> None:
-    """Weights with a tutor differ from those without, and a tutor of other labels is refused before the first step."""
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
-    weights = []
-    for tutor in ((), ("--tutor", str(tmp_path / MODEL))):
-        out = tmp_path / str(len(tutor))
-        out.mkdir()
-        save_state(start("gated"), out / STATE)
-        arguments = ["--data", str(data), "--out", str(out), "--cache", str(cache), "--resume", *tutor]
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, done.output
-        weights.append(load_checkpoint(out / MODEL).weights["readout.head.weight"])
-    assert not np.array_equal(*weights)
-    forgotten = CliRunner().invoke(app, [*arguments[:-2]])
-    assert "this run had tutor" in str(forgotten.exception)
-    old = load_state(out / STATE, objective("gated"))
-    old.taught = None  # of a version that did not note it
-    be_taught(old, [], None)
-    assert old.taught == ""
-    save_state(start("gated"), out / STATE)
-    save(replace(checkpoint_of(start("dense")), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
-    refused = CliRunner().invoke(app, [*arguments[:-2], "--tutor", str(tmp_path / MODEL)])
-    assert "its student's stride" in str(refused.exception)
-
-
-def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> None:
-    save_state(start("dense"), tmp_path / STATE)
-    arguments = ["--data", str(data), "--out", str(tmp_path), "--cache", str(cache), "--resume"]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    assert "accuracy" in done.output
-    assert load_state(tmp_path / STATE, objective("dense")).step == 6
-    assert load_checkpoint(tmp_path / MODEL).config == CONFIG
 
 
 def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tmp_path: Path) -> None:

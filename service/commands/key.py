@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.auth import KeyFileError, Scope, hash_key, new_key
+from service.auth import KeyFileError, Scope, hash_key, new_key, words_of
 
 app = typer.Typer()
 
@@ -21,7 +21,7 @@ def key(
     Raises:
         KeyFileError: for a name that is no word of a line.
     """
-    if name.partition("#")[0].split() != [name]:
+    if words_of(name) != [name]:
         raise KeyFileError(f"a key's name is one word, without #; not {name!r}")
     secret = new_key()
     allowed = ",".join(scope.value for scope in scopes or [Scope.STREAM, Scope.DETECT])

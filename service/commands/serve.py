@@ -63,9 +63,8 @@ class Polite(uvicorn.Server):
 def _print_settings(wanted: bool) -> None:
     if wanted:
         for name, field in Settings.model_fields.items():
-            print(
-                f"{variable(name)}: {field.description}{'' if field.default is None else f' [{shown(field.default)}]'}"
-            )
+            default = "" if field.default is None else f" [{shown(field.default)}]"
+            print(f"{variable(name)}: {field.description}{default}")
         raise typer.Exit
 
 
