@@ -143,13 +143,14 @@ async def test_keys_are_read_again_and_streams_of_those_that_stay_still_count(
             await socket.send(Configure().model_dump_json())
             await socket.recv()
             more = f"new {hash_key('later')} stream\nears {hash_key('more')} detect\n"
-            path.write_text(FILE.replace("all ", "#") + more)
+            path.write_text(FILE.replace("all ", "#").replace("detect          requests", "stream   requests") + more)
             assert (await web.post("/v1/reload")).status_code == 204
             assert await opens(running.stream, additional_headers=bearer("later"))
             assert await refused(running.stream, additional_headers=bearer("all")) == 401
             assert await refused(running.stream, additional_headers=bearer("one")) == 429
             of_one_name = [(await web.get("/v1/models", headers=bearer(key))).status_code for key in ("ears", "more")]
             assert of_one_name == [403, 200]
+            assert (await web.get("/v1/models", headers=bearer("slow"))).status_code == 403
             for torn in (b"torn", b"\xff"):
                 path.write_bytes(torn)
                 assert (await web.post("/v1/reload")).status_code == 422
