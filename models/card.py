@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.evaluate_sets import DIRECT_DB
+from models.spans import USUAL_MS
 
 Facts = Mapping[str, Any]
 
@@ -117,8 +118,16 @@ def streams(evaluation: Facts) -> str:
         "from a word's start until 0.75 s after its end; everything else is a false alarm, unprovoked if no keyword "
         "was being said: that rate is what the thresholds were chosen for. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
-        f"{table(heading, rows)}\n\n![Detection error trade-off](trade_off.png)"
+        f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)"
     )
+
+
+def _places(report: Facts) -> str:
+    """How well detections tell where a word lies."""
+    if report["start_off_ms_p50"] is None:
+        return ""
+    near, far = (f"{report[f'start_off_ms_{p}']:.0f} and {report[f'end_off_ms_{p}']:.0f} ms" for p in ("p50", "p90"))
+    return f"`start_s` and `end_s` are within {near} of the word's own for half of them, within {far} for 90 %.\n\n"
 
 
 def _stream(report: Facts) -> tuple[str, ...]:
@@ -154,14 +163,22 @@ def conditions(sweeps: Facts) -> str:
 def thresholds(model: Facts) -> str:
     """The calibration, and the names of the operating points."""
     calibration = model["calibration"]
-    rows = [(word, f"{rule['threshold']:.3f}", str(rule["patience"])) for word, rule in calibration["keywords"].items()]
+    rows = [
+        (
+            word,
+            f"{rule['threshold']:.3f}",
+            str(rule["patience"]),
+            "{:.0f} to {:.0f}".format(*rule.get("span_ms", USUAL_MS)),
+        )
+        for word, rule in calibration["keywords"].items()
+    ]
     points = ", ".join(f"`{name}`" for name in ("dense", *(p for p in model["points"] if p != "dense")))
     return (
         f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
         f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
         f"armed again {calibration['margin']:g} below its threshold (at half of it where that is higher), "
         f"{calibration['refractory_ms']} ms after it fired."
-        f"\n\n{table(('keyword', 'threshold', 'patience, tokens'), rows)}"
+        f"\n\n{table(('keyword', 'threshold', 'patience, tokens', 'word, ms from where its posterior rises'), rows)}"
     )
 
 

@@ -43,6 +43,9 @@ PRIOR, SURER = 0.33, 0.4
 0.5 is passed about once in an hour of running speech (streams of training speakers, 3, 5 and 10 recordings)."""
 WINDOW_TOKENS = 8
 """Tokens over which detectors average, if they would average over more; a word's embedding does not last longer."""
+SPAN_MS = (-380.0, 70.0)
+"""Where a word begins and ends, from where its evidence rises (`models.spans`): medians of seven words by training
+speakers, in noise, after five recordings."""
 TEMPER, CONTRAST = 0.15, 0.3
 """Factors on the two: channels are no independent witnesses, and detectors shall average evidence, not verdicts."""
 LEAST_AGREEMENT = -3.0
@@ -68,9 +71,9 @@ class EnrolledKeyword:
     threshold: float = 0.5
 
     @property
-    def rule(self) -> dict[str, float]:
+    def rule(self) -> dict[str, Any]:
         """How detectors decide on it, as `Checkpoint.calibration` says it of keywords."""
-        return {"threshold": self.threshold, "patience": 1, "window_tokens": WINDOW_TOKENS}
+        return {"threshold": self.threshold, "patience": 1, "window_tokens": WINDOW_TOKENS, "span_ms": SPAN_MS}
 
     def save(self, path: Path) -> None:
         """Write a small JSON file."""

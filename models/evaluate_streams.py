@@ -11,7 +11,7 @@ from the word's end to the sample that decided; a word recognised before it ende
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ BATCH = 64
 
 
 class Hit(Protocol):
-    """A detection, as far as it matters here: which keyword, and the token that decided."""
+    """A detection, as far as it matters here: which keyword, the token that decided, and where the word seems to be."""
 
     @property
     def keyword(self) -> str:
@@ -41,6 +41,14 @@ class Hit(Protocol):
     @property
     def token(self) -> int:
         """The token that decided, from 0."""
+
+    @property
+    def start(self) -> float:
+        """Where the word begins, on the clock of tokens."""
+
+    @property
+    def end(self) -> float:
+        """Where it ends."""
 
 
 Calibration = Mapping[str, Any]
@@ -58,7 +66,11 @@ class Heard:
 
 @dataclass
 class Tally:
-    """What came of a set of streams. Lists of latencies are in ms."""
+    """What came of a set of streams, times in ms.
+
+    Attributes:
+        off: keyword -> how far start and end of each right detection lie behind the word's own.
+    """
 
     hours: float = 0.0
     keywords: Counter[str] = field(default_factory=Counter)
@@ -69,6 +81,7 @@ class Tally:
     others_fired: int = 0
     repeated: int = 0
     latencies: list[float] = field(default_factory=list)
+    off: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def unprovoked(self) -> int:
@@ -86,11 +99,16 @@ class Tally:
         self.others_fired += other.others_fired
         self.repeated += other.repeated
         self.latencies += other.latencies
+        for word, places in other.off.items():
+            self.off[word] += places
 
     def report(self) -> dict[str, Any]:
         """Plain figures with 95 % bounds; None where there was nothing to measure."""
         keywords, missed, alarms = (c.total() for c in (self.keywords, self.missed, self.false_alarms))
         p50, p90 = np.percentile(self.latencies, [50, 90]).round(1).tolist() if self.latencies else (None, None)
+        off = np.abs([places for found in self.off.values() for places in found])
+        start_p50, end_p50 = np.median(off, axis=0).round(1).tolist() if len(off) else (None, None)
+        start_p90, end_p90 = np.quantile(off, 0.9, axis=0).round(1).tolist() if len(off) else (None, None)
         return {
             "hours": round(self.hours, 5),
             "keywords": keywords,
@@ -111,6 +129,10 @@ class Tally:
             else None,
             "latency_ms_p50": p50,
             "latency_ms_p90": p90,
+            "start_off_ms_p50": start_p50,
+            "start_off_ms_p90": start_p90,
+            "end_off_ms_p50": end_p50,
+            "end_off_ms_p90": end_p90,
             "by_keyword": {
                 word: {
                     "keywords": self.keywords[word],
@@ -132,7 +154,7 @@ def hear(network: Network, streams: Sequence[Stream], point: str) -> list[Heard]
     return heard
 
 
-def decided_at(token: int, config: ModelConfig) -> int:
+def decided_at(token: float, config: ModelConfig) -> float:
     """Samples of a stream that must have arrived before a token's posterior is known."""
     return (token + 1) * config.token_samples + config.frontend.window - config.frontend.hop
 
@@ -150,6 +172,10 @@ def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
         if fresh := [u for u in named if u in open_words]:
             open_words.remove(fresh[0])
             result.latencies.append((at - fresh[0].end) * 1000 / SAMPLE_RATE)
+            start, end = (decided_at(place, config) for place in (hit.start, hit.end))
+            result.off[hit.keyword].append(
+                ((start - fresh[0].start) * 1000 / SAMPLE_RATE, (end - fresh[0].end) * 1000 / SAMPLE_RATE)
+            )
         else:
             result.false_alarms[hit.keyword] += 1
             _blame(result, near, named, keywords)

@@ -7,6 +7,7 @@ For each keyword, on the clock of tokens:
     hit:      s_t >= threshold, and no keyword has a larger s_t
     fires:    `patience` consecutive hits, while armed and not within `refractory` tokens of the last time it fired
     disarmed: once it fired; armed again when s_t < threshold - margin, or half the threshold if that is more
+    span:     the word itself, at places told by where s_t last rose above that level
 
 Knows no model, no wall clock and no socket: the same posteriors give the same detections however fast they come.
 """
@@ -40,6 +41,7 @@ class Rule:
         patience: consecutive hits that fire, in tokens.
         refractory: tokens after firing in which it does not fire again.
         window: tokens in its moving average, if fewer than the detector's.
+        span: where such words begin and end, in tokens from where the smoothed posterior begins to rise.
         alone: its posterior is of its own, not one of several that add up to 1 with silence's.
     """
 
@@ -47,6 +49,7 @@ class Rule:
     patience: int = 1
     refractory: int = 0
     window: int | None = None
+    span: tuple[float, float] = (0.0, 0.0)
     alone: bool = False
 
 
@@ -57,13 +60,15 @@ class Hit:
     Attributes:
         keyword: the label.
         token: the token that decided, counted from the start of the detector's life.
-        rise: the token at which its posterior began to rise.
-        score: highest smoothed posterior from the rise until now, 0..1.
+        start: where the word seems to begin, on the clock of tokens.
+        end: where it seems to end, which is not after `token`.
+        score: highest smoothed posterior from its rise until now, 0..1.
     """
 
     keyword: str
     token: int
-    rise: int
+    start: float
+    end: float
     score: float
 
 
@@ -161,7 +166,7 @@ class Detector:
                 word.hits += 1
                 if word.hits >= rule.patience and self._may_fire(word, rule):
                     word.fired, word.armed = self.token, False
-                    fired.append(Hit(word.name, self.token, word.rise, word.peak))
+                    fired.append(word.hit(self.token, word.rise))
             elif word.armed:
                 self._lapse(word)
         self.token += 1
@@ -224,6 +229,10 @@ class _Word:
 
     def matters(self, now: int) -> bool:
         return not self.still or now - self.fired < REMEMBERED
+
+    def hit(self, now: int, rise: int) -> Hit:
+        start, end = (min(rise + offset, float(now)) for offset in self.rule.span)
+        return Hit(self.name, now, start, end, self.peak)
 
     def state(self, now: int) -> list[float | int | None]:
         risen = None if self.rise is None else now - self.rise

@@ -38,8 +38,6 @@ from service.spec import Spec, Vitals
 from service.telling import heartbeat, scores
 from service.timeline import Timeline
 
-WORD_S = 0.45
-"""Typical length of a keyword: its posterior rises where it ends and does not tell where it began."""
 KNOWN = 100
 """Detections that feedback may still speak of."""
 ACTIONS = 10_000
@@ -236,8 +234,7 @@ class Session:
 
     def _detection(self, hit: Hit, vitals: Vitals) -> Detection:
         at_s = self._time.end_s(hit.token + 1)
-        end_s = max(self._time.end_s(hit.rise + 1), self._last_end_s)
-        start_s = max(end_s - WORD_S, self._last_end_s, 0.0)
+        start_s, end_s = (max(self._time.end_s(place + 1), self._last_end_s) for place in (hit.start, hit.end))
         identity, self._next_id, self._last_end_s = self._next_id, self._next_id + 1, end_s
         self.detections += 1
         detection = Detection(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from models.spans import USUAL_MS
 from service.audio import SAMPLE_RATE
 from service.detector import Rule
 from service.errors import BadMessage, UnknownModel
@@ -64,17 +65,10 @@ class Spec:
 
     def rule(self, word: str, wish: KeywordSettings) -> Rule:
         """A keyword's calibrated rule, changed as the client wishes."""
-        own = self.calibration.get("keywords", {}).get(word, {})
-        if word in self.enrolled:
-            own = self.enrolled[word]
-        refractory_ms = _first(wish.refractory_ms, self.calibration.get("refractory_ms", 500))
-        return Rule(
-            threshold=_first(wish.threshold, own.get("threshold", 0.6)),
-            patience=_first(wish.patience, own.get("patience", 2)),
-            refractory=round(refractory_ms * SAMPLE_RATE / 1000 / self.config.token_samples),
-            window=own.get("window_tokens"),
-            alone=word in self.enrolled,
-        )
+        known = self.enrolled if word in self.enrolled else self.calibration.get("keywords", {})
+        usual = {"refractory_ms": self.calibration.get("refractory_ms", 500)} | dict(known.get(word, {}))
+        asked = wish.model_dump(include={"threshold", "patience", "refractory_ms"}, exclude_none=True)
+        return replace(calibrated(usual | asked, self.config), alone=word in self.enrolled)
 
     def rules(self, wish: Configure) -> dict[str, Rule]:
         """The rules of the keywords that a client asks for.
@@ -94,6 +88,19 @@ class Spec:
         """A rule in the words of the protocol."""
         refractory_ms = round(rule.refractory * self.config.token_samples * 1000 / SAMPLE_RATE)
         return KeywordSettings(threshold=rule.threshold, patience=rule.patience, refractory_ms=refractory_ms)
+
+
+def calibrated(rule: Mapping[str, Any], config: ModelConfig) -> Rule:
+    """A keyword's rule, as a checkpoint's calibration has it, on the clock of tokens."""
+    token_ms = 1000 * config.token_samples / SAMPLE_RATE
+    start_ms, end_ms = rule.get("span_ms", USUAL_MS)
+    return Rule(
+        threshold=rule.get("threshold", 0.6),
+        patience=rule.get("patience", 2),
+        refractory=round(rule["refractory_ms"] / token_ms),
+        window=rule.get("window_tokens"),
+        span=(start_ms / token_ms, end_ms / token_ms),
+    )
 
 
 class Macs(Protocol):
@@ -145,7 +152,3 @@ class Vitals(Protocol):
 
     def work(self) -> list[float]:
         """Share of dense work done since the last call: stem, blocks in order, read-out."""
-
-
-def _first(wish: Any, otherwise: Any) -> Any:  # noqa: ANN401 (a number of either kind)
-    return otherwise if wish is None else wish

@@ -43,9 +43,9 @@ class Timeline:
         """Position at which token number `tokens` begins."""
         return self.origin + tokens * self._token
 
-    def end_s(self, tokens: int) -> float:
-        """Stream time at which this many tokens are complete, in seconds."""
-        return max(0.0, (self.begin(tokens) + self._overlap) / SAMPLE_RATE)
+    def end_s(self, tokens: float) -> float:
+        """Stream time at which this many tokens, or parts of them, are complete, in seconds."""
+        return max(0.0, (self.origin + tokens * self._token + self._overlap) / SAMPLE_RATE)
 
     def tokens(self, position: int) -> int:
         """Whole tokens before a position."""

@@ -30,6 +30,7 @@ def evaluation(facts: dict) -> dict:
     words = Tally(hours=1.5, latencies=[100.0, 200.0])
     words.keywords.update({"yes": 40})
     words.missed.update({"yes": 3})
+    words.off["yes"] = [(-40.0, 80.0), (60.0, -20.0)]
     quiet = Tally(hours=0.747).report()
     return {
         "model": {"fingerprint": facts["fingerprint"]},
@@ -52,6 +53,7 @@ def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None
     assert "| shipped | 96.54 % |" in card
     assert f"| {SETS['target']} | 1.50 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 2.46 | 150 / 190 |" in card
     assert f"| {SETS['speech']} | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
+    assert "within 50 and 50 ms of the word's own for half of them, within 58 and 74 ms for 90 %" in card
     assert SETS["noise"] not in card
     for word in KEYWORDS:
         assert f"| {word} | {facts['calibration']['keywords'][word]['threshold']:.3f} |" in card

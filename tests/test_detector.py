@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,10 +99,16 @@ def test_near_miss_is_counted_once_it_is_over() -> None:
     assert near.near_misses == {"yes": 1}
 
 
-def test_hit_tells_its_rise_and_its_peak() -> None:
-    assert list(detector(Rule(0.5, patience=2), margin=0.2).feed(heard(0, 0.4, 0.9, 0.8))) == [
-        Hit("yes", token=3, rise=1, score=pytest.approx(0.9))
+def test_hit_tells_its_place_from_its_rise_and_its_peak() -> None:
+    rule = Rule(0.5, patience=2, span=(-4.5, 0.5))
+    assert list(detector(rule, margin=0.2).feed(heard(0, 0.4, 0.9, 0.8))) == [
+        Hit("yes", token=3, start=-3.5, end=1.5, score=pytest.approx(0.9))
     ]
+
+
+def test_a_word_does_not_end_after_what_was_heard() -> None:
+    (hit,) = detector(Rule(0.5, span=(-2.0, 7.0))).feed(heard(0, 0.9))
+    assert (hit.start, hit.end) == (-1, hit.token)
 
 
 def test_reset_forgets_what_was_heard_and_counts_on() -> None:
@@ -120,7 +128,7 @@ def test_new_rules_keep_what_was_heard() -> None:
 
 
 POSTERIORS = arrays(np.float32, st.tuples(st.integers(0, 60), st.just(3)), elements=st.sampled_from([0, 0.25, 0.5, 1]))
-RULES = {"yes": Rule(0.5, patience=2, refractory=4), "no": Rule(0.4, patience=1, refractory=3)}
+RULES = {"yes": Rule(0.5, patience=2, refractory=4, span=(-3, 0.5)), "no": Rule(0.4, patience=1, refractory=3)}
 
 
 def fresh() -> Detector:
@@ -144,7 +152,7 @@ def test_another_detector_goes_on_from_the_state(posteriors: np.ndarray, cut: in
     second.hear(posteriors[:cut])
     second.restore(first.state())
     assert [*hits, *second.feed(posteriors[cut:])] == [
-        Hit(hit.keyword, hit.token, hit.rise, pytest.approx(hit.score, abs=1e-3)) for hit in whole.feed(posteriors)
+        replace(hit, score=pytest.approx(hit.score, abs=1e-3)) for hit in whole.feed(posteriors)
     ]
 
 

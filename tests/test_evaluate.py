@@ -33,6 +33,8 @@ class Fired(NamedTuple):
 
     keyword: str
     token: int
+    start: float = 0.0
+    end: float = 0.0
 
 
 def heard(*words: tuple[str, float, float]) -> Heard:
@@ -83,6 +85,20 @@ def test_latency_runs_from_the_end_of_the_word_to_the_sample_that_decided() -> N
     assert early.latencies[0] < 0
 
 
+def test_a_place_is_off_by_what_lies_between_it_and_the_word_s_own() -> None:
+    token = at(1.2)
+    result = tally(heard(("yes", 0.5, 1.0)), [Fired("yes", token, token - 20, token - 2.5)], CONFIG)
+    decided, token_ms = decided_at(token, CONFIG) / 16, CONFIG.token_samples / 16
+    start, end = decided - 20 * token_ms - 500, decided - 2.5 * token_ms - 1_000
+    assert result.off == {"yes": [pytest.approx((start, end))]}
+    whole = Tally()
+    for _ in range(2):
+        whole.add(result)
+    report = whole.report()
+    assert report["start_off_ms_p90"] == pytest.approx(abs(start), abs=0.1)
+    assert report["end_off_ms_p50"] == pytest.approx(abs(end), abs=0.1)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(KEYWORDS[:3]), st.integers(0, 300)), max_size=12),
     st.lists(st.tuples(st.sampled_from([*KEYWORDS[:3], "bed"]), st.floats(0, 8)), max_size=6),
@@ -100,6 +116,7 @@ def test_a_report_has_bounds_and_none_where_nothing_was_said() -> None:
     report = whole.report()
     assert report["miss_rate"] is None
     assert report["latency_ms_p50"] is None
+    assert report["start_off_ms_p50"] is None
     assert report["false_alarms_per_hour_bounds"] == pytest.approx([0, 3.6889 / 2], abs=1e-3)
     whole.add(tally(heard(("yes", 0.5, 1.0)), [], CONFIG))
     assert whole.report()["miss_rate"] == 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -84,6 +84,17 @@ def test_detection_stands_at_the_end_of_the_audio_that_decided_it() -> None:
     assert (detection.id, detection.keyword, detection.score) == (0, "yes", 1.0)
     assert detection.at_s == pytest.approx((4 * TOKEN + TAIL) / 16_000)
     assert 0 <= detection.start_s < detection.end_s <= detection.at_s
+
+
+def test_a_word_lies_where_its_keyword_s_span_says_and_not_before_the_one_before_it() -> None:
+    keywords = {word: {"threshold": 0.5, "patience": 1, "span_ms": (-300.0, -60.0)} for word in ("yes", "no")}
+    one = session(replace(SPEC, calibration=CALIBRATION | {"keywords": keywords}))
+    one.audio(pcm(16_000))
+    yes, no = one.judge(said(*[None] * 12, "yes", None, None, "no"), Vitals())
+    assert isinstance(yes, Detection)
+    assert isinstance(no, Detection)
+    assert (yes.start_s, yes.end_s) == pytest.approx((yes.at_s - 0.3, yes.at_s - 0.06))
+    assert (no.start_s, no.end_s) == pytest.approx((yes.end_s, no.at_s - 0.06))
 
 
 def test_marker_comes_after_what_was_detected_before_it_and_before_what_came_later() -> None:

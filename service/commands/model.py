@@ -14,13 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from models import spans
 from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate
 from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
 from models.evaluate import read_clips
 from models.evaluate_sets import gather_material, standard_sets
-from models.evaluate_streams import hear
+from models.evaluate_streams import hear, total
 from models.network import Network
 from service.commands.evaluate import AsJson, Model, Point, Seed, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
@@ -159,7 +160,10 @@ def calibrate_command(
     point: Point = None,
     model: Model = None,
 ) -> None:
-    """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are."""
+    """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are.
+
+    Learns as well where a keyword begins and ends, seen from where its posterior rises.
+    """
     checkpoint = load_checkpoint(model or shipped_path())
     network = Network(checkpoint)
     sets = {}
@@ -177,7 +181,10 @@ def calibrate_command(
     heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
     goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
     with console.status("choosing thresholds"):
-        calibration, outcome = calibrate(heard, detector(network.config), network.config, goal)
+        detect = detector(network.config)
+        calibration, _ = calibrate(heard, detect, network.config, goal)
+        calibration = spans.learn(heard, calibration, detect, network.config)
+        outcome, _ = total(heard, calibration, detect, network.config)
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
     show(streams_table({"calibrated on": outcome.report()}))

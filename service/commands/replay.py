@@ -6,8 +6,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from models.checkpoint import CheckpointError
-from models.streams import SAMPLE_RATE
-from service.detector import Detector, Hit, Rule
+from service.detector import Detector, Hit
+from service.spec import calibrated
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -24,11 +24,8 @@ def detector(config: ModelConfig) -> Detect:
     def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
         if "keywords" not in calibration:
             raise CheckpointError("no thresholds for streams in this checkpoint: `deltaspot model calibrate` sets them")
-        refractory = round(calibration["refractory_ms"] * SAMPLE_RATE / 1000 / config.token_samples)
-        rules = {
-            word: Rule(rule["threshold"], rule["patience"], refractory, rule.get("window_tokens"))
-            for word, rule in calibration["keywords"].items()
-        }
+        usual = {"refractory_ms": calibration["refractory_ms"]}
+        rules = {word: calibrated(usual | rule, config) for word, rule in calibration["keywords"].items()}
         window, margin = calibration["window_tokens"], calibration["margin"]
         spotter = Detector(config.labels, rules, window, margin, calibration.get("silence", 0.0))
         pieces = (posteriors[start : start + PIECE] for start in range(0, len(posteriors), PIECE))
