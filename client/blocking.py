@@ -32,8 +32,6 @@ class BlockingSpotter:
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         """Prepare; nothing is opened before `with`."""
         self._url, self._settings = url, settings
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         """Open the connection.
@@ -41,6 +39,8 @@ class BlockingSpotter:
         Raises:
             CannotConnect, StreamFailed: as in `client.connection`.
         """
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
             self._spotter = self._do(self._open())
@@ -51,8 +51,10 @@ class BlockingSpotter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Let go of the connection."""
-        self._do(self._spotter.__aexit__(kind, error, None))
-        self._stop()
+        try:
+            self._do(self._spotter.__aexit__(kind, error, None))
+        finally:
+            self._stop()
 
     def __iter__(self) -> Iterator[Event]:
         """Events as they come, until the stream is closed."""

@@ -15,6 +15,7 @@ from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 
 UPGRADE: Final = upgrade("h", "/v1/stream")
 CONFIGURE: Final = client_frame(TEXT, b'{"type":"configure"}')
+RESET: Final = client_frame(TEXT, b'{"type":"reset"}')
 SCORES: Final = client_frame(TEXT, b'{"type":"configure","scores":true}')
 AUDIO: Final = client_frame(BINARY, bytes(3_200))
 SECOND: Final = client_frame(BINARY, bytes(32_000))
@@ -63,6 +64,7 @@ MANNERS: Final = {
     "a stream without audio": Manner(then=CONFIGURE),
     "half a frame of audio": Manner(then=CONFIGURE + AUDIO[:99]),
     "a hundred times too fast": Manner(then=CONFIGURE, on=repeat(10 * SECOND)),
+    "a flood of messages": Manner(then=CONFIGURE, on=repeat(1_000 * RESET)),
     "deaf": Manner(then=SCORES, on=repeat(SECOND), deaf=True),
 }
 """Every kind that comes to the web's door, by name."""

@@ -10,15 +10,16 @@ import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
 from client.errors import SourceError
 from client.rest import post
-from service.protocol import Enrolled
+from service.protocol import Enrolled, KeywordFile
 
-FORMAT: Final = "deltaspot-keyword-2"
+FORMATS: Final = "deltaspot-keyword-"
+"""What the format of a keyword of any version begins with."""
 
 
 async def enroll(
@@ -50,7 +51,7 @@ async def enroll(
         ]
     )
     kind = f"multipart/form-data; boundary={boundary}"
-    return _keyword(url, await asyncio.to_thread(post, url, "/v1/enroll", body, kind, key))
+    return _keyword(url, json.dumps(await asyncio.to_thread(post, url, "/v1/enroll", body, kind, key)))
 
 
 def read_keyword(path: Path) -> Enrolled:
@@ -60,18 +61,15 @@ def read_keyword(path: Path) -> Enrolled:
         SourceError: for a file that is missing, is none, or is another version's.
     """
     try:
-        return _keyword(str(path), json.loads(path.read_text(encoding="utf-8")))
+        return _keyword(str(path), path.read_bytes())
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
-    except (ValueError, LookupError, AttributeError, TypeError, ValidationError):
-        raise SourceError(f"{path} is no keyword of `deltaspot enroll`") from None
 
 
 def write_keyword(keyword: Enrolled, path: Path) -> None:
     """Inverse of `read_keyword`."""
-    values = {"format": FORMAT, **keyword.model_dump()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(KeywordFile(**keyword.model_dump()).model_dump_json() + "\n", encoding="utf-8")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -86,11 +84,14 @@ def read_bytes(path: Path) -> bytes:
         raise SourceError(f"{path}: {error.strerror}") from None
 
 
-def _keyword(origin: str, values: dict[str, Any]) -> Enrolled:
-    kind = values.pop("format")
-    if kind != FORMAT and kind.startswith("deltaspot-keyword-"):
+def _keyword(origin: str, text: str | bytes) -> Enrolled:
+    try:
+        return KeywordFile.model_validate_json(text).keyword
+    except ValidationError as error:
+        told = {fault["loc"]: fault["input"] for fault in error.errors()}
+    if str(told.get(("format",))).startswith(FORMATS):
         raise SourceError(f"{origin}: a keyword of another version of deltaspot; enrol it again from its recordings")
-    return Enrolled.model_validate_json(json.dumps(values))
+    raise SourceError(f"{origin} is no keyword of `deltaspot enroll`")
 
 
 def _part(boundary: str, disposition: str, content: bytes) -> bytes:

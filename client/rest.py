@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from http.client import HTTPException
+from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from client.errors import CannotConnect
+
+WAIT_S: Final = 120.0
+"""Time in which a server must say something, s: the longest clip takes it a part of that."""
 
 
 def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream", key: str | None = None) -> Any:  # noqa: ANN401 (whatever JSON holds)
@@ -22,12 +26,16 @@ def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream
     headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = Request(f"{scheme}://{parts.netloc}{path}", body, headers)  # noqa: S310 (the user's own)
     try:
-        with urlopen(request) as answer:  # noqa: S310
+        with urlopen(request, timeout=WAIT_S) as answer:  # noqa: S310
             return json.load(answer)
     except HTTPError as error:
         raise CannotConnect(f"{url} refuses: {_reason(error)} ({error.code})") from None
     except URLError as error:
         raise CannotConnect(f"no server answers at {url}: {error.reason}") from None
+    except (OSError, HTTPException) as error:
+        raise CannotConnect(f"the server at {url} went away: {str(error) or type(error).__name__}") from None
+    except ValueError:
+        raise CannotConnect(f"what answers at {url} is no deltaspot server") from None
 
 
 def _reason(error: HTTPError) -> str:

@@ -11,12 +11,10 @@ Knows no socket, no stream and no clock. Letters: n recordings, E keywords, N to
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,6 @@ from models.features import Array, frames
 from models.recordings import embed_recording
 from models.streams import SAMPLE_RATE, rms, spoken_span
 
-FORMAT = "deltaspot-keyword-2"
 MOST_RECORDINGS = 10
 NAME = re.compile(r"[^\W_][\w' -]{0,31}")
 SHORTEST_S, LONGEST_S = 0.3, 4.0
@@ -75,11 +72,6 @@ class EnrolledKeyword:
         """How detectors decide on it, as `Checkpoint.calibration` says it of keywords."""
         return {"threshold": self.threshold, "patience": 1, "window_tokens": WINDOW_TOKENS, "span_ms": SPAN_MS}
 
-    def save(self, path: Path) -> None:
-        """Write a small JSON file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False) + "\n", encoding="utf-8")
-
     def check_network(self, network: AnyNetwork) -> None:
         """Refuse another network's keyword.
 
@@ -91,32 +83,6 @@ class EnrolledKeyword:
         if self.fingerprint != own or sizes != (c, c + 1):
             said = f"was made with model {self.fingerprint}, this one is {own}: enrol it again from its recordings"
             raise EnrolError(f"keyword {self.name!r} {said}")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Inverse of `save`.
-
-        Raises:
-            EnrolError: for a file that is missing or is no keyword.
-        """
-        try:
-            return cls(**_fields(json.loads(path.read_text(encoding="utf-8"))))
-        except EnrolError as error:
-            raise EnrolError(f"{path}: {error}") from None
-        except OSError as error:
-            raise EnrolError(f"{path}: {error.strerror}; `deltaspot enroll` makes such files") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise EnrolError(f"{path} is no keyword of `deltaspot enroll`: {error}") from None
-
-
-def _fields(values: dict[str, Any]) -> dict[str, Any]:
-    """What a keyword's file holds, of this version alone."""
-    kind = values.pop("format")
-    if kind != FORMAT and kind.startswith("deltaspot-keyword-"):
-        raise EnrolError("a keyword of another version of deltaspot; enrol it again from its recordings")
-    if kind != FORMAT:
-        raise ValueError(f"its format is {kind!r}")
-    return values | {name: tuple(map(float, values[name])) for name in ("prototype", "contrast")}
 
 
 def enrol(
@@ -265,11 +231,6 @@ class Spotting:
         contrasts = np.array([keyword.contrast for keyword in keywords], np.float32)
         self._weights = contrasts[:, :-1].T
         self._bias = CONTRAST * contrasts[:, -1] - PRIOR - SURER * np.log(self._counts)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The keywords' names, in the order of the columns."""
-        return tuple(keyword.name for keyword in self.keywords)
 
     def scores(self, embeddings: Array) -> Array:
         """Embeddings (N, C) -> (N, E), 0..1."""

@@ -20,7 +20,7 @@ from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Unauthorised, failed
 from service.logs import RequestIds, called_by, clip_judged, refused
-from service.protocol import Configure, Encoding, Failed, WireError
+from service.protocol import Configure, Encoding, Failed, KeywordFile, WireError
 from service.server import Server
 from service.sockets import EXTENSION
 
@@ -117,7 +117,11 @@ class StreamDoor:
             _count(server, error, scope)
             await _answer(error)(scope, receive, send)
             return
-        await send({"type": "websocket.accept"})
+        try:
+            await send({"type": "websocket.accept"})
+        except BaseException:
+            server.engine.places.cancel()
+            raise
         with called_by(caller.name):
             await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
 
@@ -201,7 +205,7 @@ async def detect(
 
 
 @rest.post("/v1/enroll", responses=ANSWERS, openapi_extra=FORM_BODY)
-async def enroll(request: Request, server: TheServer, _caller: Detector) -> enrolling.Keyword:
+async def enroll(request: Request, server: TheServer, _caller: Detector) -> KeywordFile:
     """Make a keyword of one's own from a few recordings of it; the answer is its file, and nothing is kept here."""
     server.admit()
     try:

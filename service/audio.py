@@ -148,7 +148,8 @@ class Recent:
     def feed(self, samples: Array) -> None:
         """Take the next samples (S,), int16 values."""
         self._end += len(samples)
-        self._samples = np.concatenate((self._samples, samples.astype(np.int16)))[-RECENT_SAMPLES:]
+        whole = np.clip(samples, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)  # a resampler overshoots
+        self._samples = np.concatenate((self._samples, whole))[-RECENT_SAMPLES:]
 
     def cut(self, start_s: float, end_s: float) -> str:
         """Base64 of the s16le samples from `start_s` to `end_s`, as far as they are still here."""

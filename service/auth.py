@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -22,11 +23,10 @@ from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from service.engine import wall_clock
 from service.errors import Forbidden, TooFast, Unauthorised
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from service.settings import Settings
@@ -41,6 +41,7 @@ class Scope(StrEnum):
 
 
 ALGORITHM: Final = "HS256"
+wall_clock = time.time
 
 
 class KeyFileError(ValueError):
@@ -52,7 +53,8 @@ class Caller:
     """Somebody with a key, or anybody.
 
     Attributes:
-        name: of the key, for logs.
+        name: of the key, for logs; several may have the same.
+        digest: SHA-256 of the key, in hex; it tells keys apart.
         sessions: streams at the same time, at most.
         speed: times real time, if less than the server's.
         requests: a rate such as `60/minute`.
@@ -60,6 +62,7 @@ class Caller:
     """
 
     name: str
+    digest: str
     scopes: frozenset[Scope]
     sessions: int | None = None
     speed: float | None = None
@@ -77,8 +80,8 @@ class Callers(Protocol):
             Unauthorised: nobody was given it.
         """
 
-    def named(self, name: str) -> Caller:
-        """Return the caller of this name; a ticket holds it.
+    def behind(self, digest: str) -> Caller:
+        """Return the owner of the key with this digest; a ticket holds it.
 
         Raises:
             Unauthorised: the key was withdrawn.
@@ -89,13 +92,13 @@ class Anyone:
     """No keys: everybody is welcome to everything."""
 
     def __init__(self) -> None:
-        self._caller = Caller("anyone", frozenset(Scope))
+        self._caller = Caller("anyone", "", frozenset(Scope))
 
     def find(self, _key: str | None) -> Caller:
         """Whoever it is."""
         return self._caller
 
-    def named(self, _name: str) -> Caller:
+    def behind(self, _digest: str) -> Caller:
         """Whoever it is."""
         return self._caller
 
@@ -107,10 +110,9 @@ class Keys:
         callers: their owners, by the SHA-256 of the key, in hex.
     """
 
-    def __init__(self, callers: Mapping[str, Caller]) -> None:
-        """Use callers by the SHA-256 of their keys, in hex."""
-        self.callers = dict(callers)
-        self._names = {caller.name: caller for caller in callers.values()}
+    def __init__(self, callers: Iterable[Caller]) -> None:
+        """Use these callers."""
+        self.callers = {caller.digest: caller for caller in callers}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -119,7 +121,7 @@ class Keys:
         Raises:
             KeyFileError: naming the line at fault.
         """
-        callers = {}
+        callers = []
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
@@ -127,10 +129,9 @@ class Keys:
         for number, line in enumerate(lines, 1):
             if words := words_of(line):
                 try:
-                    digest, caller = _entry(words)
+                    callers.append(_entry(words))
                 except (ValueError, KeyError) as error:
                     raise KeyFileError(f"{path}, line {number}: {error}") from None
-                callers[digest] = caller
         return cls(callers)
 
     def adopt(self, fresh: Keys) -> None:
@@ -141,14 +142,12 @@ class Keys:
                 known.speed, known.requests = caller.speed, caller.requests
                 fresh.callers[digest] = known
         self.callers = fresh.callers
-        self._names = {caller.name: caller for caller in self.callers.values()}
 
     def find(self, key: str | None) -> Caller:
         """Return the owner of a key, in the same time whichever it is."""
         if not key:
             raise Unauthorised("this needs an API key: Authorization: Bearer KEY")
-        digest = hash_key(key)
-        found = None
+        digest, found = hash_key(key), None
         for known, caller in self.callers.items():
             if hmac.compare_digest(known, digest):
                 found = caller
@@ -156,11 +155,11 @@ class Keys:
             raise Unauthorised("nobody was given this API key")
         return found
 
-    def named(self, name: str) -> Caller:
-        """Return the owner of this name."""
-        if name not in self._names:
+    def behind(self, digest: str) -> Caller:
+        """Return the owner of the key with this digest."""
+        if digest not in self.callers:
             raise Unauthorised("the key behind this ticket was withdrawn")
-        return self._names[name]
+        return self.callers[digest]
 
 
 class Guard:
@@ -199,7 +198,7 @@ class Guard:
 
     def ticket(self, caller: Caller) -> str:
         """A ticket that opens streams for a short time, in the caller's name."""
-        claims = {"sub": caller.name, "exp": int(wall_clock()) + self._ticket_s, "jti": secrets.token_hex(8)}
+        claims = {"sub": caller.digest, "exp": int(wall_clock()) + self._ticket_s, "jti": secrets.token_hex(8)}
         return jwt.encode(claims, self._secret, ALGORITHM)
 
     def _redeem(self, ticket: str) -> Caller:
@@ -207,12 +206,12 @@ class Guard:
             claims: dict[str, Any] = jwt.decode(ticket, self._secret, [ALGORITHM], options={"require": ["sub", "exp"]})
         except jwt.InvalidTokenError:
             raise Unauthorised("the ticket is expired or was not made here") from None
-        return self._callers.named(claims["sub"])
+        return self._callers.behind(claims["sub"])
 
     def _allow(self, caller: Caller, scope: Scope) -> Caller:
         if scope not in caller.scopes:
             raise Forbidden(f"this key is not for {scope.value}")
-        if caller.requests and not self._limiter.hit(parse(caller.requests), caller.name):
+        if caller.requests and not self._limiter.hit(parse(caller.requests), caller.digest):
             raise TooFast(f"this key may make {caller.requests} requests")
         return caller
 
@@ -245,7 +244,7 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
     return key.strip() if kind.lower() == "bearer" else None
 
 
-def _entry(words: list[str]) -> tuple[str, Caller]:
+def _entry(words: list[str]) -> Caller:
     """One line of the file of keys."""
     if len(words) < 3:
         raise ValueError("a line is NAME SHA256 SCOPES")
@@ -257,8 +256,9 @@ def _entry(words: list[str]) -> tuple[str, Caller]:
         raise ValueError(f"unknown option {min(unknown)}")
     if "requests" in options:
         parse(options["requests"])
-    return digest, Caller(
+    return Caller(
         name,
+        digest,
         frozenset(Scope(scope) for scope in scopes.split(",")),
         sessions=int(options["sessions"]) if "sessions" in options else None,
         speed=float(options["speed"]) if "speed" in options else None,

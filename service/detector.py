@@ -78,7 +78,8 @@ class Detector:
     Attributes:
         token: tokens judged so far.
         near_misses: keyword -> times that it rose close to its threshold, to where it is armed again, and fell.
-        suppressed: reason ("patience", "refractory") -> runs of hits that ended without a detection.
+        suppressed: reason ("patience", "refractory") -> runs of hits that ended without a detection. Whoever tells of
+            these clears them.
     """
 
     def __init__(

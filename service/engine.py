@@ -34,13 +34,13 @@ from service.headroom import Usage
 from service.line import Line
 from service.places import Places
 from service.shedding import EVERY_S, Shedding
-from service.slots import Hosted, Listener, Nobody, Slot, Turn, Watcher
+from service.slots import Hosted, Listener, Slot, Turn, Watcher
 
 if TYPE_CHECKING:
     from models.engines import AnyNetwork
     from models.operating import Method
 
-clock, wall_clock, thread_clock = time.monotonic, time.time, time.thread_time
+clock, thread_clock = time.monotonic, time.thread_time
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +50,7 @@ class Engine:
     Attributes:
         places: for streams.
         shedding: of precision, when turns take too long.
+        lock: held while jobs are queued, taken and, but for the judging, done.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Engine:
         self.hosted: dict[str, Hosted] = {}
         self.on_shed: Callable[[bool], None] = lambda _shedding: None
         self._watcher, self._timer = watcher, timer
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._wake = threading.Event()
         self._line = Line()
         self._open: set[Slot] = set()
@@ -122,7 +123,7 @@ class Engine:
     @property
     def wait_s(self) -> float:
         """How long slots wait for their turn at present."""
-        with self._lock:
+        with self.lock:
             return max(self._turn_s, self._line.wait(clock()))
 
     def find(self, name: str | None) -> Hosted:
@@ -143,7 +144,7 @@ class Engine:
         Raises:
             Capacity: all rows of this model's cache are taken.
         """
-        with self._lock:
+        with self.lock:
             if not hosted.free:
                 raise Capacity(f"all places of model {hosted.name!r} are taken", retry_after=5)
             row = heappop(hosted.free)
@@ -165,20 +166,20 @@ class Engine:
         if slot not in self._open:
             return
         self._open.discard(slot)
-        slot.listener = Nobody()
+        del slot.listener  # a stream must not live on in its slot until garbage is looked for
 
         def free() -> None:
             slot.hosted.cache.forget(slot.row)
             heappush(slot.hosted.free, slot.row)
             self.places.taken -= 1
 
-        with self._lock:
+        with self.lock:
             slot.jobs.clear()
         self.enqueue(slot, free)
 
     def give_back(self) -> None:
         """Return the memory of rows that nobody has to the system: large pages come whole, for one row of a dozen."""
-        with self._lock:
+        with self.lock:
             for hosted in self.hosted.values():
                 for row in hosted.free:
                     hosted.cache.forget(row)
@@ -186,7 +187,7 @@ class Engine:
     def enqueue(self, slot: Slot, job: Tokens | Callable[[], None]) -> None:
         """Queue a job of a slot; called on the event loop."""
         now = clock()
-        with self._lock:
+        with self.lock:
             if not callable(job):
                 slot.pace.came(job.count * slot.hosted.spec.config.token_samples / SAMPLE_RATE, now)
             slot.jobs.append((job, now))
@@ -213,7 +214,7 @@ class Engine:
 
     def _take(self) -> list[Turn]:
         """The turns of one batch."""
-        with self._lock:
+        with self.lock:
             now = clock()
             wait = self._line.wait(now)
             turns = self._line.take(now)
@@ -256,7 +257,7 @@ class Engine:
         before = self.shedding.scale
         if (worst := self.shedding.look(clock())) is None:
             return
-        with self._lock:
+        with self.lock:
             longest = self._line.longest(clock())
         self._watcher.lag(max(worst, longest))
         scale = self.shedding.scale
@@ -282,7 +283,8 @@ class Engine:
 
     def _fail(self, turns: list[Turn]) -> None:
         for turn in turns:
-            turn.slot.listener.broken()
+            if turn.slot in self._open:
+                turn.slot.listener.broken()
 
 
 def _spot(turns: list[Turn], embeddings: Array) -> None:

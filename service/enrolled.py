@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 from models.background import Background, NoBackground
 from models.enroll import NAME, EnrolError, EnrolledKeyword, Spotting, check_name
 from service.errors import BadMessage
+from service.protocol import KeywordFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from models.engines import AnyNetwork
-    from service.protocol import Configure
+    from service.protocol import Configure, Enrolled
     from service.spec import Spec
 
 FILE_BYTES: Final = 1 << 16
@@ -33,8 +34,8 @@ def stored(folder: Path | None, name: str) -> EnrolledKeyword:
     if path is None or not path.is_file() or path.stat().st_size > FILE_BYTES:
         raise BadMessage(f"this server keeps no keyword {name!r}", "stored")
     try:
-        return EnrolledKeyword.load(path)
-    except EnrolError:
+        return _keyword(KeywordFile.model_validate_json(path.read_bytes()).keyword)
+    except (OSError, ValueError):
         log.exception("a keyword cannot be read", extra={"path": str(path)})
         said = f"this server cannot read its keyword {name!r}: whoever runs it has to enrol it again"
         raise BadMessage(said, "stored") from None
@@ -48,7 +49,7 @@ def spotting(network: AnyNetwork, configure: Configure, folder: Path | None = No
     """
     if not configure.enrolled and not configure.stored:
         return None
-    keywords = [EnrolledKeyword(**word.model_dump()) for word in configure.enrolled]
+    keywords = [_keyword(word) for word in configure.enrolled]
     keywords += [stored(folder, name) for name in configure.stored]
     if len({word.name for word in keywords}) < len(keywords):
         raise BadMessage("two keywords have the same name", "enrolled")
@@ -59,6 +60,10 @@ def spotting(network: AnyNetwork, configure: Configure, folder: Path | None = No
         return Spotting(Background.of(network.checkpoint), keywords)
     except (EnrolError, NoBackground) as error:
         raise BadMessage(str(error), "enrolled") from None
+
+
+def _keyword(word: Enrolled) -> EnrolledKeyword:
+    return EnrolledKeyword(**word.model_dump())
 
 
 def extended(spec: Spec, spotting: Spotting | None) -> Spec:

@@ -16,10 +16,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from models.background import Background, NoBackground
-from models.enroll import FORMAT, MOST_RECORDINGS, EnrolError, enrol
+from models.enroll import MOST_RECORDINGS, EnrolError, enrol
 from service.audio import Array, clip_blocks
 from service.errors import UnknownModel
-from service.protocol import BadMessage, Enrolled, Share
+from service.protocol import BadMessage, KeywordFile, Share
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -41,12 +41,6 @@ class Form(BaseModel):
     point: str | None = Field(None, max_length=32, description="operating point that streams will be judged at")
 
 
-class Keyword(Enrolled):
-    """A keyword of one's own, as a file holds it."""
-
-    format: str = FORMAT
-
-
 def form_schema() -> dict[str, Any]:
     """How OpenAPI says what the form holds."""
     schema = Form.model_json_schema()
@@ -56,7 +50,7 @@ def form_schema() -> dict[str, Any]:
     return schema | {"required": ["name", "clips"]}
 
 
-async def make_keyword(server: Server, headers: Headers, body: bytes) -> Keyword:
+async def make_keyword(server: Server, headers: Headers, body: bytes) -> KeywordFile:
     """Make a keyword of what a form holds.
 
     Raises:
@@ -71,11 +65,11 @@ async def make_keyword(server: Server, headers: Headers, body: bytes) -> Keyword
     if point not in hosted.spec.points:
         raise UnknownModel(f"this model has the points {', '.join(hosted.spec.points)}", "point")
 
-    def work() -> Keyword:
+    def work() -> KeywordFile:
         background = Background.of(hosted.network.checkpoint)
         clips = [(f"recording {number}", _samples(file)) for number, file in enumerate(files, 1)]
         keyword = enrol(hosted.network, background, form.name, clips, point, form.threshold)
-        return Keyword(**asdict(keyword))
+        return KeywordFile(**asdict(keyword))
 
     try:
         async with server.decoding:

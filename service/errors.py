@@ -8,13 +8,13 @@
     ├── Idle                   4408
     ├── TooLong                4413
     ├── UnsupportedAudio       4415
-    ├── TooFast                4429  audio, or requests, faster than allowed
+    ├── TooFast                4429  audio, messages or requests, faster than allowed
     ├── QueueFull              4430
     ├── Internal               4500
     └── Capacity               4503  carries `retry_after`
         └── Draining           4504
 
-Before the upgrade, and over REST, the same error is an HTTP response with the status of `http_status`.
+Before the upgrade, and over REST, the same error is an HTTP response with the status of `HTTP_STATUS`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class UnsupportedAudio(WireError):
 
 
 class TooFast(WireError):
-    """More audio, or more requests, per second than allowed."""
+    """More audio, messages or requests per second than allowed."""
 
     code = CloseCode.TOO_FAST
 

@@ -26,7 +26,10 @@ AHEAD_S = 1.0
 
 
 class Pace:
-    """How far audio is ahead of the time in which it came: a bucket that empties `speed` times as fast as real time."""
+    """How far audio is ahead of the time in which it came: a bucket that empties `speed` times as fast as real time.
+
+    What is counted may be anything else, `speed` of it a second.
+    """
 
     def __init__(self, speed: float = 1.0) -> None:
         self._speed, self._ahead_s, self._seen_at = speed, 0.0, 0.0

@@ -135,7 +135,7 @@ class Link:
             if data:
                 self._stream.take(data)
         except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
-            blame(self._stream, error)
+            self._stream.blame(error)
         if self._stream.full:
             self._socket.pause()
 
@@ -146,7 +146,7 @@ class Link:
         try:
             self._stream.tell(parse_client(data))
         except Exception as error:  # noqa: BLE001 (as above)
-            blame(self._stream, error)
+            self._stream.blame(error)
         if self._stream.closing:
             self.writable()
 
@@ -197,17 +197,8 @@ async def _ended(stream: Stream, task: asyncio.Task[None]) -> bool:
     except (Vanished, OSError):
         return False
     except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
-        blame(stream, error)
+        stream.blame(error)
     return True
-
-
-def blame(stream: Stream, error: Exception) -> None:
-    """End a stream with the client's mistake, or with ours, which is logged."""
-    if isinstance(error, WireError):
-        stream.fail(error)
-        return
-    log.error("a connection failed", session=stream.session.id, exc_info=error)
-    stream.fail(Internal("the server made a mistake; it is logged"))
 
 
 async def _read(stream: Stream, receive: Receive) -> None:

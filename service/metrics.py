@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from models.counting import GROUPS, PRUNED
 from service.protocol import CloseCode
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 PREFIX = "deltaspot"
 OTHER = "other"
-GROUPS = ("stem", "qkv", "scores", "values", "out", "up", "down", "readout")
-"""Groups of matrix products, as `models.counting` names them."""
-PRUNED = ("score", "head")
-"""Kinds of pruning, as `models.counting` names them."""
 
 OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 """Why a stream ended: a close code of the protocol, or a peer that went without a word."""
@@ -162,13 +159,13 @@ class Metrics:
         """A keyword was reported to a client."""
         self._detections.labels(_known(keyword, self._keywords)).inc(1, {"session": session} if session else None)
 
-    def near_missed(self, keyword: str) -> None:
+    def near_missed(self, keyword: str, times: int) -> None:
         """A keyword came close to its threshold and was not reported."""
-        self._near_misses.labels(_known(keyword, self._keywords)).inc()
+        self._near_misses.labels(_known(keyword, self._keywords)).inc(times)
 
-    def suppressed(self, reason: str) -> None:
-        """A posterior over its threshold was held back; `reason` is the detector's."""
-        self._suppressions.labels(_known(reason, SUPPRESSIONS)).inc()
+    def suppressed(self, reason: str, times: int) -> None:
+        """Posteriors over their threshold were held back; `reason` is the detector's."""
+        self._suppressions.labels(_known(reason, SUPPRESSIONS)).inc(times)
 
     # --- state of the process
 
@@ -176,9 +173,9 @@ class Metrics:
         """Sessions that the process admits at most."""
         self._capacity.set(sessions)
 
-    def cache_bytes(self, size: int) -> None:
-        """Memory held by the caches of all streams."""
-        self._cache.set(size)
+    def cache_bytes(self, more: int) -> None:
+        """So much more memory is held by the caches of all streams."""
+        self._cache.inc(more)
 
     def ready(self, ready: bool) -> None:
         """Whether the process takes new streams."""
@@ -239,9 +236,9 @@ class Metrics:
     def _register_time(self) -> None:
         self._step_time = self._histogram("step_seconds", "One batched step of the network.", STEP_BUCKETS)
         self._batch = self._histogram("batch_rows", "Sessions in one step.", ROW_BUCKETS)
-        self._queue_wait = self._histogram("queue_wait_seconds", "A chunk's wait for its step.", DEADLINE_BUCKETS)
+        self._queue_wait = self._histogram("queue_wait_seconds", "The longest wait of a batch.", DEADLINE_BUCKETS)
         self._verdict_time = self._histogram("verdict_seconds", "From a chunk to its verdict.", DEADLINE_BUCKETS)
-        self._lag = self._gauge("lag_seconds", "Audio not yet judged in the worst stream.", "livemax")
+        self._lag = self._gauge("lag_seconds", "Longest wait of any stream, even of those that push.", "livemax")
 
     def _register_words(self) -> None:
         self._detections = self._counter("detections", "Keywords reported.", keyword=self._keywords)

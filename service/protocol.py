@@ -70,6 +70,17 @@ class Enrolled(Strict):
     threshold: Share = Field(0.5, description="smoothed score that counts as a hit, 0 to 1")
 
 
+class KeywordFile(Enrolled):
+    """The same, as a file and `/v1/enroll` hold it."""
+
+    format: Literal["deltaspot-keyword-2"] = "deltaspot-keyword-2"
+
+    @property
+    def keyword(self) -> Enrolled:
+        """What `configure.enrolled` takes."""
+        return Enrolled(**self.model_dump(exclude={"format"}))
+
+
 class Resume(Strict):
     """Where a broken stream goes on, on any replica."""
 

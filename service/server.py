@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
+from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS
 from models.engines import make_network
-from models.kwt_weights import KWTFileError, is_stock
+from models.kwt_weights import is_stock
 from service import upkeep
-from service.auth import Anyone, Guard, KeyFileError, Keys
+from service.auth import Anyone, Guard, Keys
 from service.bodies import Bodies
 from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
@@ -131,7 +131,7 @@ class Server:
             if self._keys is not None and self.settings.keys is not None:
                 self._keys.adopt(Keys.load(self.settings.keys))
             await self._load()
-        except (CheckpointError, KWTFileError, KeyFileError, OSError) as error:
+        except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")
             raise UnknownModel(str(error)) from None
 
@@ -230,18 +230,20 @@ class Server:
         self.streams.add(stream)
         self.crowd = max(self.crowd, len(self.streams))
         self.metrics.session_opened()
-        self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
+        self.metrics.cache_bytes(stream.vitals.cache_bytes)
         return stream
 
     def close(self, stream: Stream, outcome: str | None = None) -> list[ServerMessage]:
         """Close a stream and write its line; return what is left to say."""
-        last, totals = stream.close()
-        self.streams.discard(stream)
-        if not self.streams:
-            self._empty.set()
+        try:
+            last, totals = stream.close()
+        finally:
+            self.streams.discard(stream)
+            if not self.streams:
+                self._empty.set()
         outcome = outcome or stream.code.wire
         self.metrics.session_closed(outcome, stream.session.audio_s)
-        self.metrics.cache_bytes(len(self.streams) * stream.vitals.cache_bytes)
+        self.metrics.cache_bytes(-stream.vitals.cache_bytes)
         session_ended(stream.session.id, outcome, **totals.model_dump())
         return last
 

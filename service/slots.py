@@ -34,16 +34,6 @@ class Listener(Protocol):
         """The model failed; nothing more will be judged."""
 
 
-class Nobody:
-    """Listens to a slot that is closed: its stream must not live on in it until garbage is looked for."""
-
-    def judged(self, posteriors: Array, arrival: float) -> None:
-        """Nothing."""
-
-    def broken(self) -> None:
-        """Nothing."""
-
-
 class Watcher(Protocol):
     """What the engine tells of itself; see service/metrics.py."""
 
@@ -125,7 +115,7 @@ class Slot:
         """Forget the past, once everything submitted so far is judged."""
 
         def reset() -> None:
-            self._before = self.count
+            self._before = self._count()
             self.hosted.cache.reset(self.row)
 
         self.engine.enqueue(self, reset)
@@ -170,14 +160,18 @@ class Slot:
 
     @property
     def count(self) -> Count:
-        """Work done for this stream since it was opened."""
-        since_reset = count(self.hosted.cache, self.row)
-        return since_reset if self._before is None else self._before + since_reset
+        """Work done for this stream since it was opened; never less than a moment ago."""
+        with self.engine.lock:  # under which a reset happens
+            return self._count()
 
     @property
     def lag_s(self) -> float:
         """Age of the oldest audio that waits here."""
         return self.engine.age(self)
+
+    def _count(self) -> Count:
+        since_reset = count(self.hosted.cache, self.row)
+        return since_reset if self._before is None else self._before + since_reset
 
 
 @dataclass(eq=False, slots=True)

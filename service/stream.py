@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from service.protocol import ClientMessage, Limits
     from service.settings import Settings
 
+MESSAGES, DEAR = 1_000, 10
+"""Text messages that a stream may have at once, and a second; some of them take as long as `DEAR` others."""
+
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +82,7 @@ class Stream:
         self.error: WireError | None = None
         self.closing = self.over = False
         self.last_heard = clock()
-        self._pace = Pace(limits.speed)
+        self._pace, self._messages = Pace(limits.speed), Pace(MESSAGES)
         self._queue_tokens = int(settings.queue_s * 16_000 / hosted.spec.config.token_samples)
         self.on_change: Callable[[], None] = lambda: None
         self._changed, self._room = asyncio.Event(), asyncio.Event()
@@ -128,7 +131,10 @@ class Stream:
         Raises:
             WireError: it makes no sense now.
         """
-        self.last_heard = clock()
+        self.last_heard = now = clock()
+        self._messages.came(DEAR if isinstance(message, Configure | Reset | Flush) else 1, now)
+        if self._messages.ahead(now) > MESSAGES:
+            raise TooFast(f"a stream may have {MESSAGES} messages a second; configure, reset and flush count as {DEAR}")
         match message:
             case Marker():
                 self.say(self.session.marker(message))
@@ -184,6 +190,14 @@ class Stream:
         self.finish()
         self._room.set()
 
+    def blame(self, error: Exception) -> None:
+        """End the stream with the client's mistake, or with ours, which is logged."""
+        if isinstance(error, WireError):
+            self.fail(error)
+            return
+        log.error("a stream failed", extra={"session": self.session.id}, exc_info=error)
+        self.fail(Internal("the server made a mistake; it is logged"))
+
     def finish(self) -> None:
         """Let whoever waits for messages know that there will be no more."""
         self.over = True
@@ -205,6 +219,7 @@ class Stream:
         before, self._counted = self._counted, (work, chunks, audio_s)
         self.metrics.worked(work - before[0])
         self.metrics.audio_received(audio_s - before[2], chunks - before[1])
+        self._tell_held_back()
         if self._verdict_s is not None:
             self.metrics.verdict(self._verdict_s, self.session.id)
             self._verdict_s = None
@@ -216,11 +231,12 @@ class Stream:
 
     def close(self) -> tuple[list[ServerMessage], Totals]:
         """Give the place back; return what is left to say, `closed` at the end, and the stream in numbers."""
-        self.count()
-        self._report()
+        try:
+            self.count()
+            totals = self.session.totals(self.vitals)
+        finally:
+            self.slot.close()
         failure = [failed(self.error)] if self.error else []
-        totals = self.session.totals(self.vitals)
-        self.slot.close()
         return [*self.outbox, *failure, Closed(reason=self.code.wire, totals=totals)], totals
 
     # --- from the engine
@@ -230,9 +246,8 @@ class Stream:
         self.vitals.arrival = arrival
         try:
             messages = self.session.judge(posteriors, self.vitals)
-        except Exception:
-            log.exception("session %s failed", self.session.id)
-            self.fail(Internal("the server made a mistake; it is logged"))
+        except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
+            self.blame(error)
             return
         if messages:
             self._note(messages)
@@ -278,11 +293,11 @@ class Stream:
             if type(message) is Detection:  # `isinstance` asks pydantic, which takes its time
                 self.metrics.detected(message.keyword, self.session.id)
 
-    def _report(self) -> None:
-        """What the detector held back, in the metrics."""
-        for word, times in self.session.detector.near_misses.items():
-            for _ in range(times):
-                self.metrics.near_missed(word)
-        for reason, times in self.session.detector.suppressed.items():
-            for _ in range(times):
-                self.metrics.suppressed(reason)
+    def _tell_held_back(self) -> None:
+        detector = self.session.detector
+        for word, times in detector.near_misses.items():
+            self.metrics.near_missed(word, times)
+        for reason, times in detector.suppressed.items():
+            self.metrics.suppressed(reason, times)
+        detector.near_misses.clear()
+        detector.suppressed.clear()

@@ -55,9 +55,12 @@ def _look_after(server: Server, streams: list[Stream], turn: int) -> None:
     """Check those of some streams that are still open, and tell the metrics of a few."""
     for number, stream in enumerate(streams, turn):
         if stream in server.streams:
-            stream.check()
-            if number % COUNTED == 0:
-                stream.count()
+            try:
+                stream.check()
+                if number % COUNTED == 0:
+                    stream.count()
+            except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
+                stream.blame(error)
 
 
 def _tell_lagging(server: Server, told: set[Stream]) -> set[Stream]:

@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service import upkeep
+from service.app import StreamDoor
 from service.protocol import (
     CloseCode,
     Closed,
@@ -29,6 +30,7 @@ from service.protocol import (
     parse_server,
 )
 from service.session import Session
+from service.stream import DEAR, MESSAGES
 from tests.talk import opened, play, rest, words
 
 
@@ -96,6 +98,7 @@ BAD: dict[str, tuple[list[str | bytes], CloseCode, str | None]] = {
     ),
     "frame too long": ([CONFIGURE, bytes((1 << 20) + 2)], CloseCode.TOO_LONG, None),
     "hours of audio at once": ([CONFIGURE, *[bytes(1 << 20)] * 8], CloseCode.TOO_FAST, None),
+    "a flood of messages": ([CONFIGURE, *['{"type":"reset"}'] * (2 * MESSAGES // DEAR)], CloseCode.TOO_FAST, None),
 }
 
 
@@ -122,6 +125,31 @@ async def test_place_comes_back_whatever_went_wrong(running: Any, monkeypatch: p
         await socket.send(CONFIGURE)
         assert [m.code for m in await rest(socket) if isinstance(m, Failed)] == [CloseCode.INTERNAL.wire]
     assert running.server.engine.places.used == 0
+
+
+async def test_place_comes_back_of_a_peer_that_is_gone_before_it_is_let_in(running: Any) -> None:
+    async def connecting() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def gone(_message: object) -> None:
+        raise OSError("gone")
+
+    scope = {"type": "websocket", "path": "/v1/stream", "headers": [], "query_string": b"", "extensions": {}}
+    with pytest.raises(OSError, match="gone"):
+        await StreamDoor(running.server)(scope, connecting, gone)
+    assert running.server.engine.places.used == 0
+
+
+async def test_memory_of_open_streams_is_told(running: Any) -> None:
+    def told() -> float | None:
+        return running.server.metrics.registry.get_sample_value("deltaspot_cache_bytes")
+
+    async with opened(running.stream), opened(running.stream):
+        assert told() == 2 * running.server.engine.find(None).cache.bytes_per_row
+    async with asyncio.timeout(10):
+        while running.server.streams:  # noqa: ASYNC110 (the server is another thread)
+            await asyncio.sleep(0)
+    assert told() == 0
 
 
 async def test_method_asked_for_once_more_is_the_one_in_force(running: Any, spoken: np.ndarray) -> None:

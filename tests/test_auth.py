@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from service.auth import Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
 from service.commands.serve import app as serve_command
-from service.errors import Unauthorised
+from service.errors import TooFast, Unauthorised
 from service.protocol import Configure, Ready, parse_server
 from service.settings import Settings
 
@@ -97,16 +97,31 @@ async def test_ticket_opens_a_stream_until_it_expires(guarded: Any) -> None:
     assert await refused(f"{guarded.stream}?ticket={ticket[:-4]}AAAA") == 401
     old = Guard(guarded.server.guard._callers, Settings(ticket_secret="x" * 40))
     old._ticket_s = -1
-    expired = old.ticket(guarded.server.guard._callers.named("ears"))
+    expired = old.ticket(guarded.server.guard._callers.find(KEYS["ears"]))
     with pytest.raises(Unauthorised):
         old.upgrade({}, expired, "host")
     assert await refused(f"{guarded.stream}?ticket={expired}") == 401
 
 
 async def test_ticket_of_a_withdrawn_key_is_worthless() -> None:
-    guard = Guard(Keys({}), Settings())
+    guard = Guard(Keys([]), Settings())
     with pytest.raises(Unauthorised, match="withdrawn"):
-        guard.upgrade({}, guard.ticket(Caller("gone", frozenset(Scope))), "host")
+        guard.upgrade({}, guard.ticket(Caller("gone", "0" * 64, frozenset(Scope))), "host")
+
+
+def test_keys_of_one_name_have_tickets_and_limits_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    lines = (
+        f"x {hash_key(key)} stream requests=2/hour {more}" for key, more in (("small", "sessions=1"), ("large", ""))
+    )
+    path.write_text("\n".join(lines))
+    guard = Guard(Keys.load(path), Settings())
+    small, large = ({"authorization": f"Bearer {key}"} for key in ("small", "large"))
+    ticket = guard.ticket(guard.request(Scope.STREAM, small))
+    assert guard.upgrade({}, ticket, "host").sessions == 1
+    with pytest.raises(TooFast):
+        guard.request(Scope.STREAM, small)
+    assert guard.request(Scope.STREAM, large).sessions is None
 
 
 async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:

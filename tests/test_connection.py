@@ -209,6 +209,13 @@ async def test_played_source_raises_where_events_are_awaited(error):
     assert peers
 
 
+def test_blocking_face_opens_nothing_before_it_is_entered():
+    before = threading.active_count()
+    spotter = blocking.connect("127.0.0.1:9")
+    assert vars(spotter).keys() == {"_url", "_settings"}
+    assert threading.active_count() == before
+
+
 def test_blocking_face_streams_without_asyncio():
     async def act(peer: Peer) -> None:
         await greet(peer)

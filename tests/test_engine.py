@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -120,6 +122,29 @@ async def test_reset_and_reuse_leave_nothing_behind(network: Network, spoken: np
         other, fresh = admitted(engine)
         other.submit(tokens)
         np.testing.assert_allclose(await fresh.wait(len(tokens)), twice[: len(tokens)], atol=1e-6)
+
+
+async def test_work_is_never_counted_twice_while_a_stream_is_reset(
+    network: Network, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resetting = threading.Event()
+
+    def slowly(row: int) -> None:
+        resetting.set()
+        time.sleep(0.2)  # in which whoever counts has to wait
+        type(cache).reset(cache, row)
+
+    async with running(network, slots=1) as engine:
+        slot, listener = admitted(engine)
+        cache = slot.hosted.cache
+        tokens = tokens_in(network, spoken[:16_000])
+        slot.submit(tokens)
+        await listener.wait(len(tokens))
+        before = slot.count.total
+        monkeypatch.setattr(cache, "reset", slowly)
+        slot.reset()
+        await asyncio.to_thread(resetting.wait)
+        assert slot.count.total == before > 0
 
 
 @pytest.mark.skipif(not GIVES_BACK, reason="this system takes no pages back")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from client.connection import connect
-from service import engine
+from service import auth, engine
 from service.commands.serve import Polite, uvicorn_config
-from service.protocol import Closed, Detection, Ready
+from service.protocol import CloseCode, Closed, Detection, Ready
 from service.server import Server
 from service.settings import Settings
 from tests.system.test_lifecycle import chunks, detections, listen, until
@@ -42,14 +42,14 @@ def faulty(serving: Callable[..., Any], captured: Path, ahead: dict[str, float])
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """By how much the engine's clocks are ahead of the system's, s, wherever they are looked at."""
+    """By how much the server's clocks are ahead of the system's, s, wherever they are looked at."""
     ahead = {"clock": 0.0, "wall_clock": 0.0}
 
     def shifted(name: str, clock: Callable[[], float]) -> Callable[[], float]:
         return lambda: clock() + ahead[name]
 
-    for name in ahead:
-        clock = getattr(engine, name)
+    for name, home in (("clock", engine), ("wall_clock", auth)):
+        clock = getattr(home, name)
         for module in [module for key, module in sys.modules.items() if key.startswith("service.")]:
             if getattr(module, name, None) is clock:
                 monkeypatch.setattr(module, name, shifted(name, clock))
@@ -85,6 +85,16 @@ async def test_clocks_jump_and_no_stream_feels_it(faulty: Any, ahead: dict[str, 
             gates[number].set()
         assert detections(await listening) == alone != []
     assert isinstance(told[-1], Closed)
+
+
+async def test_a_stream_that_cannot_be_looked_after_ends_alone(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connect(faulty.http), connect(faulty.http):
+        lame, sound = faulty.server.streams
+        monkeypatch.setattr(lame, "check", lambda: 1 / 0)
+        await looked_after(faulty)
+        assert lame.code == CloseCode.INTERNAL
+        assert sound in faulty.server.streams
+    assert not faulty.server.failed
 
 
 async def test_full_disk_costs_an_opinion_and_no_stream(faulty: Any, captured: Path, spoken: np.ndarray) -> None:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from models.features import Tokens
 from service.line import AHEAD_S, BATCH_STREAMS, BATCH_TOKENS, TURN_TOKENS, Line, Pace
-from service.slots import Nobody, Slot, Turn
+from service.slots import Slot, Turn
 
 TOKEN_S = 0.03
 
 
 def slot(row: int = 0) -> Slot:
-    return Slot(sentinel.engine, sentinel.hosted, row, Nobody())
+    return Slot(sentinel.engine, sentinel.hosted, row, sentinel.listener)
 
 
 def submit(line: Line, one: Slot, tokens: int, now: float = 0.0) -> None:

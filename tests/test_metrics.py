@@ -62,8 +62,8 @@ MOVES = {
     "delta_scale": ((1.5,), [("delta_scale", {}, 1.5)]),
     "self_checked": ((0.5,), [("self_check_error_sum", {}, 0.5)]),
     "detected": (("yes", "s1"), [("detections_total", {"keyword": "yes"}, 1)]),
-    "near_missed": (("no",), [("near_misses_total", {"keyword": "no"}, 1)]),
-    "suppressed": (("refractory",), [("suppressions_total", {"reason": "refractory"}, 1)]),
+    "near_missed": (("no", 2), [("near_misses_total", {"keyword": "no"}, 2)]),
+    "suppressed": (("refractory", 3), [("suppressions_total", {"reason": "refractory"}, 3)]),
     "capacity": ((100,), [("sessions_limit", {}, 100)]),
     "cache_bytes": ((4096,), [("cache_bytes", {}, 4096)]),
     "ready": ((True,), [("ready", {}, 1)]),
@@ -97,9 +97,9 @@ def test_no_series_grows_with_users(metrics):
     for number in range(50):
         metrics.session_closed(f"reason {number}", 1.0)
         metrics.detected(f"word {number}", f"session {number}")
-        metrics.near_missed(f"word {number}")
+        metrics.near_missed(f"word {number}", 1)
         metrics.refused(f"reason {number}")
-        metrics.suppressed(f"reason {number}")
+        metrics.suppressed(f"reason {number}", 1)
         metrics.clip(f"outcome {number}", 1.0)
         metrics.model("skwt", f"fingerprint {number}", "shipped")
     assert len(list(_series(metrics))) == before + 1  # the one model

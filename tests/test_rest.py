@@ -7,6 +7,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from models.checkpoint import shipped_path
+from models.checkpoint import load_checkpoint, save, shipped_path
 from service.app import POLICY
 from service.bodies import AT_A_TIME
 from service.protocol import Closed, Marker, parse_server
@@ -143,15 +144,19 @@ async def test_models_are_reloaded_and_open_streams_keep_theirs(running: Any, we
 
 
 async def test_broken_model_is_not_reloaded(serving: Callable[..., Any], tmp_path: Path) -> None:
-    model = tmp_path / "model.safetensors"
-    model.write_bytes(shipped_path().read_bytes())
+    model, shipped = tmp_path / "model.safetensors", load_checkpoint(shipped_path())
+    save(shipped, model)
     with serving(model=model) as running:
         before = running.server.engine.find(None)
-        model.write_bytes(b"broken")
         async with httpx.AsyncClient(base_url=running.http, timeout=60) as web:
+            model.write_bytes(b"broken")
             answer = await web.post("/v1/reload")
-        assert answer.status_code == 422
-        assert str(model) in answer.json()["message"]
+            assert answer.status_code == 422
+            assert str(model) in answer.json()["message"]
+            save(replace(shipped, config=replace(shipped.config, span=15)), model)
+            answer = await web.post("/v1/reload")
+            assert answer.status_code == 422
+            assert "span" in answer.json()["message"]
         assert running.server.engine.find(None) is before
 
 

@@ -16,15 +16,20 @@ export async function openMicrophone(take) {
   const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio });
   const context = new AudioContext();
-  await context.audioWorklet.addModule(new URL("./worklet.js", import.meta.url));
-  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
-  recorder.port.onmessage = ({ data }) => take(data);
-  context.createMediaStreamSource(stream).connect(recorder);
   const [track] = stream.getAudioTracks();
   const stop = () => {
     track.stop();
     context.close();
   };
+  try {
+    await context.audioWorklet.addModule(new URL("./worklet.js", import.meta.url));
+    const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
+    recorder.port.onmessage = ({ data }) => take(data);
+    context.createMediaStreamSource(stream).connect(recorder);
+  } catch (error) {
+    stop();
+    throw error;
+  }
   return { name: track.label || "microphone", stop };
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from client.keywords import enroll as enroll_there
 from client.keywords import write_keyword
+from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True, highlight=False)
@@ -67,4 +69,5 @@ def here(
     network = Network(load_checkpoint(model or shipped_path()))
     background = Background.of(network.checkpoint)
     named = [(str(file), read_audio(file)) for file in recordings]
-    enrol(network, background, name, named, usual_point(network, point), threshold).save(path)
+    made = enrol(network, background, name, named, usual_point(network, point), threshold)
+    write_keyword(Enrolled(**asdict(made)), path)

@@ -18,6 +18,7 @@ import uvicorn
 from models.engines import Engine
 from service import logs
 from service.app import create_app
+from service.errors import UnknownModel
 from service.precheck import check, read_settings, variable
 from service.server import Server
 from service.settings import Settings
@@ -110,7 +111,13 @@ def serve(
 
 def _reload(server: Server) -> None:
     server.reloading = asyncio.get_running_loop().create_task(server.reload())
-    server.reloading.add_done_callback(asyncio.Task.exception)  # it is logged
+    server.reloading.add_done_callback(_reloaded)
+
+
+def _reloaded(task: asyncio.Task[None]) -> None:
+    """Whatever went wrong is in the log; what is wrong with a file is there already."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, UnknownModel):
+        logs.log.error("nothing was reloaded", exc_info=error)
 
 
 def _allow_many_sockets() -> None:
