@@ -147,6 +147,10 @@ class ModelConfig:
         """Tokens that the longest memory holds, the newest included."""
         return max(self.span, self.pool_span)
 
+    def tokens_over(self, samples: int) -> int:
+        """Tokens that it takes to hold so many samples, the last of them filled up."""
+        return max(1, -(-(samples - self.frontend.window + self.frontend.hop) // self.token_samples))
+
     @property
     def receptive_tokens(self) -> int:
         """Tokens of the past that can reach one posterior: what every layer looks back, and the read-out."""

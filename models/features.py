@@ -162,6 +162,7 @@ class FrameStream:
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        self._config = config
         self._token_samples = config.token_samples
         self._overlap = config.frontend.window - config.frontend.hop
         self.reset()
@@ -189,6 +190,5 @@ class FrameStream:
         held = len(self._held) // BYTES
         if held == self._seen:
             return self.feed(np.zeros(0, np.float32))
-        tokens = max(1, -(-(held - self._overlap) // self._token_samples))
-        missing = tokens * self._token_samples + self._overlap - held
+        missing = self._config.tokens_over(held) * self._token_samples + self._overlap - held
         return self.feed(np.zeros(missing, np.float32))

@@ -16,6 +16,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from models.data import pad_clip
 from service.errors import TooLong, UnsupportedAudio
 from service.protocol import Encoding
 
@@ -135,6 +136,43 @@ def _blocks(file: soundfile.SoundFile, max_seconds: float) -> Iterator[Array]:
         yield mono if resampler is None else _resample(resampler, mono)
     if resampler is not None:
         yield _resample(resampler, np.zeros(0, np.float32), last=True)
+
+
+class Recording:
+    """A recording's blocks (S,); one of less than a second gets silence around it, as the network has learned them.
+
+    Attributes:
+        samples: of the recording itself, so far.
+    """
+
+    def __init__(self, blocks: Iterator[Array]) -> None:
+        self._blocks = blocks
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Array]:
+        """Blocks for a stream, the first of at least a second; none at all of an empty recording."""
+        first: list[Array] = []
+        for block in self._blocks:
+            self.samples += len(block)
+            first.append(block)
+            if self.samples >= SAMPLE_RATE:
+                yield np.concatenate(first)
+                break
+        else:
+            if self.samples:
+                yield pad_clip(np.concatenate(first))
+        for block in self._blocks:
+            self.samples += len(block)
+            yield block
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return self.samples / SAMPLE_RATE
+
+    def place(self, at_s: float) -> float:
+        """Where in the recording a place of its stream is, s."""
+        return min(max(0.0, at_s - max(0, SAMPLE_RATE - self.samples) // 2 / SAMPLE_RATE), self.seconds)
 
 
 class Recent:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import BaseModel, Field
 
-from models.data import pad_clip
-from service.audio import SAMPLE_RATE, Array, Decoder, clip_blocks
+from models.config import SILENCE
+from service.audio import SAMPLE_RATE, Array, Decoder, Recording, clip_blocks
 from service.engine import clock
 from service.errors import TooLong, UnsupportedAudio
 from service.protocol import Configure, Detection, Encoding, Scores
@@ -42,7 +43,7 @@ class LabelScore(BaseModel):
     """One of the model's labels."""
 
     label: str
-    score: float = Field(description="of a clip up to 1 s: the final posterior; of a longer one: the highest, 0 to 1")
+    score: float = Field(description="of a clip up to 1 s: the final posterior; else the highest average")
 
 
 class Work(BaseModel):
@@ -127,9 +128,9 @@ def within(seconds: float, blocks: Iterator[Array]) -> Iterator[Array]:
 
 @dataclass
 class Heard:
-    """What came out of a clip: its samples, and everything that was said of them."""
+    """Everything that was said of a clip."""
 
-    samples: int
+    recording: Recording
     detections: list[Detection] = field(default_factory=list)
     posteriors: list[list[float]] = field(default_factory=list)
 
@@ -142,20 +143,19 @@ class Heard:
 
 async def _push(stream: Stream, blocks: Iterator[Array], decoding: asyncio.Semaphore) -> Heard:
     """All blocks through the stream; decoding happens in a thread, a block at a time."""
+    heard = Heard(Recording(blocks))
+    rest = iter(heard.recording)
     async with decoding:
-        first = [block async for block in _unhurried(blocks, SAMPLE_RATE)]
-    clip = np.concatenate(first) if first else np.zeros(0, np.float32)
-    if not len(clip):
+        first = await asyncio.to_thread(next, rest, None)
+    if first is None:
         raise UnsupportedAudio("the clip holds no audio")
-    heard = Heard(len(clip))
-    await stream.samples(pad_clip(clip) if len(clip) < SAMPLE_RATE else clip)
+    await stream.samples(first)
     heard.take(stream)
     async with decoding:
-        async for block in _unhurried(blocks):
-            heard.samples += len(block)
+        async for block in _unhurried(rest):
             await stream.samples(block)
             heard.take(stream)
-    stream.slot.submit(stream.session.flush())
+    stream.slot.submit(stream.session.end())
     await stream.drained()
     heard.take(stream)
     if stream.error is not None:
@@ -163,21 +163,31 @@ async def _push(stream: Stream, blocks: Iterator[Array], decoding: asyncio.Semap
     return heard
 
 
-async def _unhurried(blocks: Iterator[Array], samples: int | None = None) -> AsyncIterator[Array]:
-    """Blocks made in a thread, until there are this many samples if that is said."""
-    while (samples is None or samples > 0) and (block := await asyncio.to_thread(next, blocks, None)) is not None:
-        samples = None if samples is None else samples - len(block)
+async def _unhurried(blocks: Iterator[Array]) -> AsyncIterator[Array]:
+    """Blocks made in a thread."""
+    while (block := await asyncio.to_thread(next, blocks, None)) is not None:
         yield block
 
 
 def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
     """What is told of a clip."""
-    macs, posteriors = stream.vitals.macs, np.array(heard.posteriors)
-    best = posteriors[-1] if heard.samples <= SAMPLE_RATE else posteriors.max(axis=0)
+    macs, posteriors, recording = stream.vitals.macs, np.array(heard.posteriors), heard.recording
+    config = stream.hosted.spec.config
+    short, second = recording.samples <= SAMPLE_RATE, config.tokens_over(SAMPLE_RATE)
+    smooth = stream.session.detector.window
+    best = posteriors[second - 1] if short else _highest(posteriors, config.labels, smooth)
     return ClipResult(
         model=stream.hosted.name,
-        seconds=heard.samples / SAMPLE_RATE,
-        detections=[Found(**d.model_dump(include=set(Found.model_fields))) for d in heard.detections],
+        seconds=recording.seconds,
+        detections=[
+            Found(
+                keyword=detection.keyword,
+                score=detection.score,
+                start_s=recording.place(detection.start_s),
+                end_s=recording.place(detection.end_s),
+            )
+            for detection in heard.detections
+        ],
         top=_top(stream.session.spec.labels, best),
         macs=Work(
             done=macs.total,
@@ -186,6 +196,14 @@ def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
         ),
         time_ms=time_ms,
     )
+
+
+def _highest(posteriors: Array, labels: Sequence[str], window: int) -> Array:
+    """The highest of each label's moving averages (N, K); of silence, which nearly every recording has, the lowest."""
+    averages = sliding_window_view(posteriors, window, axis=0).mean(axis=-1)
+    highest: Array = averages.max(axis=0)
+    highest[labels.index(SILENCE)] = averages[:, labels.index(SILENCE)].min()
+    return highest
 
 
 def _top(labels: Sequence[str], scores: Array) -> list[LabelScore]:
@@ -217,7 +235,7 @@ async def _judge_windows(
             )
             for hit in detector.feed(posteriors)
         ],
-        top=_top(model.labels, posteriors.max(axis=0)),
+        top=_top(model.labels, _highest(posteriors, model.labels, 1)),
         macs=Work(
             done=windows.judged * sum(model.network.config.macs().values()),
             skipped_vs_window=0,

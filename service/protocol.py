@@ -150,7 +150,7 @@ class Feedback(Strict):
 
 
 class Close(Strict):
-    """No more audio: judge everything, tell it, send `closed`, close with 1000."""
+    """No more audio: judge everything and half a second of silence, tell it, send `closed`, close with 1000."""
 
     type: Literal["close"] = "close"
 

@@ -20,7 +20,7 @@ from models.counting import Count, count
 from models.features import Tokens, log_mel
 from models.network import Network
 from models.offline import softmax
-from service.audio import clip_blocks
+from service.audio import Recording, clip_blocks
 from service.protocol import Configure, Detection, Limits, WireError
 from service.session import Session, Spec
 
@@ -86,24 +86,23 @@ class Scanner:
 
     def _recording(self, path: str) -> list[dict[str, Any]]:
         try:
-            audio_s, detections = self._judge(Path(path).read_bytes())
+            audio_s, rows = self._judge(Path(path).read_bytes())
         except (WireError, OSError) as error:
             return [{"path": path, "error": str(error)}]
-        heard = [d.model_dump(include={"keyword", "score", "start_s", "end_s"}) for d in detections]
-        return [{"path": path, "audio_s": audio_s, **row} for row in heard or [{}]]
+        return [{"path": path, "audio_s": audio_s, **row} for row in rows or [{}]]
 
-    def _judge(self, data: bytes) -> tuple[float, list[Detection]]:
-        """Bytes of a file -> its length and what was heard."""
+    def _judge(self, data: bytes) -> tuple[float, list[dict[str, Any]]]:
+        """Bytes of a file -> its length, and a row for each word that was heard."""
         self._cache.reset(0)
         self._cache.configure(0, self._network.points.index(str(self._configure.point)), 1.0)
         session = Session("scan", self._spec, self._configure, LIMITS)
         detections: list[Detection] = []
-        samples = 0
-        for block in clip_blocks(data, LONGEST_S):
-            samples += len(block)
+        recording = Recording(clip_blocks(data, LONGEST_S))
+        for block in recording:
             detections += self._step(session, session.samples(block))
-        detections += self._step(session, session.flush())
-        return samples / self._spec.config.frontend.sample_rate, detections
+        detections += self._step(session, session.end())
+        rows = [d.model_dump(include={"keyword", "score", "start_s", "end_s"}) for d in detections]
+        return recording.seconds, [row | {at: recording.place(row[at]) for at in ("start_s", "end_s")} for row in rows]
 
     def _step(self, session: Session, tokens: Tokens) -> list[Detection]:
         if not tokens.count:

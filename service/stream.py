@@ -152,7 +152,7 @@ class Stream:
                 self._feedback(message)
             case Close():
                 self.closing = True
-                self.slot.submit(self.session.flush())
+                self.slot.submit(self.session.end())
 
     async def drained(self, tokens: int = 0) -> None:
         """Wait until at most this many tokens are not judged."""

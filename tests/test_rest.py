@@ -13,13 +13,17 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 from models.checkpoint import load_checkpoint, save, shipped_path
+from models.config import KEYWORDS
 from service.app import POLICY
 from service.bodies import AT_A_TIME
+from service.commands.demo import script
 from service.protocol import Closed, Marker, parse_server
+from service.scan import Scanner
 from tests.talk import opened, play, words
 
 
@@ -46,6 +50,38 @@ async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient
     assert {top["label"] for top in answer["top"]} == {*running.server.engine.find(None).spec.config.labels}
     bare = await web.post("/v1/detect?encoding=s16le", content=spoken.astype("<i2").tobytes())
     assert bare.json()["detections"] == answer["detections"]
+
+
+@pytest.mark.parametrize("before_s", [0.05, 0.6])
+async def test_words_at_the_very_end_of_a_recording_are_heard_where_they_are(
+    running: Any, web: httpx.AsyncClient, spoken: np.ndarray, tmp_path: Path, before_s: float
+) -> None:
+    said, cuts = [word for word in script() if word.text in KEYWORDS], {}
+    for word in said:
+        cut = spoken[round(16_000 * (word.start_s - before_s)) : round(16_000 * word.end_s)]
+        cuts[tmp_path / f"{word.text}.wav"] = (cut, word)
+        (tmp_path / f"{word.text}.wav").write_bytes(wav(cut))
+    rows = Scanner(str(shipped_path()), "shipped")(pa.table({"path": list(map(str, cuts))})).to_pylist()
+    streamed = 0
+    for row, (cut, word) in zip(rows, cuts.values(), strict=True):
+        (found,) = (await web.post("/v1/detect", content=wav(cut))).json()["detections"]
+        assert found["keyword"] == row["keyword"] == word.text
+        assert 0 <= found["start_s"] < found["end_s"] <= len(cut) / 16_000
+        assert (row["start_s"], row["end_s"]) == pytest.approx((found["start_s"], found["end_s"]), abs=0.031)
+        assert found["start_s"] == pytest.approx(before_s, abs=0.25)
+        streamed += [text for text, _ in words(await play(running.stream, cut))] == [word.text]
+    assert streamed >= len(said) - 1
+
+
+async def test_the_highest_label_of_a_longer_recording_is_not_its_pauses(
+    web: httpx.AsyncClient, spoken: np.ndarray
+) -> None:
+    yes = script()[0]
+    cut = spoken[round(16_000 * (yes.start_s - 0.6)) : round(16_000 * (yes.end_s + 0.6))]
+    top = (await web.post("/v1/detect", content=wav(cut))).json()["top"]
+    assert top[0]["label"] == yes.text
+    silent = (await web.post("/v1/detect", content=wav(np.zeros(32_000)))).json()["top"]
+    assert silent[0]["label"] == "_silence_"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,15 @@ def test_marker_with_nothing_before_it_comes_back_at_once() -> None:
     assert session().marker(Marker(id=7)) == [Marker(id=7)]
 
 
+def test_what_is_closed_is_judged_up_to_half_a_second_after_its_last_sample() -> None:
+    one = session()
+    one.audio(pcm(1_000))
+    one.end()
+    assert (one.fed * TOKEN + TAIL - 1_000) / 16_000 == pytest.approx(0.5, abs=TOKEN / 16_000)
+    one.judge(said(*[None] * one.fed), Vitals())
+    assert one.totals(Vitals()).audio_s == 1_000 / 16_000
+
+
 def test_flush_completes_the_last_token_and_the_clock_goes_on() -> None:
     one = session(keywords={"yes": KeywordSettings(patience=1)})
     fed = len(one.audio(pcm(1_000)))
