@@ -33,7 +33,7 @@ RESAMPLER: Final = "MQ"
 """soxr's recipe. The network hears up to 7.6 kHz; this one is flat to 7, where a cheaper one is down by 13 dB."""
 
 RECENT_SAMPLES: Final = 10 * SAMPLE_RATE
-"""Audio kept for clips: the longest pre-roll, a word, and what may lie in the queue."""
+"""Audio kept for clips beside the newest: the longest pre-roll, a word, and what may lie in the queue."""
 
 
 def _expand_mulaw() -> Array:
@@ -178,16 +178,15 @@ class Recording:
 class Recent:
     """The newest seconds of a stream, for clips of it."""
 
-    def __init__(self, position: int) -> None:
-        """Begin at a position, in samples since the stream began."""
-        self._end = position
+    def __init__(self) -> None:
+        self._end = 0
         self._samples = np.zeros(0, np.int16)
 
-    def feed(self, samples: Array) -> None:
-        """Take the next samples (S,), int16 values."""
-        self._end += len(samples)
+    def feed(self, samples: Array, end: int) -> None:
+        """Take the next samples (S,), int16 values, up to a position in samples since the stream began."""
+        self._end = end
         whole = np.clip(samples, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)  # a resampler overshoots
-        self._samples = np.concatenate((self._samples, whole))[-RECENT_SAMPLES:]
+        self._samples = np.concatenate((self._samples, whole))[-RECENT_SAMPLES - len(whole) :]
 
     def cut(self, start_s: float, end_s: float) -> str:
         """Base64 of the s16le samples from `start_s` to `end_s`, as far as they are still here."""

@@ -132,8 +132,7 @@ class Link:
         if self._over:
             return
         try:
-            if data:
-                self._stream.take(data)
+            self._stream.take(data)
         except Exception as error:  # noqa: BLE001 (whatever it is, it ends this stream and no other)
             self._stream.blame(error)
         if self._stream.full:
@@ -205,7 +204,7 @@ async def _read(stream: Stream, receive: Receive) -> None:
     """Frames into the stream, until `close`, an error or the client's disappearance."""
     while not stream.closing:
         message = await receive()
-        if data := message.get("bytes"):
+        if (data := message.get("bytes")) is not None:
             await stream.audio(data)
         elif (text := message.get("text")) is not None:
             stream.tell(parse_client(text))

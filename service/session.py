@@ -76,9 +76,10 @@ class Session:
         self.detector = Detector(spec.labels, self._rules, usual["window_tokens"], usual["margin"], usual["silence"])
         self._known: dict[int, Detection] = {}
         self._next_id, self._last_end_s = 0, 0.0
-        self._mute_until = self._skipped = 0
+        self._told = self._mute_until = self._skipped = 0
         self._restore: Mapping[str, Any] = {}
-        self._heard = Recent(self._time.origin) if configure.preroll_ms else None
+        self._position = self._time.origin
+        self._heard = Recent() if configure.preroll_ms else None
         self._next_heartbeat = self._time.origin / SAMPLE_RATE + configure.heartbeat_ms / 1000
         if configure.resume:
             self._resume(Position.parse(configure.resume.token))
@@ -92,8 +93,7 @@ class Session:
 
     def samples(self, samples: Array) -> Tokens:
         """Take 16 kHz samples; return tokens as `audio` does."""
-        if self._heard is not None:
-            self._heard.feed(samples)
+        self._remember(samples)
         if self._skipped:
             self._skipped, samples = max(0, self._skipped - len(samples)), samples[self._skipped :]
         return self._out(self._frames.feed(samples))
@@ -101,6 +101,7 @@ class Session:
     def flush(self) -> Tokens:
         """Return everything that still waits to fill a token, followed by silence."""
         tail = self.samples(self._decoder.flush())
+        self._position = self._time.position(self._decoder.samples)
         padded = self._out(self._frames.flush())
         if len(padded):
             self._shift(self._time.aligned(self.fed, self._decoder.samples, ahead=True))
@@ -112,7 +113,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget what was heard, when the model gets here; the model's own row is the caller's to reset."""
-        self._decoder.flush()
+        self._remember(self._decoder.flush())
+        self._position = self._time.position(self._decoder.samples)
         self._frames.reset()
         self._at(self._forget)
         self._shift(self._time.aligned(self.fed, self._decoder.samples))
@@ -262,6 +264,11 @@ class Session:
 
     # --- inside
 
+    def _remember(self, samples: Array) -> None:
+        self._position += len(samples)
+        if self._heard is not None:
+            self._heard.feed(samples, self._position)
+
     def _out(self, tokens: Tokens) -> Tokens:
         self.fed += tokens.count
         return tokens
@@ -277,6 +284,7 @@ class Session:
 
         def shift() -> list[ServerMessage]:
             self._time.origin = origin
+            self._mute_until = self._time.tokens(self._told)
             return []
 
         self._at(shift)
@@ -288,8 +296,9 @@ class Session:
     def _apply(self, wish: Configure, rules: dict[str, Rule]) -> list[ServerMessage]:
         self.asked, self._rules = wish, rules
         self.detector.configure(rules)
-        since = self._heard or Recent(self._time.position(self._decoder.samples))
-        self._heard = since if wish.preroll_ms else None
+        self._heard = (self._heard or Recent()) if wish.preroll_ms else None
+        soon = self._time.end_s(self.judged) + wish.heartbeat_ms / 1000
+        self._next_heartbeat = min(self._next_heartbeat, soon)
         return [self.ready()]
 
     def _resume(self, position: Position) -> None:
@@ -300,6 +309,6 @@ class Session:
         self._skipped = (position.sample - self._time.origin) % self.spec.config.token_samples
         self._time.origin += self._skipped
         self.id, self._next_id = position.session, position.next_id
-        self._mute_until = max(0, self._time.tokens(position.sample))
+        self._told, self._mute_until = position.sample, self._time.tokens(position.sample)
         self._restore = position.state
         self._next_heartbeat = position.sample / SAMPLE_RATE

@@ -7,6 +7,7 @@ control frames, whatever breaks RFC 6455) is left to the library, one whole fram
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,10 +17,15 @@ from websockets.frames import apply_mask
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn._types import ASGIReceiveEvent
     from websockets.http11 import Request
 
 EXTENSION = "deltaspot.socket"
 """Where an application finds its `Socket` among the ASGI scope's extensions; absent under another server."""
+OFFER = re.compile(rb"\r\nUpgrade:(?! *websocket *(\r|$))", re.IGNORECASE)
+"""Begins the line of a request's head that offers another protocol, such as HTTP/2."""
+TURN = 64
+"""Frames of one connection that are taken at a time: whoever sends thousands of tiny ones shall not hold up others."""
 AHEAD = 8
 """Frames read ahead of the application before reading pauses; uvicorn pauses and resumes for every single one."""
 LINGER_S = 3.0
@@ -38,6 +44,13 @@ class Door(HttpToolsProtocol):
         super().connection_made(transport)
         self._expect()
 
+    def data_received(self, data: bytes) -> None:
+        """Take a request; the parser would stop at the head of one that offers another protocol than WebSocket."""
+        if not self._late.cancelled():
+            head, end, body = data.partition(b"\r\n\r\n")
+            data = OFFER.sub(b"\r\nDeclined:", head) + end + body
+        super().data_received(data)
+
     def on_headers_complete(self) -> None:
         """A request has come; its answer may take its time."""
         self._late.cancel()
@@ -51,7 +64,10 @@ class Door(HttpToolsProtocol):
             self._expect()
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection is somebody else's from now on."""
+        """The connection is somebody else's from now on, unless an earlier request is still to be answered on it."""
+        if self.pipeline or not getattr(self.cycle, "response_complete", True):
+            self.send_400_response("An upgrade has to wait for the answer before it.")
+            return
         super().handle_websocket_upgrade()
         self.parser = None  # type: ignore[assignment]  # its methods are this door's
 
@@ -118,13 +134,10 @@ class Socket(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        """Go on reading, with what came before the pause."""
-        if self.read_paused:
+        """Go on with what came before the pause, and read on when that is done."""
+        if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
-            self.transport.resume_reading()
-            if self._held:
-                self._needed = 0
-                self.data_received(b"")
+            self.loop.call_soon(self._go_on)
 
     @property
     def open(self) -> bool:
@@ -134,6 +147,13 @@ class Socket(WebSocketsSansIOProtocol):
     def write(self, texts: list[bytes]) -> None:
         """Send text messages; only while `open`."""
         self.transport.write(b"".join([part for text in texts for part in (_head(len(text)), text)]))
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message for the application; without this, what came before a pause would stay behind."""
+        message = await self.queue.get()
+        if self.queue.empty():
+            self.resume()
+        return message
 
     # --- from the network
 
@@ -148,6 +168,8 @@ class Socket(WebSocketsSansIOProtocol):
         """Take the upgrade's request, then frames in any split."""
         if not self.handshake_initiated:
             super().data_received(data)
+            if self.conn.handshake_exc is not None:
+                self._decline()
             return
         if self._held:
             self._held += data
@@ -155,14 +177,17 @@ class Socket(WebSocketsSansIOProtocol):
                 return
             data = bytes(self._held)
             self._held.clear()
-        at, size = 0, len(data)
+        at, size, taken = 0, len(data), 0
         while at < size:
             begin, end = _extent(data, at)
             if not end or (end > size and self._acceptable(data, at, end - begin)):
                 self._hold(data[at:], end - at)
                 return
-            at = self._frame(data, at, begin, end)
-            if self._listener is not None and self.read_paused:
+            at, taken = self._frame(data, at, begin, end), taken + 1
+            if taken == TURN and at < size and not self.read_paused:
+                self.pause()
+                self.loop.call_soon(self.resume)
+            if self.read_paused and (self._listener is not None or taken == TURN or not self.writable.is_set()):
                 self._hold(data[at:], 0)
                 return
 
@@ -174,6 +199,8 @@ class Socket(WebSocketsSansIOProtocol):
             end = end if acceptable else len(data)
             if not head & CONTROL:
                 self._fragmented = not head & FINAL
+            elif not self.writable.is_set():
+                self.pause()  # it asks for answers that it does not read
             super().data_received(data[at:end])
             if self.transport.is_closing():
                 self._end()
@@ -212,6 +239,8 @@ class Socket(WebSocketsSansIOProtocol):
         super().resume_writing()
         if self._listener is not None:
             self._listener.writable()
+        elif self.queue.qsize() < AHEAD:
+            self.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over, and nothing may wait for the garbage collector."""
@@ -227,6 +256,21 @@ class Socket(WebSocketsSansIOProtocol):
         """The application is done with this connection; soon the system shall be, too."""
         super().on_task_complete(task)
         self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _go_on(self) -> None:
+        if self.read_paused or self.transport.is_closing():
+            return
+        self._needed = 0
+        self.data_received(b"")
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def _decline(self) -> None:
+        """Answer an upgrade that the library cannot read; it has words for most of them."""
+        answer = b"".join(self.conn.data_to_send()) or b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
+        self.transport.write(answer)
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        self.transport.close()
 
     def _end(self) -> None:
         if self._listener is not None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 MESSAGES, DEAR = 1_000, 10
 """Text messages that a stream may have at once, and a second; some of them take as long as `DEAR` others."""
+FRAME_S = 0.005
+"""Audio that a binary frame counts as at least, s: tiny ones take as long as others."""
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +112,9 @@ class Stream:
         if len(data) > self.limits.frame_bytes:
             raise TooLong(f"a frame may have {self.limits.frame_bytes} bytes, this one has {len(data)}")
         before = self.session.audio_s
-        tokens = self.session.audio(data)
-        self._allow(self.session.audio_s - before, now)
-        self.slot.submit(tokens)
+        if data:
+            self.slot.submit(self.session.audio(data))
+        self._allow(max(self.session.audio_s - before, FRAME_S), now)
 
     @property
     def full(self) -> bool:

@@ -133,6 +133,47 @@ def hear(network: Network, samples: np.ndarray, piece: int, **asked: object) -> 
     return messages
 
 
+@pytest.mark.parametrize(("kind", "gap_s"), [("flush", 0.25), ("flush", 0.5), ("reset", 1.7)])
+def test_replay_with_its_flushes_and_resets_tells_every_word_once(
+    network: Network, spoken: np.ndarray, kind: str, gap_s: float
+) -> None:
+    whole = interrupted(network, spoken, 0, kind, gap_s)
+    told = [m for m in whole if isinstance(m, Detection)]
+    assert len(told) >= 3
+    for number, message in enumerate(whole):
+        if isinstance(message, Detection | Heartbeat):
+            checkpoint = message.checkpoint
+            start = max(0, checkpoint.sample - 60_000)
+            resume = Resume(token=checkpoint.token, sample=start)
+            again = interrupted(network, spoken, start, kind, gap_s, resume=resume)
+            heard = [m for m in [*whole[: number + 1], *again] if isinstance(m, Detection)]
+            assert [(m.id, m.keyword) for m in heard] == [(m.id, m.keyword) for m in told], checkpoint.sample
+
+
+def interrupted(
+    network: Network, samples: np.ndarray, start: int, kind: str, gap_s: float, **asked: object
+) -> list[ServerMessage]:
+    """A recording from `start` on, flushed or reset every `gap_s` of it, through a session and the dense network."""
+    checkpoint = network.checkpoint
+    spec = Spec("default", checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+    one, cache, messages = session(spec, point="dense", heartbeat_ms=300, **asked), network.new_cache(1), []
+    gap = round(gap_s * 16_000)
+    for end in [*range((start // gap + 1) * gap, len(samples), gap), len(samples)]:
+        parts, start = [one.audio(samples[start:end].astype("<i2").tobytes())], end
+        if kind == "flush":
+            parts.append(one.flush())
+        for tokens in filter(len, parts):
+            frames = log_mel([tokens], network.config)
+            posteriors = softmax(network.step(cache, np.array([0]), frames, np.array([len(tokens)])))
+            messages += one.judge(posteriors, Vitals())
+        messages += one.due()
+        if kind == "reset":
+            one.reset()
+            messages += one.due()
+            cache.reset(0)
+    return messages
+
+
 @settings(max_examples=10, deadline=None)
 @given(cuts=st.lists(st.integers(1, 9_000), max_size=12), rate=st.sampled_from([8_000, 16_000, 48_000]))
 def test_speech_is_heard_alike_however_it_is_cut(

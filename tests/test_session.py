@@ -187,6 +187,14 @@ def test_heartbeats_come_on_the_clock_of_the_stream() -> None:
     assert [i for i, kind in enumerate(beats) if kind] == [9, 19, 29]
 
 
+def test_heartbeats_that_shall_come_sooner_do_so_at_once() -> None:
+    one = session(heartbeat_ms=60_000)
+    one.configure(Configure(heartbeat_ms=150))
+    one.audio(pcm(16_000))
+    beats = [kinds(one.judge(said(None), Vitals())) for _ in range(12)]
+    assert [i for i, kind in enumerate(beats) if "heartbeat" in kind] == [4, 9]
+
+
 def test_clip_holds_the_word_and_what_came_before() -> None:
     one = session(keywords={"yes": KeywordSettings(patience=1)}, preroll_ms=200)
     ramp = np.arange(16_000, dtype="<i2")
@@ -195,6 +203,41 @@ def test_clip_holds_the_word_and_what_came_before() -> None:
     clip = np.frombuffer(base64.b64decode(detection.clip), "<i2")
     assert clip[0] == round((detection.start_s - 0.2) * 16_000)
     assert clip[-1] == round(detection.at_s * 16_000) - 1
+
+
+def test_clips_stay_in_place_at_any_rate_however_often_a_stream_is_reset() -> None:
+    """A ramp of a second tells where a clip was cut."""
+    rate = 44_100
+    asked = {"sample_rate": rate, "keywords": {"yes": KeywordSettings(patience=1)}}
+    one = session(**asked)
+    ramp = (np.arange(rate * 42) % rate // 2).astype("<i2")
+
+    def heard(begin_s: float, end_s: float) -> Iterable[ServerMessage]:
+        one.audio(ramp[round(rate * begin_s) : round(rate * end_s)].tobytes())
+        waiting = one.fed - one.judged
+        return one.judge(said(*[None] * (waiting - 1), "yes"), Vitals())
+
+    heard(0, 1.4)
+    one.configure(Configure(**asked, preroll_ms=200))
+    for second in range(1, 40):
+        (detection,) = [m for m in heard(second + 0.4, second + 0.9) if isinstance(m, Detection)]
+        clip = np.frombuffer(base64.b64decode(detection.clip), "<i2")
+        begin_s = detection.start_s - 0.2
+        assert len(clip) == pytest.approx((detection.at_s - begin_s) * 16_000, abs=1 if second > 1 else 16_000)
+        for place in (100, -100) if second > 1 else (-100,):
+            at_s = (begin_s if place > 0 else detection.at_s) + place / 16_000
+            assert clip[place] == pytest.approx(at_s % 1 * rate / 2, abs=10)
+        heard(second + 0.9, second + 1.35)
+        one.reset()
+        heard(second + 1.35, second + 1.4)
+
+
+def test_clips_of_a_long_frame_begin_where_its_words_do() -> None:
+    one = session(keywords={"yes": KeywordSettings(patience=1)}, preroll_ms=200)
+    one.audio(np.arange(16 * 16_000, dtype=np.int64).astype("<i2").tobytes())
+    (detection,) = one.judge(said(*[None] * 25, "yes"), Vitals())
+    clip = np.frombuffer(base64.b64decode(detection.clip), "<i2")
+    assert clip[0] == round((detection.start_s - 0.2) * 16_000)
 
 
 def test_no_clip_is_sent_once_none_is_wanted() -> None:
