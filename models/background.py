@@ -150,12 +150,12 @@ def embed_all_words(network: Network, corpus: Corpus, point: str) -> Embedded:
     return Embedded(vectors, words, said.singles)
 
 
-def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per_word: int = PER_WORD) -> Embedded:
+def embed_words(network: Network, corpus: Corpus, point: str, per_word: int = PER_WORD) -> Embedded:
     """Up to `per_word` clips of every word of a corpus, forwards and backwards, in its noise, and noise alone.
 
     Audio comes first; a picture's scene is one over a telephone, with nothing above 4 kHz.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     chosen = []
     for word in np.unique(corpus.words):
         drawn = random.permutation(np.flatnonzero(corpus.words == word))
@@ -173,7 +173,7 @@ def embed_words(network: Network, corpus: Corpus, point: str, seed: int = 0, per
     return Embedded(np.concatenate(vectors), np.array(words), np.concatenate(singles))
 
 
-def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = SPEECH_S) -> Array:
+def embed_speech(network: Network, corpus: Corpus, point: str) -> Array:
     """Running speech of a corpus, as far as that, in the midst of streams and at their beginnings.
 
     Returns:
@@ -183,7 +183,7 @@ def embed_speech(network: Network, corpus: Corpus, point: str, seconds: float = 
         DataError: where there is none.
     """
     stride = network.config.stride
-    tokens = min(len(corpus.speech), int(seconds * 100)) // stride // PIECE * PIECE
+    tokens = min(len(corpus.speech), int(SPEECH_S * 100)) // stride // PIECE * PIECE
     if tokens < LEAST_SPEECH:
         raise DataError(f"no running speech: name a folder that has {SPEECH_FOLDER}/, as `models/make_speech.py` makes")
     frames = network_input(corpus.speech[: tokens * stride].astype(np.float32)).reshape(tokens, stride, -1)

@@ -9,25 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-CONFIDENCE = 0.95
+TAIL = 0.025
+"""Probability beyond either bound: 95 % are within."""
 
 
-def poisson_bounds(count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def poisson_bounds(count: int) -> tuple[float, float]:
     """Bounds on the mean of a Poisson variable of which `count` events were seen."""
-    tail = (1 - confidence) / 2
     high = count + 20.0 + 10.0 * math.sqrt(count)
-    lower = 0.0 if count == 0 else _bisect(lambda mean: 1 - _poisson_cdf(count - 1, mean) > tail, 0.0, high)
-    return lower, _bisect(lambda mean: _poisson_cdf(count, mean) < tail, 0.0, high)
+    lower = 0.0 if count == 0 else _bisect(lambda mean: 1 - _poisson_cdf(count - 1, mean) > TAIL, 0.0, high)
+    return lower, _bisect(lambda mean: _poisson_cdf(count, mean) < TAIL, 0.0, high)
 
 
-def binomial_bounds(count: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
     """Bounds on a share of which `count` of `trials` were seen; (0, 1) without trials."""
-    tail = (1 - confidence) / 2
     lower, upper = 0.0, 1.0
     if count > 0:
-        lower = _bisect(lambda share: 1 - _binomial_cdf(count - 1, trials, share) > tail, 0.0, 1.0)
+        lower = _bisect(lambda share: 1 - _binomial_cdf(count - 1, trials, share) > TAIL, 0.0, 1.0)
     if count < trials:
-        upper = _bisect(lambda share: _binomial_cdf(count, trials, share) < tail, 0.0, 1.0)
+        upper = _bisect(lambda share: _binomial_cdf(count, trials, share) < TAIL, 0.0, 1.0)
     return lower, upper
 
 

@@ -144,7 +144,7 @@ class Cache:
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
-        self.config, self.capacity, self.layout = config, capacity, layout(config)
+        self.config, self.layout = config, layout(config)
         floats = -(-4 * self.layout.size // mmap.PAGESIZE) * mmap.PAGESIZE // 4
         self._memory = large_pages(4 * capacity * floats)
         self.state = np.frombuffer(self._memory, np.float32).reshape(capacity, floats)

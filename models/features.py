@@ -138,17 +138,13 @@ def log_mel(parts: Sequence[Tokens], config: ModelConfig) -> Array:
     return _energies(samples, starts.reshape(-1), frontend, INPUT).reshape(*starts.shape, frontend.bands)
 
 
-def frames(samples: Array, config: FrontEndConfig | None = None) -> Array:
-    """Whole windows of a recording, as pixels.
-
-    Args:
-        samples: (S,) int16 values.
-        config: front end; the default one if None.
+def frames(samples: Array) -> Array:
+    """Whole windows of a recording (S,), int16 values, as pixels.
 
     Returns:
         (T, bands) with T = 1 + (S - window) // hop, or no rows where S < window.
     """
-    config = config or FrontEndConfig()
+    config = FrontEndConfig()
     if len(samples) < config.window:
         return np.zeros((0, config.bands), np.float32)
     starts = np.arange(0, len(samples) - config.window + 1, config.hop)

@@ -39,7 +39,7 @@ class TorchCache:
     """
 
     def __init__(self, model: StreamingKWT, capacity: int) -> None:
-        self.config, self.capacity = model.config, capacity
+        self.config = model.config
         self.tensors = {
             name: tensor.new_zeros(capacity, *tensor.shape[1:])
             for name, tensor in _named(_full_past(model), model.config)

@@ -18,8 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from models.background import Background, NoBackground
 from models.enroll import MOST_RECORDINGS, EnrolError, enrol
 from service.audio import Array, clip_blocks
-from service.errors import UnknownModel
-from service.protocol import BadMessage, KeywordFile, Share
+from service.protocol import BadMessage, Configure, KeywordFile, Share
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -61,9 +60,7 @@ async def make_keyword(server: Server, headers: Headers, body: bytes) -> Keyword
     """
     form, files = await read_form(headers, body)
     hosted = server.engine.find(form.model)
-    point = form.point or hosted.spec.default_point
-    if point not in hosted.spec.points:
-        raise UnknownModel(f"this model has the points {', '.join(hosted.spec.points)}", "point")
+    point = hosted.spec.point(Configure(point=form.point))
 
     def work() -> KeywordFile:
         background = Background.of(hosted.network.checkpoint)

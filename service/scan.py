@@ -20,6 +20,7 @@ from models.counting import Count, count
 from models.features import Tokens, log_mel
 from models.network import Network
 from models.offline import softmax
+from models.operating import offered
 from service.audio import Recording, clip_blocks
 from service.protocol import Configure, Detection, Limits, WireError
 from service.session import Session, Spec
@@ -73,11 +74,10 @@ class Scanner:
         self._network.warm_up()
         self._cache = self._network.new_cache(1)
         config = self._network.config
-        self._spec = Spec("scan", stored.fingerprint, config, self._network.points, stored.calibration)
+        self._spec = Spec("scan", stored.fingerprint, config, offered(stored), stored.calibration)
         if point not in self._network.points:
             raise ScanError(f"the model has no operating point {point}; it has {', '.join(self._network.points)}")
         self._configure = Configure(point=point)
-        self.identity = {"fingerprint": stored.fingerprint, "point": point}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Table with a column `path` -> table of `SCHEMA`."""

@@ -54,7 +54,6 @@ class Session:
     Attributes:
         id: names it in logs.
         fed: tokens handed to the model.
-        judged: tokens whose posteriors came back.
         detector: decides, and counts what it held back.
     """
 
@@ -66,7 +65,7 @@ class Session:
         """
         self.id, self.spec, self.limits = session_id, spec, limits
         self.asked = configure
-        self.fed = self.judged = self.chunks = self.detections = 0
+        self.fed = self.chunks = self.detections = 0
         self._decoder = Decoder(configure.encoding, configure.channels, configure.sample_rate)
         self._frames = FrameStream(spec.config)
         self._queue: deque[tuple[int, Callable[[], list[ServerMessage]]]] = deque()
@@ -176,17 +175,11 @@ class Session:
         """Detect in posteriors between two queued actions; nothing is said of what an earlier connection told."""
         if mute := min(max(self._mute_until - self.judged, 0), len(posteriors)):
             self.detector.hear(posteriors[:mute])
-            self.judged += mute
             posteriors = posteriors[mute:]
         if self._restore and self.judged >= self._mute_until:
             self.detector.restore(self._restore)
             self._restore = {}
-        messages: list[ServerMessage] = []
-        for hit in self.detector.feed(posteriors):
-            self.judged = hit.token + 1
-            messages.append(self._detection(hit, vitals))
-        self.judged = self.detector.token
-        return messages
+        return [self._detection(hit, vitals) for hit in self.detector.feed(posteriors)]
 
     # --- what is said
 
@@ -211,6 +204,11 @@ class Session:
     def point(self) -> str:
         """Name of the operating point asked for."""
         return self.spec.point(self.asked)
+
+    @property
+    def judged(self) -> int:
+        """Tokens whose posteriors came back."""
+        return self.detector.token
 
     @property
     def audio_s(self) -> float:

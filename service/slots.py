@@ -75,8 +75,7 @@ class Hosted:
         """
         checkpoint = network.checkpoint
         points = offered(checkpoint, methods)
-        fingerprint, calibration = checkpoint.fingerprint, checkpoint.calibration
-        spec = Spec(name, fingerprint, network.config, tuple(points), calibration, points)
+        spec = Spec(name, checkpoint.fingerprint, network.config, points, checkpoint.calibration)
         check = SelfCheck(network, share=check_share)
         return cls(name, network, network.new_cache(slots), list(range(slots)), spec, check)
 

@@ -14,6 +14,7 @@ from service.protocol import Configure, KeywordSettings, Method
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
+    from models.counting import Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +25,22 @@ class Spec:
         name: as in `/v1/models`.
         fingerprint: of its weights.
         config: shapes and labels.
-        points: names of the operating points that may be chosen.
+        methods: of the operating points that may be chosen, by name, as `models.operating` calls them.
         calibration: as in `models.checkpoint.Checkpoint`.
-        methods: method of each of `points`, as `models.operating` calls them.
         enrolled: rules of keywords of the client's own, as in `calibration`; their columns are last.
     """
 
     name: str
     fingerprint: str
     config: ModelConfig
-    points: tuple[str, ...]
+    methods: Mapping[str, Method]
     calibration: Mapping[str, Any]
-    methods: Mapping[str, Method] = field(default_factory=dict)
     enrolled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the operating points that may be chosen."""
+        return tuple(self.methods)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,7 +61,7 @@ class Spec:
         if wish.point is not None and wish.point not in self.points:
             raise UnknownModel(f"this model has the points {', '.join(self.points)}", "point")
         named = self.points if wish.point is None else (wish.point,)
-        fit = [point for point in named if wish.method in (None, self.methods.get(point))]
+        fit = [point for point in named if wish.method in (None, self.methods[point])]
         if not fit:
             what = "this model" if wish.point is None else f"the point {wish.point}"
             raise UnknownModel(f"{what} has {', '.join(sorted({self.methods[point] for point in named}))}", "method")
@@ -103,26 +107,6 @@ def calibrated(rule: Mapping[str, Any], config: ModelConfig) -> Rule:
     )
 
 
-class Macs(Protocol):
-    """Multiply-accumulates over a stretch of audio; `models.counting.Count` is one."""
-
-    @property
-    def total(self) -> int:
-        """Those done."""
-
-    @property
-    def skipped_vs_window(self) -> float:
-        """Share saved against recomputing whole windows."""
-
-    @property
-    def skipped_vs_causal(self) -> float:
-        """Share saved against dense arithmetic on new tokens."""
-
-    @property
-    def skipped(self) -> dict[str, float]:
-        """Share saved against recomputing whole windows, by reason."""
-
-
 class Vitals(Protocol):
     """What the engine knows of a stream at the moment its posteriors arrive."""
 
@@ -147,7 +131,7 @@ class Vitals(Protocol):
         """Memory inside the model."""
 
     @property
-    def macs(self) -> Macs:
+    def macs(self) -> Count:
         """Work since the stream began."""
 
     def work(self) -> list[float]:

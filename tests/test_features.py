@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.config import FrontEndConfig, ModelConfig
+from models.config import ModelConfig
 from models.data import pad_clip, picture, read_audio
 from models.features import FrameStream, Tokens, compress, expand, frames, log_mel, network_input
 
@@ -153,7 +153,7 @@ def test_tokens_that_follow_each_other_can_be_joined() -> None:
 
 def test_network_input_is_the_pixel_on_another_scale() -> None:
     tokens = log_mel([FrameStream(CONFIG).feed(recording(4000))], CONFIG).reshape(-1, 48)
-    pixels = frames(recording(4000), FrontEndConfig())[: len(tokens)]
+    pixels = frames(recording(4000))[: len(tokens)]
     np.testing.assert_allclose(tokens, network_input(pixels), atol=1e-6)
     np.testing.assert_array_equal(network_input(np.array([0.0, 64.0, 255.0])), [-1.0, 0.0, 255 / 64 - 1])
 

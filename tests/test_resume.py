@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models.features import log_mel
 from models.network import Network
 from models.offline import softmax
+from models.operating import offered
 from service.errors import BadMessage
 from service.protocol import (
     Checkpoint,
@@ -66,7 +67,7 @@ RULES = {
     "yes": KeywordSettings(threshold=0.5, patience=2, refractory_ms=90),
     "no": KeywordSettings(threshold=0.3, patience=1, refractory_ms=60),
 }
-SMOOTH = Spec("default", "0", CONFIG, ("dense",), {**CALIBRATION, "window_tokens": 3})
+SMOOTH = Spec("default", "0", CONFIG, {"dense": "dense"}, {**CALIBRATION, "window_tokens": 3})
 
 
 def listen(one: Session, words: list[str | None], start: int = 0) -> list[ServerMessage]:
@@ -121,7 +122,7 @@ def test_replay_from_anywhere_is_heard_alike(
 def hear(network: Network, samples: np.ndarray, piece: int, **asked: object) -> list[ServerMessage]:
     """A recording in pieces, through a session and the dense network."""
     checkpoint = network.checkpoint
-    spec = Spec("default", checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+    spec = Spec("default", checkpoint.fingerprint, network.config, offered(checkpoint), checkpoint.calibration)
     one, cache, messages = session(spec, point="dense", heartbeat_ms=300, **asked), network.new_cache(1), []
     for at in range(0, len(samples), piece):
         tokens = one.samples(samples[at : at + piece])
@@ -155,7 +156,7 @@ def interrupted(
 ) -> list[ServerMessage]:
     """A recording from `start` on, flushed or reset every `gap_s` of it, through a session and the dense network."""
     checkpoint = network.checkpoint
-    spec = Spec("default", checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+    spec = Spec("default", checkpoint.fingerprint, network.config, offered(checkpoint), checkpoint.calibration)
     one, cache, messages = session(spec, point="dense", heartbeat_ms=300, **asked), network.new_cache(1), []
     gap = round(gap_s * 16_000)
     for end in [*range((start // gap + 1) * gap, len(samples), gap), len(samples)]:
@@ -186,7 +187,7 @@ def test_speech_is_heard_alike_however_it_is_cut(
 
 def detections(network: Network, data: bytes, cuts: list[int], rate: int) -> list[tuple[str, float]]:
     checkpoint = network.checkpoint
-    spec = Spec("default", checkpoint.fingerprint, network.config, network.points, checkpoint.calibration)
+    spec = Spec("default", checkpoint.fingerprint, network.config, offered(checkpoint), checkpoint.calibration)
     one = Session("abc", spec, Configure(sample_rate=rate), LIMITS)
     cache, found, at = network.new_cache(1), [], 0
     if rate != 16_000:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 POINTS = {"dense": "dense", "shipped": "delta", "pruned": "pruned", "small": "delta+pruned"}
-SPEC = Spec("default", "0" * 12, ModelConfig(), tuple(POINTS), {}, POINTS)
+SPEC = Spec("default", "0" * 12, ModelConfig(), POINTS, {})
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from service.spec import Spec
 CONFIG = ModelConfig()
 LIMITS = Limits(frame_bytes=1 << 20, stream_s=10, idle_s=1, speed=10)
 CALIBRATION = {"window_tokens": 1, "margin": 0.1, "refractory_ms": 0, "keywords": {}}
-SPEC = Spec("default", "0" * 12, CONFIG, ("dense", "shipped"), CALIBRATION)
+SPEC = Spec("default", "0" * 12, CONFIG, {"dense": "dense", "shipped": "delta"}, CALIBRATION)
 TOKEN = CONFIG.token_samples
 TAIL = 320
 
