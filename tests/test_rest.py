@@ -80,6 +80,13 @@ async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.
     assert running.server.engine.places.reserved == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect?encoding=s16le", "/v1/enroll"])
+async def test_body_in_which_nothing_is_says_so(running: Any, web: httpx.AsyncClient, path: str) -> None:
+    answer = await web.post(path)
+    assert (answer.status_code, answer.json()["message"]) == (415, "the body is empty")
+    assert running.server.engine.places.reserved == 0
+
+
 async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None:
     """Uploads that never end are held up to a limit; who comes then is told to come again, and later is heard."""
     clip, patience = 64 << 10, 5.0
