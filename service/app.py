@@ -19,7 +19,7 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Unauthorised, failed
-from service.logs import RequestIds, called_by, clip_judged, refused
+from service.logs import RequestIds, called_by, clip_ended, refused
 from service.protocol import Configure, Encoding, Failed, KeywordFile, WireError
 from service.server import Server
 from service.sockets import EXTENSION
@@ -79,7 +79,8 @@ def create_app(server: Server) -> FastAPI:
         yield
         if door is not None:
             door.close()
-        await server.drain()
+        if not server.engine.places.draining:  # whoever was asked to stop has done it already
+            await server.drain()
         await asyncio.wait([warming])
         await server.stop()
 
@@ -188,19 +189,21 @@ async def detect(
         sample_rate=sample_rate, channels=channels, model=model, point=point, scores=True, heartbeat_ms=60_000
     )
     began, outcome = clock(), "failed"
+    totals: dict[str, float | str] = {}
     try:
         server.admit()
         with server.tracing.span("clip") as span:
             result = await _judge(server, request, encoding, configure)
             span.note(audio_s=result.seconds, detections=len(result.detections))
         outcome = "judged"
-    except WireError:
-        outcome = "refused"
+        totals = {"seconds": result.seconds, "detections": len(result.detections), "time_ms": result.time_ms}
+    except WireError as error:
+        outcome, totals = "refused", {"reason": error.code.wire, "message": error.message}
         raise
     finally:
         server.metrics.clip(outcome, clock() - began)
+        clip_ended(outcome, **totals)
     server.metrics.audio_received(result.seconds, chunks=0)
-    clip_judged(outcome, seconds=result.seconds, detections=len(result.detections), time_ms=result.time_ms)
     return result
 
 

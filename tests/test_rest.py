@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from models.checkpoint import load_checkpoint, save, shipped_path
+from service import clips
 from service.app import POLICY
 from service.bodies import AT_A_TIME
 from service.protocol import Closed, Marker, parse_server
@@ -71,6 +72,24 @@ async def test_bad_clip_is_refused(
     assert answer.status_code == status
     assert answer.json()
     assert running.server.engine.places.reserved == 0
+
+
+async def test_every_clip_has_its_line(
+    running: Any, web: httpx.AsyncClient, lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        running.server.engine.places.cancel()
+        raise ZeroDivisionError
+
+    await web.post("/v1/detect", content=wav(np.zeros(16_000)))
+    await web.post("/v1/detect", content=b"not audio")
+    monkeypatch.setattr(clips, "judge", broken)
+    assert (await web.post("/v1/detect", content=b"x")).status_code == 500
+    judged, refused, failed = (line for line in lines() if line["event"] == "clip")
+    assert (judged["outcome"], judged["seconds"], judged["detections"]) == ("judged", 1, 0)
+    assert (refused["outcome"], refused["reason"]) == ("refused", "unsupported_audio")
+    assert "not an audio file" in refused["message"]
+    assert failed["outcome"] == "failed"
 
 
 async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:
