@@ -104,6 +104,7 @@ class Server:
             CheckpointError: a file is no checkpoint of ours.
             KWTFileError: a stock network is broken.
         """
+        log.info("compiling or loading kernels; the first start takes up to a minute")
         await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.headroom = Headroom(*await rehearse(self.engine.find(None).network))

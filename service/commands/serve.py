@@ -6,11 +6,12 @@ import asyncio
 import gc
 import json
 import math
+import os
 import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvicorn
@@ -39,7 +40,10 @@ many objects that are gone at its end, and must not be the reason."""
 
 
 class Polite(uvicorn.Server):
-    """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once."""
+    """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once.
+
+    So does the first while the models are not ready: nothing is open yet, and what compiles cannot be interrupted.
+    """
 
     server: Server
     failed = False
@@ -49,12 +53,19 @@ class Polite(uvicorn.Server):
         self.failed = self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
-        """Begin to drain; uvicorn stops once that is over."""
-        if self.server.engine.places.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self.server.engine.places.draining = True
+        """Begin to drain, and uvicorn stops once that is over; or end at once."""
+        places = self.server.engine.places
+        if places.draining or not self.server.warm:
+            self._end()
+        places.draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    def _end(self) -> NoReturn:
+        """Leave, without waiting for any thread."""
+        try:
+            logs.log.info("stopped at once", streams=len(self.server.streams))
+        finally:  # the signal may have come while a line was being written
+            os._exit(self.failed)
 
     def _drain(self) -> None:
         drained = asyncio.get_running_loop().create_task(self.server.drain())
