@@ -163,6 +163,14 @@ async def test_recordings_are_judged_here_without_a_server():
     assert result["macs"]["skipped_vs_window"] > 0.9
 
 
+async def test_here_no_setting_of_a_server_matters(monkeypatch):
+    """But the model; see tests/test_enroll.py."""
+    for name, value in (("KEYS", "/nonexistent"), ("METHODS", '["dense"]'), ("PORT", "abc")):
+        monkeypatch.setenv(f"DELTASPOT_{name}", value)
+    ((_file, result),) = [pair async for pair in here([SAMPLE / "commands.flac"], "shipped")]
+    assert len(result["detections"]) >= 4
+
+
 class Door(BaseHTTPRequestHandler):
     """Answers as `/v1/detect` does."""
 
