@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -112,12 +113,30 @@ def serve(
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
     server = Server(settings)
+    say_who_may_come_in(server)
     polite = Polite(uvicorn_config(server))
     polite.server, server.on_failure = server, polite.give_up
     signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
     polite.run()
     if polite.failed:
         raise typer.Exit(1)
+
+
+def say_who_may_come_in(server: Server) -> None:
+    """Write down how many keys there are; that nobody needs one is a warning, unless only this machine gets here."""
+    if server.keys is not None:
+        logs.log.info("keys are asked for", keys=len(server.keys.callers))
+    elif _is_loopback(server.settings.host):
+        logs.log.info("no keys: everybody on this machine may do everything")
+    else:
+        logs.log.warning("no keys: everybody who reaches this address may do everything; DELTASPOT_KEYS names a file")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reload(server: Server) -> None:

@@ -130,7 +130,9 @@ def test_server_that_is_asked_to_stop_says_so_and_exits_well(spoken: np.ndarray,
         assert isinstance(told[-1], Closed)
         assert detections(told)
         assert server.wait(60) == 0
-    assert events(log.read_text()).count("draining") == 1
+    told = events(log.read_text())
+    assert "no keys: everybody on this machine may do everything" in told
+    assert told.count("draining") == 1
     assert "\\u001b" not in log.read_text(), "colours"
 
 
