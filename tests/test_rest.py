@@ -20,7 +20,7 @@ from models.checkpoint import load_checkpoint, save, shipped_path
 from service import clips
 from service.app import POLICY
 from service.bodies import AT_A_TIME
-from service.protocol import Closed, Marker, parse_server
+from service.protocol import Closed, Failed, Marker, parse_server
 from tests.talk import opened, play, words
 
 
@@ -70,7 +70,7 @@ async def test_bad_clip_is_refused(
 ) -> None:
     answer = await web.post(f"/v1/detect{query}", content=content)
     assert answer.status_code == status
-    assert answer.json()
+    assert Failed.model_validate(answer.json()).message
     assert running.server.engine.places.reserved == 0
 
 
@@ -84,12 +84,33 @@ async def test_every_clip_has_its_line(
     await web.post("/v1/detect", content=wav(np.zeros(16_000)))
     await web.post("/v1/detect", content=b"not audio")
     monkeypatch.setattr(clips, "judge", broken)
-    assert (await web.post("/v1/detect", content=b"x")).status_code == 500
+    answer = await web.post("/v1/detect", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     judged, refused, failed = (line for line in lines() if line["event"] == "clip")
     assert (judged["outcome"], judged["seconds"], judged["detections"]) == ("judged", 1, 0)
     assert (refused["outcome"], refused["reason"]) == ("refused", "unsupported_audio")
     assert "not an audio file" in refused["message"]
     assert failed["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "field"),
+    [
+        ("POST", "/v1/detect?sample_rate=7", 422, "sample_rate"),
+        ("POST", "/v1/detect?encoding=mp3", 422, "encoding"),
+        ("GET", "/v1/detect", 405, None),
+        ("DELETE", "/", 405, None),
+        ("GET", "/nowhere", 404, None),
+        ("GET", "/v1/nowhere", 404, None),
+    ],
+)
+async def test_whatever_is_refused_is_refused_in_one_form(
+    web: httpx.AsyncClient, method: str, path: str, status: int, field: str | None
+) -> None:
+    answer = await web.request(method, path)
+    assert answer.status_code == status
+    assert Failed.model_validate(answer.json()).field == field
+    assert ("Allow" in answer.headers) is (status == 405)
 
 
 async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:
@@ -138,7 +159,7 @@ async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
     assert (await web.get("/healthz")).json()["status"] == "ok"
     assert (await web.get("/readyz")).json()["status"] == "ready"
-    assert (await web.get("/asyncapi.json")).json()["asyncapi"] == "3.0.0"
+    assert (await web.get("/asyncapi.json")).json()["servers"]["here"]["host"] == f"127.0.0.1:{running.port}"
     assert "deltaspot_sessions_open" in (await web.get("/metrics")).text
     models = (await web.get("/v1/models")).json()
     assert models[0]["fingerprint"] == running.server.engine.find(None).spec.fingerprint
