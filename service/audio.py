@@ -122,7 +122,7 @@ def clip_blocks(data: bytes, max_seconds: float) -> Iterator[Array]:
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
     """A file that is read from its beginning to its end; soundfile would seek to where it is after every block.
 
-    That makes the decoder of MP3 forget what the next frame needs, and complain of it on standard error.
+    The decoder of MP3 begins some frames earlier then, and complains on standard error of what those lack.
     """
 
     def seekable(self) -> bool:
