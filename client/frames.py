@@ -50,7 +50,7 @@ class Reader:
     """Bytes from a server in any split -> its answer to the upgrade, then frames.
 
     Attributes:
-        status: of the HTTP answer; 0 until it is complete.
+        status: of the HTTP answer; 0 until its head is complete.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Reader:
                 return
             self.status = int(self._data[9:12])
             del self._data[: end + 4]
-        while (frame := self._frame()) is not None:
+        while self.status == 101 and (frame := self._frame()) is not None:
             final, opcode, payload = frame
             if opcode >= CLOSE:
                 yield opcode, payload
@@ -77,6 +77,11 @@ class Reader:
             if final:
                 yield opcode or TEXT, self._message
                 self._message = b""
+
+    @property
+    def body(self) -> bytes:
+        """What came after the head of an answer that is a refusal."""
+        return bytes(self._data)
 
     def _frame(self) -> tuple[bool, int, bytes] | None:
         data = self._data

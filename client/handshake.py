@@ -129,11 +129,20 @@ def parsed(text: str | bytes) -> ServerMessage | None:
         raise StreamFailed(error.code, f"the server sent what this client cannot read: {error}") from None
 
 
+def told(body: bytes | bytearray) -> str | None:
+    """What a server of ours says in the body of a refusal; None if it is another's."""
+    try:
+        return Failed.model_validate_json(body).message
+    except ValidationError:
+        return None
+
+
 def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     """An HTTP status in place of the upgrade -> what to tell, and whether to try again."""
     status, headers = error.response.status_code, error.response.headers
     if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
-        return Busy(f"{url} has no room for another stream now (HTTP {status})", _seconds(headers.get("Retry-After")))
+        reason = told(error.response.body or b"") or "there is no room for another stream now"
+        return Busy(f"{url}: {reason} (HTTP {status})", _seconds(headers.get("Retry-After")))
     why = {
         401: "the key is missing or wrong",
         403: "this key or origin may not stream, or the path is not /v1/stream",

@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from client.connection import stream_url
 from client.errors import CannotConnect
 from client.frames import BINARY, CLOSE, PING, PONG, TEXT, Reader, client_frame, upgrade
+from client.handshake import stream_url, told
 from client.sources import AudioFile
 from service.protocol import Configure
 
@@ -118,7 +118,8 @@ class Stream(asyncio.Protocol):
         if not upgraded and self._reader.status == 101:
             self._write(self._run.hello)
         elif not upgraded and self._reader.status:
-            self._refuse(f"HTTP {self._reader.status}")
+            why = told(self._reader.body)
+            self._refuse(f"{why} (HTTP {self._reader.status})" if why else f"HTTP {self._reader.status}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whatever was not judged by now never will be."""

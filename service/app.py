@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, QueryParams
+from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
 
 from service import clips, enrolling, live, wyoming
@@ -18,9 +21,9 @@ from service.answers import Health, ModelInfo, SessionInfo, Ticket
 from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
-from service.errors import HTTP_STATUS, BadMessage, Capacity, Unauthorised, failed
-from service.logs import RequestIds, called_by, clip_judged, refused
-from service.protocol import Configure, Encoding, Failed, KeywordFile, WireError
+from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
+from service.logs import RequestIds, called_by, clip_ended, refused
+from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError
 from service.server import Server
 from service.sockets import EXTENSION
 
@@ -41,12 +44,17 @@ POLICY: Final = {
 REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in REFUSALS}
-AUDIO_BODY: Final = {
-    "requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+KEY: Final = HTTPBearer(auto_error=False, description="an API key, of a server that has any")
+OPEN: Final[dict[str, Any]] = {"security": [{}]}
+"""How OpenAPI says that there are servers without keys, where nobody needs one."""
+AUDIO_BODY: Final[dict[str, Any]] = {
+    **OPEN,
+    "requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
 }
 """How OpenAPI says that the body is a file."""
-FORM_BODY: Final = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": enrolling.form_schema()}}}
+FORM_BODY: Final[dict[str, Any]] = {
+    **OPEN,
+    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": enrolling.form_schema()}}},
 }
 
 
@@ -79,15 +87,19 @@ def create_app(server: Server) -> FastAPI:
         yield
         if door is not None:
             door.close()
-        await server.drain()
+        if not server.engine.places.draining:  # whoever was asked to stop has done it already
+            await server.drain()
         await asyncio.wait([warming])
         await server.stop()
 
-    app = FastAPI(title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.server = server
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
-    app.add_exception_handler(WireError, _refuse)
+    for kind in (WireError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _refuse)
     app.include_router(rest)
     app.router.routes += [
         WebSocketRoute("/v1/stream", StreamDoor(server)),
@@ -95,7 +107,7 @@ def create_app(server: Server) -> FastAPI:
         Route("/asyncapi.json", _asyncapi),
     ]
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        app.router.default = StaticFiles(directory=PAGE, html=True)  # mounted, it would come before 405
     return app
 
 
@@ -149,10 +161,10 @@ def _the_server(request: Request) -> Server:
     return server
 
 
-def _may(scope: Scope) -> Callable[[Request], AsyncIterator[Caller]]:
+def _may(scope: Scope) -> Callable[..., AsyncIterator[Caller]]:
     """A dependency: the caller, if their key is for this."""
 
-    async def check(request: Request) -> AsyncIterator[Caller]:
+    async def check(request: Request, _key: Annotated[object, Depends(KEY)]) -> AsyncIterator[Caller]:
         server = _the_server(request)
         try:
             caller = server.guard.request(scope, request.headers)
@@ -180,27 +192,29 @@ async def detect(
     encoding: Annotated[Encoding | None, Query(description="of bare samples; unset for a file with a header")] = None,
     sample_rate: Annotated[int, Query(ge=8_000, le=48_000, description="of bare samples, Hz")] = 16_000,
     channels: Annotated[int, Query(ge=1, le=8, description="of bare samples")] = 1,
-    model: Annotated[str | None, Query(max_length=64)] = None,
-    point: Annotated[str | None, Query(max_length=32)] = None,
+    model: Annotated[str | None, Query(max_length=64, description="one of `/v1/models`; unset for the first")] = None,
+    point: Annotated[str | None, Query(max_length=32, description="one of its `points`; unset for its own")] = None,
 ) -> clips.ClipResult:
     """Find the keywords in one recording: WAV, FLAC, OGG, MP3, or bare samples."""
     configure = Configure(
         sample_rate=sample_rate, channels=channels, model=model, point=point, scores=True, heartbeat_ms=60_000
     )
     began, outcome = clock(), "failed"
+    totals: dict[str, float | str] = {}
     try:
         server.admit()
         with server.tracing.span("clip") as span:
             result = await _judge(server, request, encoding, configure)
             span.note(audio_s=result.seconds, detections=len(result.detections))
         outcome = "judged"
-    except WireError:
-        outcome = "refused"
+        totals = {"seconds": result.seconds, "detections": len(result.detections), "time_ms": result.time_ms}
+    except WireError as error:
+        outcome, totals = "refused", {"reason": error.code.wire, "message": error.message}
         raise
     finally:
         server.metrics.clip(outcome, clock() - began)
+        clip_ended(outcome, **totals)
     server.metrics.audio_received(result.seconds, chunks=0)
-    clip_judged(outcome, seconds=result.seconds, detections=len(result.detections), time_ms=result.time_ms)
     return result
 
 
@@ -215,26 +229,26 @@ async def enroll(request: Request, server: TheServer, _caller: Detector) -> Keyw
         server.engine.places.cancel()
 
 
-@rest.get("/v1/models", responses=REFUSED)
+@rest.get("/v1/models", responses=REFUSED, openapi_extra=OPEN)
 async def models(server: TheServer, _caller: Detector) -> list[ModelInfo]:
     """The models that streams and clips may ask for; the first one is the default."""
     streaming = [ModelInfo.of(hosted) for hosted in server.engine.hosted.values()]
     return [*streaming, *map(ModelInfo.of_clips, server.clip_models.values())]
 
 
-@rest.get("/v1/sessions", responses=REFUSED)
+@rest.get("/v1/sessions", responses=REFUSED, openapi_extra=OPEN)
 async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
     """The streams that are open."""
     return [SessionInfo.of(stream) for stream in server.streams]
 
 
-@rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, status_code=204)
+@rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, openapi_extra=OPEN, status_code=204)
 async def reload(server: TheServer, _caller: Admin) -> None:
     """Read the file of keys and all checkpoints again; open streams go on, with the checkpoint that they have."""
     await server.reload()
 
 
-@rest.post("/v1/tickets", responses=REFUSED)
+@rest.post("/v1/tickets", responses=REFUSED, openapi_extra=OPEN)
 async def tickets(server: TheServer, caller: Streamer) -> Ticket:
     """A short-lived ticket for a browser, which cannot send a key with a WebSocket."""
     return Ticket(ticket=server.guard.ticket(caller), expires_s=server.settings.ticket_s)
@@ -260,8 +274,8 @@ async def _metrics(request: Request) -> Response:
     return Response(body, headers={"Content-Type": content_type})
 
 
-async def _asyncapi(_request: Request) -> Response:
-    return JSONResponse(document())
+async def _asyncapi(request: Request) -> Response:
+    return JSONResponse(document(request.url.netloc, secure=request.url.is_secure))
 
 
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
@@ -285,9 +299,21 @@ def _answer(error: WireError) -> JSONResponse:
     return JSONResponse(failed(error).model_dump(exclude_none=True), HTTP_STATUS[error.code], headers)
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, WireError)  # noqa: S101 (FastAPI calls it for nothing else)
-    return _answer(error)
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Whatever went wrong, in the one form that is documented."""
+    match error:
+        case WireError():
+            return _answer(error)
+        case RequestValidationError():
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"][1:]))  # the first part says that it is in the query
+            return _answer(BadMessage(f"{field}: {first['msg']}", field))
+        case HTTPException():
+            message = f"{error.detail}: {request.method} {request.url.path}"
+            told = Failed(code=CloseCode.BAD_MESSAGE.wire, message=message)
+            return JSONResponse(told.model_dump(exclude_none=True), error.status_code, error.headers)
+        case _:
+            return _answer(Internal("the server made a mistake; it is logged"))
 
 
 def _count(server: Server, error: WireError, scope: Connection) -> None:

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from service.protocol import PROTOCOL, ClientMessage, CloseCode, ServerMessage
 
+SECURITY: Final = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, of a server that has any."},
+    "ticket": {"type": "httpApiKey", "in": "query", "name": "ticket", "description": "From `POST /v1/tickets`."},
+}
+HANDSHAKE: Final = {
+    "method": "GET",
+    "headers": {
+        "type": "object",
+        "properties": {"Authorization": {"type": "string", "description": "`Bearer KEY`, of a server that has keys"}},
+    },
+    "query": {
+        "type": "object",
+        "properties": {"ticket": {"type": "string", "description": "in the place of a key, for browsers"}},
+    },
+}
+"""What the request for the upgrade may carry."""
+
+
+def document(host: str = "127.0.0.1:8770", *, secure: bool = False) -> dict[str, Any]:
+    """The address of a server -> its document, of plain types, ready for JSON."""
+    security = [{"$ref": f"#/components/securitySchemes/{name}"} for name in SECURITY]
+    here = {"host": host, "protocol": "wss" if secure else "ws", "security": security}
+    return {**_of_every_server(), "servers": {"here": here}}
+
 
 @lru_cache
-def document() -> dict[str, Any]:
-    """-> a document of plain types, ready for JSON."""
+def _of_every_server() -> dict[str, Any]:
     client, server = get_args(ClientMessage), get_args(ServerMessage)
     schemas: dict[str, Any] = {}
     for model in dict.fromkeys((*client, *server)):
@@ -31,14 +54,14 @@ def document() -> dict[str, Any]:
             "stream": {
                 "address": "/v1/stream",
                 "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
-                "bindings": {"ws": {"method": "GET"}},
+                "bindings": {"ws": HANDSHAKE},
             }
         },
         "operations": {
             "listen": _operation("receive", [*(model.__name__ for model in client), "Audio"]),
             "tell": _operation("send", [model.__name__ for model in server]),
         },
-        "components": {"messages": messages, "schemas": schemas},
+        "components": {"messages": messages, "schemas": schemas, "securitySchemes": SECURITY},
     }
 
 

@@ -111,13 +111,24 @@ def clip_blocks(data: bytes, max_seconds: float) -> Iterator[Array]:
 
     Raises:
         UnsupportedAudio: for bytes that are no audio file, or a rate or channel count beyond the limits.
-        TooLong: as soon as more than `max_seconds` have been decoded, or are announced.
+        TooLong: as soon as more than `max_seconds` have been decoded.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _Forward(io.BytesIO(data)) as file:
             yield from _blocks(file, max_seconds)
     except soundfile.LibsndfileError as error:
         raise UnsupportedAudio(f"not an audio file that can be read: {error.error_string}") from None
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
+    """A file that is read from its beginning to its end; soundfile would seek to where it is after every block.
+
+    The decoder of MP3 begins some frames earlier then, and complains on standard error of what those lack.
+    """
+
+    def seekable(self) -> bool:
+        """Whether soundfile may move about."""
+        return False
 
 
 def _blocks(file: soundfile.SoundFile, max_seconds: float) -> Iterator[Array]:

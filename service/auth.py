@@ -26,7 +26,7 @@ from limits.strategies import FixedWindowRateLimiter
 from service.errors import Forbidden, TooFast, Unauthorised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from service.settings import Settings
@@ -251,16 +251,31 @@ def _entry(words: list[str]) -> Caller:
     name, digest, scopes, *rest = words
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise ValueError("the second word is no SHA-256 in hex")
-    options = dict(word.split("=", 1) for word in rest)
-    if unknown := set(options) - {"sessions", "speed", "requests"}:
-        raise ValueError(f"unknown option {min(unknown)}")
-    if "requests" in options:
-        parse(options["requests"])
-    return Caller(
-        name,
-        digest,
-        frozenset(Scope(scope) for scope in scopes.split(",")),
-        sessions=int(options["sessions"]) if "sessions" in options else None,
-        speed=float(options["speed"]) if "speed" in options else None,
-        requests=options.get("requests"),
-    )
+    if unknown := set(scopes.split(",")) - set(Scope):
+        raise ValueError(f"{min(unknown)!r} is no scope; there are {', '.join(Scope)}")
+    return Caller(name, digest, frozenset(map(Scope, scopes.split(","))), **dict(map(_option, rest)))
+
+
+def _option(word: str) -> tuple[str, Any]:
+    """A word of a line -> a field of `Caller` and its value."""
+    name, _, value = word.partition("=")
+    if name not in OPTIONS:
+        raise ValueError(f"unknown option {name}; there are {', '.join(OPTIONS)}")
+    read, example = OPTIONS[name]
+    try:
+        return name, read(value)
+    except ValueError:
+        raise ValueError(f"{word} cannot be read; {example} can") from None
+
+
+def _rate(text: str) -> str:
+    parse(text)
+    return text
+
+
+OPTIONS: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
+    "sessions": (int, "sessions=10"),
+    "speed": (float, "speed=2.5"),
+    "requests": (_rate, "requests=60/minute"),
+}
+"""What may stand at the end of a line: how it is read, and an example."""

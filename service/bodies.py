@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from service.errors import Capacity, Idle, TooLong
+from service.errors import Capacity, Idle, TooLong, UnsupportedAudio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,10 +36,13 @@ class Bodies:
 
         Raises:
             TooLong, Idle, Capacity: it, its sender, or all of them ask for too much.
+            UnsupportedAudio: there is nothing in it.
         """
         data, size = bytearray(), 0
         try:
             await self._take(parts, data)
+            if not data:
+                raise UnsupportedAudio("the body is empty")
             size, body = len(data), bytes(data)
             data.clear()  # what is held is held once
             yield body

@@ -34,7 +34,10 @@ class Found(BaseModel):
     """One keyword in a clip."""
 
     keyword: str
-    score: float = Field(description="highest smoothed posterior, 0 to 1")
+    score: float = Field(
+        description="smoothed posterior at which the word was decided, 0 to 1: a little above its threshold, so that "
+        "scores of different words cannot be compared"
+    )
     start_s: float
     end_s: float
 

@@ -43,6 +43,7 @@ def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | Non
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
         without_bytes,
@@ -60,6 +61,7 @@ def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | Non
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.captureWarnings(True)
     # The canonical lines say more than the access log and a line for each connection would.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").addFilter(not_chatter)
@@ -81,8 +83,13 @@ def session_ended(session: str, outcome: str, **totals: float | str) -> None:
     log.info("session", session=session, outcome=outcome, **totals)
 
 
-def clip_judged(outcome: str, **totals: float | str) -> None:
-    """Write the one line that tells a whole recording sent over REST."""
+def clip_ended(outcome: str, **totals: float | str) -> None:
+    """Write the one line that tells a whole recording sent over REST.
+
+    Args:
+        outcome: judged, refused or failed.
+        totals: the recording in numbers, or why it was refused.
+    """
     log.info("clip", outcome=outcome, **totals)
 
 
@@ -100,6 +107,12 @@ def not_chatter(record: logging.LogRecord) -> bool:
     """Keep a line, unless it tells of one WebSocket coming or going, or calls our refusal a mistake."""
     refusal = str(record.msg).startswith("ASGI callable returned without completing handshake")
     return "websockets" not in record.pathname or (record.levelno >= logging.WARNING and not refusal)
+
+
+def without_colours(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drop the message that uvicorn adds for a terminal, which is the same again."""
+    event.pop("color_message", None)
+    return event
 
 
 def without_bytes(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

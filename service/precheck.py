@@ -5,10 +5,11 @@ Knows no doors and no streams; leaves nothing behind but the folder for captures
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import ssl
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -17,8 +18,12 @@ from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.engines import check_engine
 from models.kwt_weights import KWTFileError, is_stock
 from models.operating import offered
-from service.settings import Settings
+from service.auth import KeyFileError, Keys
+from service.settings import PREFIX, Settings, unknown
 from service.windows import ClipModel
+
+SECRET_BYTES: Final = 32
+"""What a key of HMAC-SHA256 must have, RFC 7518, section 3.2."""
 
 
 class SettingError(ValueError):
@@ -29,8 +34,10 @@ def read_settings(given: dict[str, Any]) -> Settings:
     """The environment's settings, and those that were `given` instead.
 
     Raises:
-        SettingError: naming every one that is wrong.
+        SettingError: naming every one that is wrong, or that is none.
     """
+    if strange := unknown():
+        raise SettingError("; ".join(map(_no_setting, strange)))
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -51,6 +58,8 @@ def check(settings: Settings) -> None:
     """
     _check_models(settings)
     _check_folders(settings)
+    _check_keys(settings)
+    _check_collector(settings.otlp_endpoint)
     _check_certificate(settings)
     if settings.port and settings.port == settings.wyoming_port:
         raise SettingError("DELTASPOT_PORT and DELTASPOT_WYOMING_PORT are the same; two doors need two ports")
@@ -61,7 +70,14 @@ def check(settings: Settings) -> None:
 
 def variable(name: str) -> str:
     """A setting's name in the environment."""
-    return f"DELTASPOT_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
+
+
+def _no_setting(name: str) -> str:
+    """That a variable is misspelt, and what may have been meant."""
+    nearest = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, 1)
+    help_ = f"{variable(nearest[0])} is one" if nearest else "`deltaspot serve --settings` shows them all"
+    return f"{name} is no setting; {help_}"
 
 
 def _check_models(settings: Settings) -> None:
@@ -83,9 +99,30 @@ def _check_folders(settings: Settings) -> None:
     if settings.keywords is not None and not settings.keywords.is_dir():
         raise SettingError(f"DELTASPOT_KEYWORDS: there is no folder {settings.keywords}")
     if settings.capture is not None:
-        settings.capture.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.capture.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingError(f"DELTASPOT_CAPTURE: {settings.capture} cannot be made: {error.strerror}") from None
         if not os.access(settings.capture, os.W_OK | os.X_OK):
             raise SettingError(f"DELTASPOT_CAPTURE: nothing can be written to {settings.capture}")
+
+
+def _check_keys(settings: Settings) -> None:
+    if settings.keys is not None:
+        try:
+            Keys.load(settings.keys)
+        except KeyFileError as error:
+            raise SettingError(f"DELTASPOT_KEYS: {error}") from None
+        except OSError as error:
+            raise SettingError(f"DELTASPOT_KEYS: {settings.keys} cannot be read: {error.strerror}") from None
+    secret = settings.ticket_secret
+    if secret is not None and len(secret.get_secret_value().encode()) < SECRET_BYTES:
+        raise SettingError(f"DELTASPOT_TICKET_SECRET needs {SECRET_BYTES} bytes: `openssl rand -hex 32` makes them")
+
+
+def _check_collector(endpoint: str) -> None:
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise SettingError(f"DELTASPOT_OTLP_ENDPOINT: an address is http://collector:4318/v1/traces, not {endpoint!r}")
 
 
 def _check_certificate(settings: Settings) -> None:

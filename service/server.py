@@ -59,6 +59,7 @@ class Server:
         warm: the models are loaded and compiled.
         headroom: how many streams the machine keeps up with, once it is warm.
         decoding: how many clips are decoded at a time.
+        keys: who may come in; None for everybody.
         bodies: clips that are on their way, or in memory.
         reloading: the newest reload, kept so that it is not forgotten half-way.
         failed: something without which there is no service went wrong; `on_failure` was called.
@@ -77,8 +78,8 @@ class Server:
         )
         self.engine.on_shed = self._tell_shedding
         self.tracing = Tracing.to(settings.otlp_endpoint)
-        self._keys = Keys.load(settings.keys) if settings.keys else None
-        self.guard = Guard(self._keys or Anyone(), settings)
+        self.keys = Keys.load(settings.keys) if settings.keys else None
+        self.guard = Guard(self.keys or Anyone(), settings)
         self.streams: set[Stream] = set()
         self.crowd = 0
         self.clip_models: dict[str, ClipModel] = {}
@@ -104,6 +105,7 @@ class Server:
             CheckpointError: a file is no checkpoint of ours.
             KWTFileError: a stock network is broken.
         """
+        log.info("compiling or loading kernels; the first start takes up to a minute")
         await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.headroom = Headroom(*await rehearse(self.engine.find(None).network))
@@ -128,8 +130,8 @@ class Server:
             UnknownModel: a file is not what it should be; what was read before it holds, and the rest is as it was.
         """
         try:
-            if self._keys is not None and self.settings.keys is not None:
-                self._keys.adopt(Keys.load(self.settings.keys))
+            if self.keys is not None and self.settings.keys is not None:
+                self.keys.adopt(Keys.load(self.settings.keys))
             await self._load()
         except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")

@@ -5,8 +5,9 @@ The only module that looks at the environment. Options of `deltaspot serve` over
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,12 +16,15 @@ from models.engines import Engine
 from models.operating import METHODS, Method
 
 MINUTE, DAY = 60.0, 86_400.0
+PREFIX: Final = "DELTASPOT_"
+OTHERS: Final = frozenset({"url", "key", "data", "require_shared"})
+"""Variables with our prefix that clients, training and tests read."""
 
 
 class Settings(BaseSettings):
     """How one server process runs; the name of a variable is the field's in capitals, after `DELTASPOT_`."""
 
-    model_config = SettingsConfigDict(env_prefix="DELTASPOT_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8770, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
@@ -69,3 +73,16 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="How the log is written: json, console, or auto, by whether it is a terminal."
     )
+
+
+def unknown() -> list[str]:
+    """Variables of the environment that nobody reads, though they look like settings."""
+    known = OTHERS | Settings.model_fields.keys()
+    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    return [name for name in ours if name[len(PREFIX) :].lower() not in known]
+
+
+def indoors(**given: Any) -> Settings:  # noqa: ANN401 (any setting)
+    """Settings of a server without doors: what is `given`, else defaults; of the environment only the model counts."""
+    model = os.environ.get(f"{PREFIX}MODEL")
+    return Settings.model_construct(model=Path(model) if model else None, **given)

@@ -30,6 +30,8 @@ MAX_JSON: Final = 16_384
 LINGER_S: Final = 1.0
 """For how long a client that was told of its error may go on writing."""
 ENCODINGS: Final = {2: Encoding.S16LE, 4: Encoding.F32LE}
+VERSION: Final = version("deltaspot")
+"""Looked up once: it takes a file and a millisecond."""
 ATTRIBUTION: Final = {"name": "deltaspot", "url": ""}
 
 
@@ -154,7 +156,7 @@ class Satellite:
     def tell(self, kind: str, data: dict[str, Any]) -> None:
         """Send one event."""
         body = json.dumps(data).encode()
-        header = {"type": kind, "version": version("deltaspot"), "data_length": len(body)}
+        header = {"type": kind, "version": VERSION, "data_length": len(body)}
         if not self._writer.is_closing():
             self._writer.write(json.dumps(header).encode() + b"\n" + body)
 
@@ -206,7 +208,7 @@ class Satellite:
         await self.leave()
 
     def _info(self) -> dict[str, Any]:
-        about = {"attribution": ATTRIBUTION, "installed": True, "version": version("deltaspot")}
+        about = {"attribution": ATTRIBUTION, "installed": True, "version": VERSION}
         words = self._server.engine.find(None).spec.config.keywords if self._server.warm else ()
         models = [{**about, "name": word, "description": word, "phrase": word, "languages": ["en"]} for word in words]
         return {**about, "name": "deltaspot", "description": "Keyword spotting by changes", "models": models}

@@ -56,6 +56,7 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], level = before
     root.setLevel(level)
+    logging.captureWarnings(False)
     structlog.reset_defaults()
 
 

@@ -111,6 +111,16 @@ def test_files_are_read(kind: str) -> None:
     assert 0.8 < heard[3_000:12_000].std() / TONE.std() < 1.2
 
 
+def test_decoder_of_mp3_has_nothing_to_complain_of(spoken: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, spoken, 16_000, format="MP3")
+    blocks = list(clip_blocks(file.getvalue(), 60))
+    assert all(len(block) == 16_000 for block in blocks[:-1])
+    assert capfd.readouterr().err == ""
+    whole = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0]
+    np.testing.assert_allclose(np.concatenate(blocks), whole * FULL_SCALE, atol=1)
+
+
 def test_clip_is_read_no_further_than_its_limit() -> None:
     blocks = clip_blocks(wav(30, kind="FLAC"), 2.5)
     assert len(next(blocks)) == len(next(blocks)) == 16_000

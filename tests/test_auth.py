@@ -198,14 +198,22 @@ async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["name", "name 12 stream", f"name {'0' * 64} dance", f"name {'0' * 64} stream colour=red",
-     f"name {'0' * 64} stream sessions=many", f"name {'0' * 64} stream requests=often"],
-)  # fmt: skip
-def test_bad_line_of_the_file_is_named(tmp_path: Path, line: str) -> None:
+    ("line", "told"),
+    [
+        ("name", "a line is NAME SHA256 SCOPES"),
+        ("name 12 stream", "no SHA-256"),
+        (f"name {'0' * 64} stream,dance", "'dance' is no scope; there are stream, detect, admin"),
+        (f"name {'0' * 64} stream colour=red", "unknown option colour; there are sessions, speed, requests"),
+        (f"name {'0' * 64} stream sessions", "sessions cannot be read; sessions=10 can"),
+        (f"name {'0' * 64} stream sessions=many", "sessions=many cannot be read; sessions=10 can"),
+        (f"name {'0' * 64} stream speed=fast", "speed=fast cannot be read; speed=2.5 can"),
+        (f"name {'0' * 64} stream requests=often", "requests=often cannot be read; requests=60/minute can"),
+    ],
+)
+def test_bad_line_of_the_file_is_named(tmp_path: Path, line: str, told: str) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# comment\n{line}\n")
-    with pytest.raises(KeyFileError, match="line 2"):
+    with pytest.raises(KeyFileError, match=f"line 2: .*{told}"):
         Keys.load(path)
 
 

@@ -92,8 +92,9 @@ def test_pods_get_time_to_drain_and_no_rights(case):
 def test_environment_is_what_the_server_knows(case):
     from service.settings import Settings
 
-    (container,) = render(CASES[case])["Deployment"]["spec"]["template"]["spec"]["containers"]
-    env = {variable["name"] for variable in container["env"]}
+    pod = render(CASES[case])["Deployment"]["spec"]["template"]["spec"]
+    env = {variable["name"] for variable in pod["containers"][0]["env"]}
+    assert pod["enableServiceLinks"] is False, "Kubernetes would add DELTASPOT_PORT, if a service has our name"
     known = {f"DELTASPOT_{name.upper()}" for name in Settings.model_fields}
     assert env <= known
 

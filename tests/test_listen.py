@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import wave
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 from rich.console import Console
 from typer.testing import CliRunner
+from websockets.asyncio.server import serve
 
 from client.connection import connect
 from client.display import PlainLines
@@ -26,7 +28,7 @@ from service.commands.demo import SAMPLE, script
 from service.commands.detect import app as detect_command
 from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
-from service.protocol import Detection
+from service.protocol import Detection, Failed, parse_client
 from tests.test_connection import Peer, detection, greet, server
 
 
@@ -77,6 +79,32 @@ async def test_every_detection_is_shown_and_acted_upon(tmp_path):
             await task
     assert "yes" in console.file.getvalue()
     assert flag.read_text() == "yes"
+
+
+@pytest.mark.parametrize(("wait_s", "opens"), [(0, True), (1_000, False)])
+async def test_server_that_is_not_ready_is_waited_for_and_not_for_ever(tmp_path, wait_s, opens):
+    refusals = [Failed(code="capacity", message="the models are not ready yet").model_dump_json()]
+
+    def refuse(connection, _request):
+        if not refusals:
+            return None
+        response = connection.respond(503, refusals.pop())
+        response.headers["Retry-After"] = str(wait_s)
+        return response
+
+    async def handle(socket):
+        peer = Peer(socket, parse_client(await socket.recv()))
+        await greet(peer)
+        await peer.close()
+
+    soundfile.write(tmp_path / "a.wav", np.zeros(3_200), 16_000)
+    console = Console(file=io.StringIO(), width=200)
+    async with serve(handle, "127.0.0.1", 0, process_request=refuse) as listening:
+        spotter = connect(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        with nullcontext() if opens else pytest.raises(CannotConnect, match="not ready yet"):
+            await follow(spotter, AudioFile(tmp_path / "a.wav", 0), PlainLines(console), [])
+    assert (spotter.connections == 1) is opens
+    assert ("not ready yet (HTTP 503); trying again in 0 s" in console.file.getvalue()) is opens
 
 
 def test_words_run_a_command_and_leave_their_sound(running, tmp_path):
@@ -133,6 +161,14 @@ async def test_recordings_are_judged_here_without_a_server():
     assert len(result["detections"]) >= 4
     assert set(result) >= {"detections", "top", "macs", "seconds"}
     assert result["macs"]["skipped_vs_window"] > 0.9
+
+
+async def test_here_no_setting_of_a_server_matters(monkeypatch):
+    """But the model; see tests/test_enroll.py."""
+    for name, value in (("KEYS", "/nonexistent"), ("METHODS", '["dense"]'), ("PORT", "abc")):
+        monkeypatch.setenv(f"DELTASPOT_{name}", value)
+    ((_file, result),) = [pair async for pair in here([SAMPLE / "commands.flac"], "shipped")]
+    assert len(result["detections"]) >= 4
 
 
 class Door(BaseHTTPRequestHandler):

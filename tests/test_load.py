@@ -20,7 +20,7 @@ from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 from client.load import Run, load
 from service.commands.bench import app as BENCH
 from service.commands.demo import free_port
-from service.protocol import Close, Closed, Configure, Marker, Totals, parse_client
+from service.protocol import Close, Closed, Configure, Failed, Marker, Totals, parse_client
 from tests.test_connection import ready
 
 
@@ -90,12 +90,19 @@ async def test_every_chunk_is_timed_or_counted_as_lost(share, lost):
     assert 0 < report.p50_ms <= report.p90_ms <= report.p99_ms <= report.max_ms
 
 
-async def test_refusals_are_counted_or_raised():
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("full", ": HTTP 503$"),
+        (Failed(code="capacity", message="not ready").model_dump_json(), r": not ready \(HTTP 503"),
+    ],
+)
+async def test_refusals_are_counted_or_raised(body, told):
     def refuse(connection, _request):
-        return connection.respond(503, "full")
+        return connection.respond(503, body)
 
     async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as listening:
-        with pytest.raises(CannotConnect, match="503"):
+        with pytest.raises(CannotConnect, match=told):
             await load(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", 2, 0.2, a_run())
 
 

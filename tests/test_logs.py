@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import warnings
 from contextlib import contextmanager
 
 import httpx
@@ -30,7 +31,7 @@ def test_a_stream_is_one_line(lines):
 
 
 def test_a_clip_is_one_line(lines):
-    logs.clip_judged("judged", audio_s=1.0)
+    logs.clip_ended("judged", audio_s=1.0)
     assert [(line["event"], line["outcome"]) for line in lines()] == [("clip", "judged")]
 
 
@@ -43,6 +44,21 @@ def test_lines_of_libraries_have_the_same_form(lines):
         "uvicorn.error",
         80,
     )
+
+
+def test_lines_hold_no_colours_for_a_terminal(lines):
+    logging.getLogger("uvicorn.error").info("started", extra={"color_message": "\x1b[36mstarted\x1b[0m"})
+    (line,) = lines()
+    assert "color_message" not in line
+
+
+def test_warnings_are_lines(lines):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("this is old", DeprecationWarning, stacklevel=1)
+    (line,) = lines()
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "this is old" in line["event"]
 
 
 def test_less_severe_lines_are_not_written(lines):

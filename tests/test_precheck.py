@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.commands.serve import say_who_may_come_in
 from service.precheck import SettingError, check, read_settings
+from service.server import Server
 from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = {
     "DELTASPOT_PORT": ("abc", "DELTASPOT_PORT: Input should be a valid integer"),
@@ -21,10 +28,11 @@ ENVIRONMENT = {
     "DELTASPOT_METHODS": ('["foo"]', "DELTASPOT_METHODS: "),
     "DELTASPOT_MODELS": ('{"more": "/nonexistent"}', "DELTASPOT_MODELS, 'more': "),
     "DELTASPOT_KEYWORDS": ("/nonexistent", "there is no folder /nonexistent"),
-    "DELTASPOT_CAPTURE": ("/proc/x", "/proc/x"),
+    "DELTASPOT_CAPTURE": ("/proc/x", "DELTASPOT_CAPTURE: /proc/x cannot be made: "),
     "DELTASPOT_TLS_KEY": ("key.pem", "no use without DELTASPOT_TLS_CERT"),
     "DELTASPOT_TLS_CERT": ("/nonexistent.pem", "DELTASPOT_TLS_CERT: there is no file /nonexistent.pem"),
-    "DELTASPOT_KEYS": ("/nonexistent.txt", "/nonexistent.txt"),
+    "DELTASPOT_KEYS": ("/nonexistent.txt", "DELTASPOT_KEYS: /nonexistent.txt cannot be read: No such file"),
+    "DELTASPOT_KYES": ("keys.txt", "DELTASPOT_KYES is no setting; DELTASPOT_KEYS is one"),
 }
 
 
@@ -38,6 +46,64 @@ def test_server_with_a_wrong_setting_says_so_in_one_line_and_does_not_start(name
     assert done.stderr.startswith("deltaspot: ")
     assert done.stderr.count("\n") == 1
     assert told in done.stderr
+
+
+def test_every_variable_that_somebody_else_reads_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name and ROOT / name != Path(__file__)]
+    text = "".join(path.read_bytes().decode(errors="ignore") for path in files if path.is_file())
+    names = set(re.findall(r"\bDELTASPOT_[A-Z_]*[A-Z]\b", text))
+    assert {"DELTASPOT_KEYS", "DELTASPOT_KEY", "DELTASPOT_REQUIRE_SHARED"} < names
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert read_settings({}) == Settings()
+
+
+def test_setting_that_is_like_no_other_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("deltaspot_x", "1")
+    monkeypatch.setenv("DELTASPOT_SESSION", "1")
+    with pytest.raises(SettingError, match="DELTASPOT_SESSION is no .*; deltaspot_x is no .*--settings"):
+        read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"otlp_endpoint": "collector:4318"}, "DELTASPOT_OTLP_ENDPOINT: .* not 'collector:4318'"),
+        ({"ticket_secret": "é" * 15}, "DELTASPOT_TICKET_SECRET needs 32 bytes"),
+    ],
+)
+def test_setting_that_would_be_found_out_later_is_found_before_the_start(wrong: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingError, match=told):
+        check(Settings(port=0, **wrong))
+    check(Settings(port=0, otlp_endpoint="https://collector:4318/v1/traces", ticket_secret="x" * 32))
+
+
+def test_line_of_keys_that_cannot_be_read_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("name\n")
+    with pytest.raises(SettingError, match=r"DELTASPOT_KEYS: .*keys, line 1: a line is NAME SHA256 SCOPES"):
+        check(Settings(port=0, keys=tmp_path / "keys"))
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "told"),
+    [
+        ("192.0.2.1", None, ("warning", "no keys: everybody who reaches this address")),
+        ("deltaspot.example.org", None, ("warning", "no keys: everybody who reaches this address")),
+        ("127.0.0.1", None, ("info", "no keys: everybody on this machine")),
+        ("::1", None, ("info", "no keys: everybody on this machine")),
+        ("192.0.2.1", "keys", ("info", "keys are asked for")),
+    ],
+)
+def test_log_says_who_may_come_in(
+    tmp_path: Path, lines: Callable[[], list[dict[str, Any]]], host: str, keys: str | None, told: tuple[str, str]
+) -> None:
+    (tmp_path / "keys").write_text(f"a {'0' * 64} stream\nb {'1' * 64} stream\n")
+    say_who_may_come_in(Server(Settings(host=host, keys=tmp_path / keys if keys else None)))
+    (line,) = lines()
+    assert line["level"] == told[0]
+    assert line["event"].startswith(told[1])
+    assert line.get("keys") == (2 if keys else None)
 
 
 def test_text_in_the_place_of_a_certificate_is_named(tmp_path: Path) -> None:

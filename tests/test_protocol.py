@@ -153,12 +153,21 @@ def test_asyncapi_names_every_message_code_and_field() -> None:
         assert schema["properties"].keys() == model.model_fields.keys()
         assert made["components"]["messages"][model.__name__]["summary"]
     assert all(f"| {int(code)} | `{code.wire}` |" in made["info"]["description"] for code in CloseCode)
+    handshake = made["channels"]["stream"]["bindings"]["ws"]
+    assert {*handshake["headers"]["properties"], *handshake["query"]["properties"]} == {"Authorization", "ticket"}
+    assert made["servers"]["here"]["security"]
     references = set(_references(made))
     assert references
     for reference in references:
         node: Any = made
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
+
+
+def test_asyncapi_says_where_the_server_is() -> None:
+    plain, secure = document("h:1")["servers"]["here"], document("h:2", secure=True)["servers"]["here"]
+    assert (plain["protocol"], plain["host"]) == ("ws", "h:1")
+    assert (secure["protocol"], secure["host"]) == ("wss", "h:2")
 
 
 def _references(node: Any) -> Any:

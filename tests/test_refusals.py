@@ -64,6 +64,16 @@ async def test_refusal_before_the_upgrade_is_explained(status, word):
                 pass
 
 
+async def test_what_the_server_says_of_a_refusal_is_told():
+    def refuse(connection, _request):
+        return connection.respond(503, Failed(code="capacity", message="no model is ready yet").model_dump_json())
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as listening:
+        with pytest.raises(CannotConnect, match=r": no model is ready yet \(HTTP 503\)$"):
+            async with connect(f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"):
+                pass
+
+
 async def test_wrong_path_is_suspected(running):
     with pytest.raises(CannotConnect, match="or the path is not /v1/stream"):
         async with connect(f"{running.http}/foo"):

@@ -19,10 +19,11 @@ import soundfile
 
 from models.checkpoint import load_checkpoint, save, shipped_path
 from models.config import KEYWORDS
+from service import clips
 from service.app import POLICY
 from service.bodies import AT_A_TIME
 from service.commands.demo import script
-from service.protocol import Closed, Marker, parse_server
+from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
 from tests.talk import opened, play, words
 
@@ -105,14 +106,60 @@ async def test_bad_clip_is_refused(
 ) -> None:
     answer = await web.post(f"/v1/detect{query}", content=content)
     assert answer.status_code == status
-    assert answer.json()
+    assert Failed.model_validate(answer.json()).message
     assert running.server.engine.places.reserved == 0
+
+
+async def test_every_clip_has_its_line(
+    running: Any, web: httpx.AsyncClient, lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        running.server.engine.places.cancel()
+        raise ZeroDivisionError
+
+    await web.post("/v1/detect", content=wav(np.zeros(16_000)))
+    await web.post("/v1/detect", content=b"not audio")
+    monkeypatch.setattr(clips, "judge", broken)
+    answer = await web.post("/v1/detect", content=b"x")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    judged, refused, failed = (line for line in lines() if line["event"] == "clip")
+    assert (judged["outcome"], judged["seconds"], judged["detections"]) == ("judged", 1, 0)
+    assert (refused["outcome"], refused["reason"]) == ("refused", "unsupported_audio")
+    assert "not an audio file" in refused["message"]
+    assert failed["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "field"),
+    [
+        ("POST", "/v1/detect?sample_rate=7", 422, "sample_rate"),
+        ("POST", "/v1/detect?encoding=mp3", 422, "encoding"),
+        ("GET", "/v1/detect", 405, None),
+        ("DELETE", "/", 405, None),
+        ("GET", "/nowhere", 404, None),
+        ("GET", "/v1/nowhere", 404, None),
+    ],
+)
+async def test_whatever_is_refused_is_refused_in_one_form(
+    web: httpx.AsyncClient, method: str, path: str, status: int, field: str | None
+) -> None:
+    answer = await web.request(method, path)
+    assert answer.status_code == status
+    assert Failed.model_validate(answer.json()).field == field
+    assert ("Allow" in answer.headers) is (status == 405)
 
 
 async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:
     answer = await web.post("/v1/detect", files={"file": wav(np.zeros(16_000))})
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_message")
     assert "--data-binary" in answer.json()["message"]
+    assert running.server.engine.places.reserved == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect?encoding=s16le", "/v1/enroll"])
+async def test_body_in_which_nothing_is_says_so(running: Any, web: httpx.AsyncClient, path: str) -> None:
+    answer = await web.post(path)
+    assert (answer.status_code, answer.json()["message"]) == (415, "the body is empty")
     assert running.server.engine.places.reserved == 0
 
 
@@ -148,7 +195,7 @@ async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
     assert (await web.get("/healthz")).json()["status"] == "ok"
     assert (await web.get("/readyz")).json()["status"] == "ready"
-    assert (await web.get("/asyncapi.json")).json()["asyncapi"] == "3.0.0"
+    assert (await web.get("/asyncapi.json")).json()["servers"]["here"]["host"] == f"127.0.0.1:{running.port}"
     assert "deltaspot_sessions_open" in (await web.get("/metrics")).text
     models = (await web.get("/v1/models")).json()
     assert models[0]["fingerprint"] == running.server.engine.find(None).spec.fingerprint

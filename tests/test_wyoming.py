@@ -19,7 +19,7 @@ from wyoming.wake import Detect, Detection, NotDetected
 
 from client.connection import connect
 from client.hostile import SATELLITES, intrude
-from service import protocol
+from service import protocol, wyoming
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,12 @@ async def test_silence_is_said_to_be_silence(door: Any) -> None:
         assert NotDetected.is_type(event.type)
 
 
-async def test_service_describes_itself(door: Any) -> None:
+async def test_service_describes_itself(door: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wyoming, "version", None)  # the event loop has no time to look it up for every event
     async with satellite(door[0]) as client:
         await client.write_event(Describe().event())
         info = Info.from_event(await client.read_event())
+        assert info.wake[0].version == wyoming.VERSION
         assert {model.name for model in info.wake[0].models} == {*door[1].engine.find(None).spec.config.keywords}
 
 

@@ -89,9 +89,9 @@ async def here(
     from service import clips
     from service.protocol import Configure
     from service.server import Server
-    from service.settings import Settings
+    from service.settings import indoors
 
-    server = Server(Settings(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
+    server = Server(indoors(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
     await server.start()
     configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
     try:

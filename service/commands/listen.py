@@ -9,7 +9,7 @@ import shlex
 import sys
 import wave
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
-from client.handshake import stream_url
+from client.handshake import Busy, stream_url
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
 from service.protocol import Detection
 
@@ -26,6 +26,8 @@ app = typer.Typer(add_completion=False)
 
 SERVER: Final = "ws://127.0.0.1:8770"
 PREROLL_MS: Final = 300
+PATIENCE_S: Final = 90.0
+"""Time in which a server must have room, s: the first start of one takes up to a minute."""
 
 
 @app.command()
@@ -112,13 +114,35 @@ async def follow(
             display.level(level_db(block))
             yield block
 
-    async with spotter:
+    await begin(spotter, display)
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(spotter)
         spotter.play(metered())
         async for event in spotter:
             display.show(event)
             if isinstance(event, Detection):
                 for act in actions:
                     act(event)
+
+
+async def begin(spotter: Spotter, display: Display) -> None:
+    """Open the stream; a server that has no room, or is not ready yet, is asked again when it says.
+
+    Raises:
+        CannotConnect: as `Spotter` does, and if that has taken too long.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + PATIENCE_S
+    while True:
+        try:
+            await spotter.__aenter__()  # left by the caller
+        except Busy as busy:
+            if clock() + busy.retry_after > until:
+                raise
+            display.note(f"{busy}; trying again in {busy.retry_after:.0f} s")
+            await asyncio.sleep(busy.retry_after)
+        else:
+            return
 
 
 class Runner:

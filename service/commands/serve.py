@@ -6,11 +6,13 @@ import asyncio
 import gc
 import json
 import math
+import os
 import resource
 import signal
 import sys
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvicorn
@@ -39,7 +41,10 @@ many objects that are gone at its end, and must not be the reason."""
 
 
 class Polite(uvicorn.Server):
-    """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once."""
+    """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once.
+
+    So does the first while the models are not ready: nothing is open yet, and what compiles cannot be interrupted.
+    """
 
     server: Server
     failed = False
@@ -49,12 +54,19 @@ class Polite(uvicorn.Server):
         self.failed = self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
-        """Begin to drain; uvicorn stops once that is over."""
-        if self.server.engine.places.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self.server.engine.places.draining = True
+        """Begin to drain, and uvicorn stops once that is over; or end at once."""
+        places = self.server.engine.places
+        if places.draining or not self.server.warm:
+            self._end()
+        places.draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    def _end(self) -> NoReturn:
+        """Leave, without waiting for any thread."""
+        try:
+            logs.log.info("stopped at once", streams=len(self.server.streams))
+        finally:  # the signal may have come while a line was being written
+            os._exit(self.failed)
 
     def _drain(self) -> None:
         drained = asyncio.get_running_loop().create_task(self.server.drain())
@@ -101,12 +113,30 @@ def serve(
     gc.set_threshold(*GARBAGE)
     _allow_many_sockets()
     server = Server(settings)
+    say_who_may_come_in(server)
     polite = Polite(uvicorn_config(server))
     polite.server, server.on_failure = server, polite.give_up
     signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
     polite.run()
     if polite.failed:
         raise typer.Exit(1)
+
+
+def say_who_may_come_in(server: Server) -> None:
+    """Write down how many keys there are; that nobody needs one is a warning, unless only this machine gets here."""
+    if server.keys is not None:
+        logs.log.info("keys are asked for", keys=len(server.keys.callers))
+    elif _is_loopback(server.settings.host):
+        logs.log.info("no keys: everybody on this machine may do everything")
+    else:
+        logs.log.warning("no keys: everybody who reaches this address may do everything; DELTASPOT_KEYS names a file")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reload(server: Server) -> None:

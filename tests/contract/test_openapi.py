@@ -39,3 +39,13 @@ def test_every_path_is_documented_and_tried(running: Any) -> None:
     paths = running.app.openapi()["paths"]
     assert {(method, path) for path, methods in paths.items() for method in methods} == {*OPERATIONS, SLOW}
     assert all(operation["description"] for methods in paths.values() for operation in methods.values())
+
+
+def test_keys_and_parameters_are_documented(running: Any) -> None:
+    made = running.app.openapi()
+    (scheme,) = made["components"]["securitySchemes"]
+    for path, methods in made["paths"].items():
+        for operation in methods.values():
+            assert operation.get("security") == ([{scheme: []}, {}] if path.startswith("/v1/") else None)
+            assert all(parameter["description"] for parameter in operation.get("parameters", ()))
+    assert made["components"]["securitySchemes"][scheme]["scheme"] == "bearer"

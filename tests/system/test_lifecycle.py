@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,21 +25,23 @@ START_S = 240
 
 
 @contextmanager
-def process(port: int, *options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`deltaspot serve`, ready."""
+def process(
+    port: int, *options: str, log: Path = Path(os.devnull), path: str = "/readyz", **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve`, once it answers at `path`."""
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), *options]
-    with subprocess.Popen(command, env={**environment, "PATH": ""}, stderr=subprocess.DEVNULL) as server:
+    with log.open("wb") as lines, subprocess.Popen(command, env={**environment, "PATH": ""}, stderr=lines) as server:
         try:
-            waited = asyncio.run(_ready(port, server))
+            waited = asyncio.run(_answers(f"http://127.0.0.1:{port}{path}", server))
             assert waited, "the server did not start"
             yield server
         finally:
             server.kill()
 
 
-async def _ready(port: int, server: subprocess.Popen[bytes]) -> bool:
+async def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
     async with asyncio.timeout(START_S):
-        while not await asyncio.to_thread(answers, f"http://127.0.0.1:{port}/readyz"):
+        while not await asyncio.to_thread(answers, url):
             if server.poll() is not None:
                 return False
             await asyncio.sleep(0.05)
@@ -102,9 +106,14 @@ def test_killed_server_is_replaced_and_nothing_is_lost_or_repeated(spoken: np.nd
     assert [(i, word) for i, word, _ in detections(broken)] == [(i, word) for i, word, _ in detections(whole)]
 
 
-def test_server_that_is_asked_to_stop_says_so_and_exits_well(spoken: np.ndarray) -> None:
-    port = free_port(0)
-    with process(port, DELTASPOT_DRAIN_S="20") as server:
+def events(log: str) -> list[str]:
+    """What the lines of a server's log are about."""
+    return [json.loads(line)["event"] for line in log.splitlines()]
+
+
+def test_server_that_is_asked_to_stop_says_so_and_exits_well(spoken: np.ndarray, tmp_path: Path) -> None:
+    port, log = free_port(0), tmp_path / "log"
+    with process(port, log=log, DELTASPOT_DRAIN_S="20") as server:
 
         async def story() -> list[object]:
             gate, told = asyncio.Event(), []
@@ -121,6 +130,38 @@ def test_server_that_is_asked_to_stop_says_so_and_exits_well(spoken: np.ndarray)
         assert isinstance(told[-1], Closed)
         assert detections(told)
         assert server.wait(60) == 0
+    told = events(log.read_text())
+    assert "no keys: everybody on this machine may do everything" in told
+    assert told.count("draining") == 1
+    assert "\\u001b" not in log.read_text(), "colours"
+
+
+def test_second_signal_ends_a_server_at_once(tmp_path: Path) -> None:
+    port, log = free_port(0), tmp_path / "log"
+
+    async def story() -> int:
+        async with connect(f"ws://127.0.0.1:{port}") as spotter:
+            server.send_signal(signal.SIGTERM)
+            while not isinstance(await anext(spotter), Warned):
+                pass
+            server.send_signal(signal.SIGTERM)
+            return await asyncio.to_thread(server.wait, START_S)
+
+    with process(port, log=log, DELTASPOT_DRAIN_S=str(2 * START_S)) as server:
+        assert asyncio.run(story()) == 0
+    assert events(log.read_text())[-2:] == ["draining", "stopped at once"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_server_that_still_compiles_is_ended_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    port, log = free_port(0), tmp_path / "log"
+    with process(port, log=log, path="/healthz", NUMBA_CACHE_DIR=str(tmp_path)) as server:
+        server.send_signal(number)
+        assert server.wait(START_S) == 0
+    told = events(log.read_text())
+    assert "compiling or loading kernels; the first start takes up to a minute" in told
+    assert "model ready" not in told
+    assert told[-1] == "stopped at once"
 
 
 def test_models_are_reloaded_on_hangup(spoken: np.ndarray) -> None:
