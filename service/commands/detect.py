@@ -15,6 +15,7 @@ import typer
 from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
+from service.commands.options import server_for
 from service.errors import TooLong, UnsupportedAudio
 from service.protocol import Enrolled, WireError
 
@@ -28,6 +29,7 @@ Trouble = ClientError | WireError
 
 @app.command()
 def detect(
+    context: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, OGG, MP3, of any rate and length.")],
     url: Annotated[
         str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
@@ -42,12 +44,8 @@ def detect(
     """Find the keywords in recordings.
 
     A recording that cannot be judged is named, the others are judged, and the exit status is 2.
-
-    Raises:
-        BadParameter: if keywords of one's own are to be found on a server, which clips do not bring along.
     """
-    if url and enrolled:
-        raise typer.BadParameter("--enrolled works here or in `listen`, not with --url")
+    url = server_for(context, url, "--enrolled" if enrolled else None)
     words = [read_keyword(path) for path in enrolled or ()]
     results = remotely(url, files, key, point) if url else here(files, point, words)
     if not asyncio.run(_detect(results, named=len(files) > 1, as_json=as_json)):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.keywords import enroll as enroll_there
 from client.keywords import write_keyword
+from service.commands.options import server_for
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
@@ -20,6 +21,7 @@ console = Console(stderr=True, highlight=False)
 
 @app.command()
 def enroll(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the keyword is called, in detections.")],
     recordings: Annotated[
         list[Path],
@@ -40,14 +42,9 @@ def enroll(
 
     Say the word as you will say it later, and let several people say it if several will. The file works with the
     model that it was made with, and with no other.
-
-    Raises:
-        BadParameter: if a server shall use a checkpoint of this machine.
     """
     path = out or Path(f"{name}.json")
-    if url and model:
-        raise typer.BadParameter("--model works here, not with --url")
-    if url:
+    if url := server_for(context, url, "--model" if model else None):
         wishes = {"threshold": threshold} | ({"point": point} if point else {})
         write_keyword(asyncio.run(enroll_there(url, name, recordings, key=key, **wishes)), path)
     else:
