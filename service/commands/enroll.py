@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
 from client.keywords import enroll as enroll_there
-from client.keywords import write_keyword
+from client.keywords import read_bytes, write_keyword
 from service.commands.options import server_for
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True, highlight=False)
+
+FEW: Final = 3
+"""Recordings below which a keyword is missed more often than need be."""
 
 
 @app.command()
@@ -49,7 +54,17 @@ def enroll(
         write_keyword(asyncio.run(enroll_there(url, name, recordings, key=key, **wishes)), path)
     else:
         here(name, recordings, threshold, point, model, path)
-    console.print(f"{path}: {name!r} from {len(recordings)} recordings; try: deltaspot listen mic --enrolled '{path}'")
+    told = f"{path}: {name!r}, recordings: {len(recordings)}; try: deltaspot listen mic --enrolled {quote(str(path))}"
+    console.print(told, *hints(recordings), sep="\n", markup=False, soft_wrap=True)
+
+
+def hints(recordings: Sequence[Path]) -> Iterator[str]:
+    """What would make a better keyword."""
+    different = len({read_bytes(path) for path in recordings})
+    if different < len(recordings):
+        yield "-- some of them are the same: only different recordings teach anything"
+    if different < FEW:
+        yield f"-- words enrolled from {FEW} to 5 different recordings are heard more often; this has {different}"
 
 
 def here(
