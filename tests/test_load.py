@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from websockets.server import ServerProtocol
 from client.errors import CannotConnect
 from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 from client.load import Run, load
+from service.commands import bench_service
 from service.commands.bench import app as BENCH
 from service.commands.demo import free_port
 from service.protocol import Close, Closed, Configure, Marker, Totals, parse_client
@@ -110,3 +112,22 @@ def test_nobody_there_is_said_in_a_line():
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
     assert "no stream could be opened" in said.stderr
+
+
+def test_what_a_server_takes_is_told_where_its_process_is_known(running, monkeypatch):
+    def bench(*options: str) -> list[str]:
+        arguments = ["service", "--sessions", "1", "--seconds", "1", "--url", running.http, *options]
+        result = CliRunner().invoke(BENCH, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()  # the server's log first, since it runs in this process
+
+    monkeypatch.setattr(bench_service, "RAMP_S", 0.0)
+    (row,) = json.loads(bench("--json")[-1])["rows"]
+    assert row["server_cpu_per_stream_second"] is None
+    assert row["bytes_per_session"] is None
+    *_, cells, note = bench()
+    assert cells.split()[-2:] == ["-", "-"]
+    assert "--pid" in note
+    *_, cells = bench("--pid", str(os.getpid()))
+    assert cells.split()[-2].endswith("%")
+    assert cells.split()[-1].isdecimal()
