@@ -50,7 +50,8 @@ def listen(
         float, typer.Option(min=0, help="A file's pace, times real time; 0: as fast as it is taken.")
     ] = 1.0,
     device: Annotated[
-        str | None, typer.Option(help="Microphone, by number or part of its name; see `mic --devices`.")
+        str | None,
+        typer.Option(help="Microphone, by number or part of its name; see `deltaspot listen mic --devices`."),
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List microphones and stop.")] = False,
     rate: Annotated[int, typer.Option(min=RATES[0], max=RATES[1], help="Rate of standard input, Hz.")] = SAMPLE_RATE,

@@ -29,7 +29,9 @@ from service.commands.model_info import describe, info
 from service.commands.replay import detector
 from service.commands.tables import show
 
-app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and export checkpoints.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Describe, import, calibrate and export checkpoints."
+)
 app.command()(info)
 app.command("import")(import_stock)
 console = Console(stderr=True)
