@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from models.data import pad_clip
 from service.audio import SAMPLE_RATE, Array, Decoder, clip_blocks
@@ -29,28 +29,32 @@ DECODE_S = 30.0
 """Wall time that decoding one clip may take, all blocks together; the longest that is allowed needs a few seconds."""
 
 
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+"""What is behind the fourth digit nobody has heard."""
+
+
 class Found(BaseModel):
     """One keyword in a clip."""
 
     keyword: str
-    score: float = Field(description="highest smoothed posterior, 0 to 1")
-    start_s: float
-    end_s: float
+    score: Rounded = Field(description="highest smoothed posterior, 0 to 1")
+    start_s: Rounded
+    end_s: Rounded
 
 
 class LabelScore(BaseModel):
     """One of the model's labels."""
 
     label: str
-    score: float = Field(description="of a clip up to 1 s: the final posterior; of a longer one: the highest, 0 to 1")
+    score: Rounded = Field(description="of a clip up to 1 s: the final posterior; of a longer one: the highest, 0 to 1")
 
 
 class Work(BaseModel):
     """Multiply-accumulates of the clip."""
 
     done: int
-    skipped_vs_window: float = Field(description="share saved against recomputing a whole window at every token")
-    skipped_vs_causal: float = Field(description="share saved against dense arithmetic on new tokens only")
+    skipped_vs_window: Rounded = Field(description="share saved against recomputing a whole window at every token")
+    skipped_vs_causal: Rounded = Field(description="share saved against dense arithmetic on new tokens only")
 
 
 class ClipResult(BaseModel):
@@ -61,7 +65,7 @@ class ClipResult(BaseModel):
     detections: list[Found]
     top: list[LabelScore] = Field(description="all labels, most likely first")
     macs: Work
-    time_ms: float = Field(description="time on the server, ms")
+    time_ms: Rounded = Field(description="time on the server, ms")
 
 
 async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Configure) -> ClipResult:
@@ -170,7 +174,7 @@ async def _unhurried(blocks: Iterator[Array], samples: int | None = None) -> Asy
         yield block
 
 
-def _result(stream: Stream, heard: Heard, time_ms: float) -> ClipResult:
+def _result(stream: Stream, heard: Heard, time_ms: Rounded) -> ClipResult:
     """What is told of a clip."""
     macs, posteriors = stream.vitals.macs, np.array(heard.posteriors)
     best = posteriors[-1] if heard.samples <= SAMPLE_RATE else posteriors.max(axis=0)
