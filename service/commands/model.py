@@ -205,6 +205,9 @@ def export(
 ) -> None:
     """Write the network as ONNX: judging whole seconds, and one token with the cache as inputs and outputs.
 
+    Both take log-mel frames, pixel / 64 - 1 as `models.features.log_mel` makes them, and no audio: whoever runs them
+    needs that front end, whose numbers stand in their metadata.
+
     Raises:
         CheckpointError: if its layers fold.
     """
