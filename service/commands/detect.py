@@ -15,9 +15,9 @@ import typer
 from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
-from service.commands.options import server_for
+from service.commands.options import Keywords, read_keywords, server_for
 from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Enrolled, WireError
+from service.protocol import Enrolled, KeywordSettings, WireError
 
 app = typer.Typer(add_completion=False)
 
@@ -36,8 +36,9 @@ def detect(
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
+    keywords: Keywords = None,
     enrolled: Annotated[
-        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`, without --url; may be given repeatedly.")
+        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file that was judged.")] = False,
 ) -> None:
@@ -45,9 +46,9 @@ def detect(
 
     A recording that cannot be judged is named, the others are judged, and the exit status is 2.
     """
-    url = server_for(context, url, "--enrolled" if enrolled else None)
-    words = [read_keyword(path) for path in enrolled or ()]
-    results = remotely(url, files, key, point) if url else here(files, point, words)
+    url = server_for(context, url, "--enrolled" if enrolled else "--keywords" if keywords else None)
+    wishes, own = read_keywords(keywords), [read_keyword(path) for path in enrolled or ()]
+    results = remotely(url, files, key, point) if url else here(files, point, own, wishes)
     if not asyncio.run(_detect(results, named=len(files) > 1, as_json=as_json)):
         raise typer.Exit(2)
 
@@ -81,7 +82,10 @@ def show(file: Path, result: Result, *, named: bool) -> None:
 
 
 async def here(
-    files: Sequence[Path], point: str | None, enrolled: Sequence[Enrolled] = ()
+    files: Sequence[Path],
+    point: str | None,
+    enrolled: Sequence[Enrolled] = (),
+    keywords: dict[str, KeywordSettings] | None = None,
 ) -> AsyncIterator[tuple[Path, Result | Trouble]]:
     """Judge recordings in this process, exactly as a server would: it is one, without a door."""
     from service import clips
@@ -91,7 +95,7 @@ async def here(
 
     server = Server(Settings(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
     await server.start()
-    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
+    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled), keywords=keywords)
     try:
         for file in files:
             try:

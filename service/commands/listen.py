@@ -22,6 +22,7 @@ from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
 from client.handshake import stream_url
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
+from service.commands.options import Keywords, read_keywords
 from service.protocol import Detection
 
 app = typer.Typer(add_completion=False)
@@ -39,9 +40,7 @@ def listen(
     source: Annotated[str, typer.Argument(help="A file, `mic`, or `-` for raw s16le mono samples on standard input.")],
     url: Annotated[str, typer.Option(envvar="DELTASPOT_URL", help="The server.")] = SERVER,
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
-    keywords: Annotated[
-        str | None, typer.Option(help="Words to detect, with commas; all of the model if left out.")
-    ] = None,
+    keywords: Keywords = None,
     enrolled: Annotated[
         list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
     ] = None,
@@ -84,7 +83,7 @@ def listen(
     spotter = connect(
         url,
         sample_rate=sound.rate,
-        keywords=[word.strip() for word in keywords.split(",")] if keywords else None,
+        keywords=read_keywords(keywords),
         enrolled=enrolled or (),
         key=key,
         point=point,
