@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from client.errors import CannotConnect
+from client.errors import CannotConnect, ClientError, SourceError
 from client.frames import BINARY, CLOSE, PING, PONG, TEXT, Reader, client_frame, upgrade
-from client.handshake import stream_url, told
+from client.handshake import configured, stream_url, told
 from client.sources import AudioFile
 from service.protocol import Configure
 
@@ -71,11 +71,16 @@ class Run:
     Attributes:
         latencies: of the chunks that were judged, s.
         late: how late each chunk was sent by its own timetable, s.
+
+    Raises:
+        SourceError: for audio that does not fill a chunk.
     """
 
     def __init__(self, chunk_ms: int, seconds: float, audio: bytes, configure: Configure, ramp_s: float = 0.0) -> None:
         size = 2 * (configure.sample_rate * chunk_ms // 1_000)
         loops = [audio[start : start + size] for start in range(0, len(audio) - size + 1, size)]
+        if not loops:
+            raise SourceError(f"the recording is shorter than a chunk, {chunk_ms} ms")
         self.interval, self.steps, self.ramp_s = chunk_ms / 1_000, round(seconds * 1_000 / chunk_ms), ramp_s
         self.chunks = [client_frame(BINARY, chunk) for chunk in loops]
         most = self.steps + math.ceil(ramp_s / self.interval)
@@ -156,6 +161,8 @@ class Stream(asyncio.Protocol):
                 self.ready.set_result(None)
             case "warning":
                 run.warnings[str(message["code"])] += 1
+            case "error":
+                self._refuse(str(message["message"]))
             case "closed":
                 totals = message["totals"]
                 assert isinstance(totals, dict)  # noqa: S101 (the protocol says so)
@@ -272,13 +279,13 @@ def main(
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
 ) -> None:
     """Stream a recording many times at once and print the report as JSON."""
-    recording = AudioFile(audio)
-    configure = Configure(point=point, heartbeat_ms=10_000, sample_rate=recording.rate)
-    run = Run(chunk_ms, seconds, b"".join(recording), configure, ramp)
     gc.disable()  # nothing here makes cycles, and looking for them costs as much as sending
     try:
+        recording = AudioFile(audio)
+        configure = configured({"point": point, "heartbeat_ms": 10_000, "sample_rate": recording.rate})
+        run = Run(chunk_ms, seconds, b"".join(recording), configure, ramp)
         report = _runner()(load(url, streams, seconds, run, key))
-    except CannotConnect as error:
+    except ClientError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     typer.echo(json.dumps(asdict(report)))

@@ -6,13 +6,12 @@ PortAudio calls back on a thread of its own that must never wait; the callback c
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from client.errors import SourceError
-from client.sources import RATES, block_samples, le_bytes, samples_of
+from client.sources import RATES, block_samples, le_bytes, mixed, samples_of
 
 GONE_S: Final = 2.0
 """A device that says nothing for this long is taken for unplugged, s."""
@@ -101,7 +100,7 @@ class Microphone:
         try:
             while True:
                 async for block in self._until_silent():
-                    yield block if stream.channels == 1 else mixed(block, stream.channels)
+                    yield le_bytes(mixed(samples_of(block), stream.channels))
                 self._on_loss(f"{self.name} is gone; waiting for it")
                 stream = await self._reopen(stream)
                 self._on_loss(f"{self.name} is back")
@@ -164,9 +163,3 @@ class Microphone:
         self._blocks.append(bytes(data))
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._arrived.set)
-
-
-def mixed(block: bytes, channels: int) -> bytes:
-    """Interleaved s16le samples of several channels -> their mean."""
-    samples = samples_of(block)
-    return le_bytes(array("h", (sum(frame) // channels for frame in zip(*[iter(samples)] * channels, strict=True))))

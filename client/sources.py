@@ -32,6 +32,9 @@ FORMATS: Final = (
     miniaudio.mp3_get_file_info,
 )
 
+DETECT: Final = "`deltaspot detect`"
+"""What reads all that libsndfile does."""
+
 MAGIC: Final = {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3"}
 """First bytes of files that somebody may pipe by mistake."""
 
@@ -65,6 +68,7 @@ class AudioFile:
         self._path, self._speed = str(path), speed
         head = _head(Path(path))
         self.rate = min(max(head.sample_rate, RATES[0]), RATES[1])
+        self._channels = head.nchannels if head.nchannels > 2 else 1  # what miniaudio mixes of more is noise
         self._stated_s = head.num_frames / head.sample_rate
 
     def __iter__(self) -> Iterator[bytes]:
@@ -74,9 +78,11 @@ class AudioFile:
             SourceError: after the last block, if the file's head promised more, or there was none.
         """
         size, heard_s = block_samples(self.rate), 0.0
-        for block in miniaudio.stream_file(self._path, nchannels=1, sample_rate=self.rate, frames_to_read=size):
-            heard_s += len(block) / self.rate
-            yield le_bytes(block)
+        channels = self._channels
+        for block in miniaudio.stream_file(self._path, nchannels=channels, sample_rate=self.rate, frames_to_read=size):
+            samples = mixed(block, channels)
+            heard_s += len(samples) / self.rate
+            yield le_bytes(samples)
         if not heard_s:
             raise SourceError(f"{self._path} holds no audio")
         if heard_s < self._stated_s - BLOCK_MS / 1_000:  # resampling may cost a few samples
@@ -148,6 +154,13 @@ def le_bytes(samples: array[int]) -> bytes:
     return samples.tobytes()
 
 
+def mixed(samples: array[int], channels: int) -> array[int]:
+    """Interleaved samples of several channels -> their mean."""
+    if channels == 1:
+        return samples
+    return array("h", [total // channels for total in map(sum, zip(*[iter(samples)] * channels, strict=True))])
+
+
 def _head(path: Path) -> miniaudio.SoundFileInfo:
     """What a recording's head says; its format is told by its first bytes and not by its name."""
     if path.is_dir():
@@ -156,7 +169,10 @@ def _head(path: Path) -> miniaudio.SoundFileInfo:
         raise SourceError(f"{path}: there is no such file")
     for look in FORMATS:
         try:
-            return look(str(path))
+            head = look(str(path))
         except miniaudio.DecodeError:
             continue
-    raise SourceError(f"{path} is no WAV, FLAC, MP3 or OGG Vorbis file")
+        if head.file_format is miniaudio.FileFormat.VORBIS and head.nchannels > 2:  # miniaudio loses some of them
+            raise SourceError(f"{path}: OGG Vorbis of {head.nchannels} channels cannot be streamed; {DETECT} reads it")
+        return head
+    raise SourceError(f"{path} is no WAV, FLAC, MP3 or OGG Vorbis file; {DETECT} reads Opus and AIFF, too")

@@ -63,6 +63,14 @@ class Item:
         """The speaker's id."""
         return self.path.stem.split("_nohash_")[0]
 
+    def audio(self) -> Array:
+        """What `read_audio` makes of it.
+
+        Raises:
+            DataError: naming it, when it cannot be decoded.
+        """
+        return read_audio(self.data, self.path)
+
 
 def split_of(speaker: str) -> str:
     """Training, validation or testing: SHA-1 of the speaker id modulo 2^27, as a percentage."""
@@ -97,7 +105,7 @@ def digest(directory: Path) -> str:
 def _files(directory: Path) -> list[Path]:
     """Recordings, pictures and archives below a directory, in a stable order."""
     if not directory.is_dir():
-        raise DataError(f"no data directory at {directory}: name a folder with Speech Commands clips or archives")
+        raise DataError(f"there is no folder {directory}: name one with Speech Commands clips or archives")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [path for path in files if path.name.endswith(ARCHIVES) or path.suffix in AUDIO | {".jpg"}]
 
@@ -113,18 +121,21 @@ def _unpack(path: Path) -> Iterator[Item]:
         raise DataError(f"{path} is no whole archive ({error}); download it again") from error
 
 
-def read_audio(source: Path | bytes) -> Array:
-    """A recording as mono 16 kHz int16 values (S,), whatever its rate and channels.
+def read_audio(source: Path | bytes, name: object = "the data") -> Array:
+    """A recording as mono 16 kHz int16 values (S,), whatever its rate and channels; `name` is what bytes are called.
 
     Raises:
-        DataError: when it is no audio that can be decoded.
+        DataError: when there is no such file, or no audio in it that can be decoded.
     """
+    if isinstance(source, Path):
+        try:
+            return read_audio(source.read_bytes(), source)
+        except OSError as error:
+            raise DataError(f"{source}: {error.strerror}") from None
     try:
-        samples, rate = soundfile.read(
-            io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
-        )
-    except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(f"cannot decode {'the data' if isinstance(source, bytes) else source}: {error}") from error
+        samples, rate = soundfile.read(io.BytesIO(source), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"cannot decode {name}: {error.error_string}") from error
     mono = samples.mean(axis=1)
     if rate != FRONTEND.sample_rate:
         mono = soxr.resample(mono, rate, FRONTEND.sample_rate)
@@ -140,13 +151,20 @@ def pad_clip(samples: Array) -> Array:
     return np.pad(samples, (missing // 2, missing - missing // 2))
 
 
-def picture(data: bytes) -> NDArray[np.uint8]:
-    """A log-mel picture -> pixels (98, `FRONTEND.base`): pictures end at 4 kHz."""
+def picture(data: bytes, name: object = "the data") -> NDArray[np.uint8]:
+    """A log-mel picture -> pixels (98, `FRONTEND.base`): pictures end at 4 kHz; `name` is what it is called.
+
+    Raises:
+        DataError: when it is none, or one of another size.
+    """
     from PIL import Image  # only training reads pictures
 
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    except OSError:
+        raise DataError(f"cannot decode {name}: no picture that is known") from None
     if pixels.shape != (CLIP_FRAMES, FRONTEND.base):
-        raise DataError(f"a log-mel picture must be {(CLIP_FRAMES, FRONTEND.base)}, got {pixels.shape}")
+        raise DataError(f"{name}: a log-mel picture must be {(CLIP_FRAMES, FRONTEND.base)}, got {pixels.shape}")
     return pixels
 
 
@@ -189,14 +207,13 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     pixels, words, raw, noise, speech = [], [], [], [], []
     for item in items:
         if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO:
-            noise.append(np.rint(frames(noise_part(_audio(item), split))).astype(np.uint8))
+            noise.append(np.rint(frames(noise_part(item.audio(), split))).astype(np.uint8))
         elif item.word == SPEECH_FOLDER and item.path.suffix in AUDIO and split == "training":
-            speech.append(np.rint(frames(_audio(item))).astype(np.uint8))
+            speech.append(np.rint(frames(item.audio())).astype(np.uint8))
         elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
-            audio = item.path.suffix in AUDIO
-            pixels.append(_pixels(item) if audio else np.pad(picture(item.data), ((0, 0), (0, FRONTEND.treble))))
+            pixels.append(_pixels(item))
             words.append(item.word)
-            raw.append(audio)
+            raw.append(item.path.suffix in AUDIO)
     if not pixels:
         wanted = "<word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)"
         raise DataError(f"no {split} clips found: expected {wanted}")
@@ -215,18 +232,14 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
 
 
 def _pixels(item: Item) -> NDArray[np.uint8]:
-    return np.rint(frames(pad_clip(_audio(item)))).astype(np.uint8)
+    """A clip, or the picture of one, as pixels (98, M)."""
+    if item.path.suffix in AUDIO:
+        return np.rint(frames(pad_clip(item.audio()))).astype(np.uint8)
+    return np.pad(picture(item.data, item.path), ((0, 0), (0, FRONTEND.treble)))
 
 
 def _end_to_end(recordings: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.concatenate([np.zeros((0, FRONTEND.bands), np.uint8), *recordings])
-
-
-def _audio(item: Item) -> Array:
-    try:
-        return read_audio(item.data)
-    except DataError as error:
-        raise DataError(f"{item.path}: {error}") from error
 
 
 def noise_part(samples: Array, split: str) -> Array:

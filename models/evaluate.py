@@ -25,7 +25,6 @@ from models.data import (
     Item,
     noise_part,
     pad_clip,
-    read_audio,
     split_of,
 )
 from models.features import Array
@@ -88,7 +87,7 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
             continue
         if split not in (ALL, split_of(item.speaker)):
             continue
-        recording = read_audio(item.data)
+        recording = item.audio()
         if item.word in label or (item.word and len(recording) <= LONGEST_CLIP):
             samples.append(pad_clip(recording))
             targets.append(label.get(item.word, label[UNKNOWN]))
@@ -104,9 +103,7 @@ def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "valida
         DataError: where there is none.
     """
     parts = [
-        noise_part(read_audio(item.data), split)
-        for item in items
-        if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO
+        noise_part(item.audio(), split) for item in items if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO
     ]
     clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
     if not clips:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from models.config import KEYWORDS
-from models.data import AUDIO, NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, noise_part, read_audio, split_of
+from models.data import AUDIO, NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, noise_part, split_of
 from models.evaluate import LONGEST_CLIP
 from models.features import Array
 from models.streams import (
@@ -63,7 +63,7 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
         spoken = "_nohash_" in item.path.stem
         if spoken and split_of(item.speaker) != split:
             continue
-        samples = read_audio(item.data)
+        samples = item.audio()
         if item.word in NOISE_FOLDERS:
             part = noise_part(samples, split)
             if len(part) > SAMPLE_RATE // 10:

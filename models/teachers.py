@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import DENSE, Checkpoint, load_checkpoint
 from models.config import UNKNOWN, ModelConfig
-from models.data import AUDIO, Corpus, DataError, Item, digest, pad_clip, read_audio, split_of, walk
+from models.data import AUDIO, Corpus, DataError, Item, digest, pad_clip, split_of, walk
 from models.features import Array
 from models.kwt_clip import ClipNetwork
 from models.kwt_weights import is_stock, load
@@ -79,7 +79,7 @@ def _labels(corpus: Corpus, config: ModelConfig) -> NDArray[np.int64]:
 def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> Array:
     """Posteriors (n, K): of every clip, or of those that are audio."""
     if isinstance(network, ClipNetwork):
-        return np.stack([network.judge(pad_clip(read_audio(item.data))) for item in _audio_clips(walk(data))])
+        return np.stack([network.judge(pad_clip(item.audio())) for item in _audio_clips(walk(data))])
     bands = network.config.frontend.bands
     return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from models.config import SILENCE
 from service.audio import SAMPLE_RATE, Array, Decoder, Recording, clip_blocks
@@ -30,31 +30,35 @@ DECODE_S = 30.0
 """Wall time that decoding one clip may take, all blocks together; the longest that is allowed needs a few seconds."""
 
 
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+"""What is behind the fourth digit nobody has heard."""
+
+
 class Found(BaseModel):
     """One keyword in a clip."""
 
     keyword: str
-    score: float = Field(
+    score: Rounded = Field(
         description="smoothed posterior at which the word was decided, 0 to 1: a little above its threshold, so that "
         "scores of different words cannot be compared"
     )
-    start_s: float
-    end_s: float
+    start_s: Rounded
+    end_s: Rounded
 
 
 class LabelScore(BaseModel):
     """One of the model's labels."""
 
     label: str
-    score: float = Field(description="of a clip up to 1 s: the final posterior; else the highest average")
+    score: Rounded = Field(description="of a clip up to 1 s: the final posterior; else the highest average")
 
 
 class Work(BaseModel):
     """Multiply-accumulates of the clip."""
 
     done: int
-    skipped_vs_window: float = Field(description="share saved against recomputing a whole window at every token")
-    skipped_vs_causal: float = Field(description="share saved against dense arithmetic on new tokens only")
+    skipped_vs_window: Rounded = Field(description="share saved against recomputing a whole window at every token")
+    skipped_vs_causal: Rounded = Field(description="share saved against dense arithmetic on new tokens only")
 
 
 class ClipResult(BaseModel):
@@ -65,7 +69,7 @@ class ClipResult(BaseModel):
     detections: list[Found]
     top: list[LabelScore] = Field(description="all labels, most likely first")
     macs: Work
-    time_ms: float = Field(description="time on the server, ms")
+    time_ms: Rounded = Field(description="time on the server, ms")
 
 
 async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Configure) -> ClipResult:

@@ -26,11 +26,12 @@ from service.protocol import Configure, Detection, Limits, WireError
 from service.session import Session, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 AUDIO: Final = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"})
 """Endings of the files that are taken from a folder; a file that is named itself may have any."""
 
+SUFFIX: Final = ".parquet"
 LONGEST_S: Final = 86_400.0
 SCHEMA: Final = pa.schema(
     [
@@ -49,11 +50,11 @@ class ScanError(Exception):
     """A scan that cannot go on; the message says what to do."""
 
 
-def find(paths: Iterable[Path]) -> list[str]:
-    """Files, and every recording in folders and below -> absolute paths, sorted, each once.
+def find(paths: Sequence[Path]) -> list[str]:
+    """Files, and every recording in folders and below -> absolute paths, sorted, each once; at least one.
 
     Raises:
-        ScanError: for a path that does not exist.
+        ScanError: for a path that does not exist, and where there is no recording.
     """
     found: set[Path] = set()
     for path in paths:
@@ -61,6 +62,8 @@ def find(paths: Iterable[Path]) -> list[str]:
             raise ScanError(f"{path} does not exist")
         inside = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
         found.update(p.absolute() for p in (inside if path.is_dir() else [path]))
+    if not found:
+        raise ScanError(f"no recordings in {' '.join(map(str, paths))}: expected {', '.join(sorted(AUDIO))}")
     return sorted(str(path) for path in found)
 
 
@@ -166,6 +169,12 @@ def on_ray(address: str, paths: Sequence[str], checkpoint: str, point: str, size
     yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
+def unreadable(table: pa.Table, paths: Sequence[str]) -> list[str]:
+    """Those of the recordings that could not be read, and why, in a line each."""
+    rows = table.filter(pc.and_(pc.is_valid(table["error"]), pc.is_in(table["path"], pa.array(paths))))
+    return [f"{row['path']}: {row['error']}" for row in rows.to_pylist()]
+
+
 class Output:
     """A parquet file in the making: finished batches lie beside it until all are there."""
 
@@ -175,6 +184,8 @@ class Output:
         Raises:
             ScanError: it was made with another model or operating point, or is no table at all.
         """
+        if file.suffix != SUFFIX:
+            raise ScanError(f"--out {file}: a scan is written as parquet, into a file that ends in {SUFFIX}")
         self.file, self.parts = file, file.with_name(f"{file.name}.parts")
         self._schema = SCHEMA.with_metadata(identity)
         for path in self._files():

@@ -248,7 +248,7 @@ class Session:
         detection = Detection(
             id=identity,
             keyword=hit.keyword,
-            score=min(hit.score, 1.0),
+            score=round(min(hit.score, 1.0), 4),
             start_s=start_s,
             end_s=end_s,
             at_s=at_s,

@@ -63,6 +63,24 @@ def test_every_command_and_option_has_help(name):
     assert not silent, f"deltaspot {name}: no help for {silent}"
 
 
+def test_completion_is_installed_once_for_all():
+    def options(command):
+        return {option.name for option in command.params if "completion" in option.name}
+
+    assert options(typer.main.get_command(cli.app)) == {"install_completion", "show_completion"}
+    assert {name for name in PRESENT if options(cli.load(name))} == set()
+
+
+def test_calls_in_help_can_be_typed():
+    helps = {option.help for command in LEAVES.values() for option in command.params}
+    calls = re.findall(r"`(\w+ [^`]*)`", " ".join(sorted(helps)))
+    assert calls
+    for call in calls:
+        program, *words = shlex.split(call)
+        assert program == "deltaspot", call
+        check_command(words)
+
+
 def settings_table():
     """The README's table of settings, as it must be."""
     yield "| variable | default | |"

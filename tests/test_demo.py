@@ -45,6 +45,12 @@ def test_sample_is_loud_where_its_table_says_so():
     assert min(power(word.start_s, word.end_s) for word in words) > 10 * pauses
 
 
+def test_sample_is_not_made_anew_by_a_question():
+    command = [sys.executable, str(demo.SAMPLE / "make_sample.py"), "--help"]
+    done = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=True)
+    assert "commands.flac" in done.stdout
+
+
 def test_a_taken_port_is_replaced():
     with demo.socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -228,6 +228,12 @@ def test_enroll_writes_a_keyword(able: Path, spoken: np.ndarray, tmp_path: Path)
     keyword = read_keyword(out)
     assert (keyword.name, keyword.recordings, keyword.threshold) == ("seven", 3, 0.6)
     assert json.loads(out.read_text())["fingerprint"] == load_checkpoint(able).fingerprint
+    assert done.stderr == f"{out}: 'seven', recordings: 3; try: deltaspot listen mic --enrolled {out}\n", "one line"
+    again = CliRunner().invoke(command.app, ["seven", *[str(files[0])] * 3, "--model", str(able), "--out", str(out)])
+    assert again.exit_code == 0, again.output
+    told = again.stderr.splitlines()[1:]
+    assert "some of them are the same" in told[0]
+    assert "this has 1" in told[1]
 
 
 def test_a_model_without_background_says_what_to_do(tmp_path: Path, spoken: np.ndarray, network: Network) -> None:

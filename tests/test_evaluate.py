@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +181,21 @@ def test_a_folder_without_clips_and_a_split_that_is_none_are_refused(tmp_path: P
         cut_silence(walk(tmp_path), CONFIG)
     with pytest.raises(DataError, match="no clips, no running speech"):
         standard_sets(gather_material(walk(tmp_path)), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("yes/a.wav", lambda items: read_clips(items, CONFIG)),
+        ("esc10/a.wav", lambda items: cut_silence(items, CONFIG)),
+        ("people/a.wav", gather_material),
+    ],
+)
+def test_recording_that_cannot_be_decoded_is_named(tmp_path: Path, name: str, read: Callable[..., object]) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes(b"torn")
+    with pytest.raises(DataError, match=f"cannot decode {name}"):
+        read(walk(tmp_path))
 
 
 def archives(shared_data: Path, folder: Path, *names: str) -> Path:

@@ -69,6 +69,12 @@ def test_a_graph_says_what_it_is(exported: Path, network) -> None:
         assert json.loads(facts["labels"]) == list(network.config.labels)
 
 
+def test_help_says_that_graphs_take_no_audio() -> None:
+    said = " ".join(CliRunner().invoke(app, ["export", "--help"]).stdout.split())
+    assert "log-mel frames, pixel / 64 - 1" in said
+    assert "no audio" in said
+
+
 def test_a_folded_network_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = ModelConfig(channels=32, heads=2, layers=2, hidden=32, span=16, folds=(1, 2))
     weights = {name: tensor.detach().numpy() for name, tensor in network_of(config).state_dict().items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 from websockets.asyncio.server import serve
@@ -28,6 +29,7 @@ from service.commands.demo import SAMPLE, script
 from service.commands.detect import app as detect_command
 from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
+from service.commands.listen import app as listen_command
 from service.protocol import Detection, Failed, parse_client
 from tests.test_connection import Peer, detection, greet, server
 
@@ -37,17 +39,71 @@ def heard(**changes) -> Detection:
 
 
 def test_command_gets_values_as_arguments_and_no_shell_reads_them():
-    runner = Runner("notify 'word: {keyword}' {score} at={start_s} {other} $(rm) ; `ls`")
+    runner = Runner("echo 'word: {keyword}' {score} at={start_s} { other } {} $(rm) ; `ls`")
     assert runner.filled(heard(keyword="'; rm -rf / {score} $HOME")) == [
-        "notify",
+        "echo",
         "word: '; rm -rf / {score} $HOME",
         "0.876",
         "at=12.35",
-        "{other}",
+        "{",
+        "other",
+        "}",
+        "{}",
         "$(rm)",
         ";",
         "`ls`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("echo 'unclosed", 'No closing quotation in "echo \'unclosed"'),
+        ("", "there is no command ''"),
+        ("no-such-program {keyword}", "there is no command 'no-such-program'"),
+        ("echo {keyword} {word}", "fills in {keyword} {score} {start_s} {end_s}, and knows no {word}"),
+    ],
+)
+def test_command_that_cannot_run_is_refused_before_anything_is_opened(command, reason, tmp_path):
+    options = ["--on-detect", command, "--save-clips", str(tmp_path / "clips")]
+    done = CliRunner().invoke(listen_command, [str(tmp_path / "none.wav"), *options], standalone_mode=False)
+    assert isinstance(done.exception, typer.BadParameter)
+    assert reason in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_program_may_be_named_by_the_word(capfd, tmp_path):
+    script = tmp_path / "stop.sh"
+    script.write_text("#!/bin/sh\necho heard\n")
+    script.chmod(0o755)
+    runner = Runner(f"{tmp_path}/{{keyword}}.sh")
+    runner(heard())
+    await runner.ended()
+    assert capfd.readouterr() == ("heard\n", "")
+
+
+async def test_command_that_fails_is_told_once(capfd, tmp_path):
+    for runner, reason in (
+        (Runner("sh -c 'exit 3'"), "sh ended with status 3"),
+        (Runner(f"{tmp_path}/{{keyword}}.sh"), "No such file"),
+        (Runner("echo {keyword}"), "null byte"),
+    ):
+        for _ in range(3):
+            runner(heard(keyword="a\0b" if reason == "null byte" else "stop"))
+        await runner.ended()
+        out, err = capfd.readouterr()
+        assert not out
+        assert err.count("deltaspot: --on-detect: ") == err.count(reason) == len(err.splitlines()) == 1
+
+
+def test_command_leaves_standard_input_and_json_alone(running):
+    options = ["--speed", "0", "--url", running.http, "--json", "--on-detect", "sh -c 'cat; echo heard {keyword}'"]
+    command = [sys.executable, "-m", "service.cli", "listen", str(SAMPLE / "commands.flac"), *options]
+    done = subprocess.run(command, input=b"samples", capture_output=True, check=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    words = [event["keyword"] for event in events if event["type"] == "detection"]
+    assert words
+    assert sorted(done.stderr.decode().splitlines()) == sorted(f"heard {word}" for word in words)
 
 
 def test_clip_is_a_wav_file_whose_name_is_no_path(tmp_path):
@@ -75,8 +131,6 @@ async def test_every_detection_is_shown_and_acted_upon(tmp_path):
     runner = Runner(f'{sys.executable} -c "{program}"')
     async with server(act) as (url, _peers):
         await follow(connect(url), AudioFile(tmp_path / "a.wav", 0), PlainLines(console), [runner])
-        for task in list(runner._running):
-            await task
     assert "yes" in console.file.getvalue()
     assert flag.read_text() == "yes"
 

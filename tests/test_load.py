@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +20,12 @@ from websockets.server import ServerProtocol
 from client.errors import CannotConnect
 from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 from client.load import Run, load
+from service.commands import bench_service
 from service.commands.bench import app as BENCH
 from service.commands.demo import free_port
 from service.protocol import Close, Closed, Configure, Failed, Marker, Totals, parse_client
 from tests.test_connection import ready
+from tests.test_rest import wav
 
 
 @given(st.lists(st.binary(max_size=70_000), max_size=4))
@@ -117,3 +121,41 @@ def test_nobody_there_is_said_in_a_line():
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
     assert "no stream could be opened" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "reason"),
+    [
+        ("--audio", b"dear diary", "is no WAV"),
+        ("--audio", wav(np.zeros(800)), "shorter than a chunk, 100 ms"),
+        ("--point", "nope", "this model has the points dense, "),
+        ("--point", "x" * 33, "point: String should have at most 32"),
+    ],
+)
+def test_what_cannot_be_sent_and_what_a_server_refuses_is_said_in_a_line(running, tmp_path, option, content, reason):
+    if isinstance(content, bytes):
+        (tmp_path / "a.wav").write_bytes(content)
+        content = str(tmp_path / "a.wav")
+    command = [sys.executable, "-m", "client.load", "--streams", "2", "--url", running.http, option, content]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
+    assert reason in said.stderr
+
+
+def test_what_a_server_takes_is_told_where_its_process_is_known(running, monkeypatch):
+    def bench(*options: str) -> list[str]:
+        arguments = ["service", "--sessions", "1", "--seconds", "1", "--url", running.http, *options]
+        result = CliRunner().invoke(BENCH, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()  # the server's log first, since it runs in this process
+
+    monkeypatch.setattr(bench_service, "RAMP_S", 0.0)
+    (row,) = json.loads(bench("--json")[-1])["rows"]
+    assert row["server_cpu_per_stream_second"] is None
+    assert row["bytes_per_session"] is None
+    *_, cells, note = bench()
+    assert cells.split()[-2:] == ["-", "-"]
+    assert "--pid" in note
+    *_, cells = bench("--pid", str(os.getpid()))
+    assert cells.split()[-2].endswith("%")
+    assert cells.split()[-1].isdecimal()

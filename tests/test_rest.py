@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -49,6 +50,8 @@ async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient
     assert [found["keyword"] for found in answer["detections"]] == heard
     assert answer["seconds"] == pytest.approx(len(spoken) / 16_000)
     assert {top["label"] for top in answer["top"]} == {*running.server.engine.find(None).spec.config.labels}
+    told = json.dumps({name: answer[name] for name in ("detections", "top", "macs", "time_ms")})
+    assert not re.search(r"\.\d{5}", told), "more digits than anybody has heard"
     bare = await web.post("/v1/detect?encoding=s16le", content=spoken.astype("<i2").tobytes())
     assert bare.json()["detections"] == answer["detections"]
 

@@ -13,18 +13,18 @@ import soundfile
 from typer.testing import CliRunner
 
 from service.commands.demo import script
-from service.commands.scan import app
+from service.commands.scan import NAMED, app
 from service.scan import Output, ScanError, find
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "client" / "samples" / "commands.flac"
 
 
-def scan(*arguments):
+def scan(*arguments, status=0):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
     return done.output
 
 
@@ -60,7 +60,8 @@ def test_every_recording_has_a_row(archive, tmp_path):
     by_name = {
         name: [r for r in rows if r["path"].endswith(name)] for name in ("silence.wav", "broken.mp3", "one.flac")
     }
-    assert "5 recordings, 5 of them new" in said
+    assert "5 recordings, 5 of them new, 1 unreadable" in said
+    assert f"deltaspot: {archive}/broken.mp3: not an audio file" in said
     assert [(r["audio_s"], r["keyword"], r["error"]) for r in by_name["silence.wav"]] == [(0.2, None, None)]
     assert "not an audio file" in by_name["broken.mp3"][0]["error"]
     assert (
@@ -110,11 +111,35 @@ def test_tables_of_different_points_are_not_mixed(archive, tmp_path):
 
 
 def test_file_that_is_no_table_is_left_alone(archive, tmp_path):
-    out = tmp_path / "notes.txt"
+    out = tmp_path / "notes.parquet"
     out.write_text("dear diary")
-    with pytest.raises(ScanError, match=r"notes\.txt is no parquet file; name another --out"):
+    with pytest.raises(ScanError, match=r"notes\.parquet is no parquet file; name another --out"):
         scan(archive / "silence.wav", "--out", out)
     assert out.read_text() == "dear diary"
+
+
+def test_table_of_another_kind_is_not_promised(archive, tmp_path):
+    with pytest.raises(ScanError, match=r"found\.csv: a scan is written as parquet, .* ends in \.parquet"):
+        scan(archive / "silence.wav", "--out", tmp_path / "found.csv")
+
+
+def test_folder_without_recordings_is_no_success(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ScanError, match=f"no recordings in {tmp_path}: expected .*wav"):
+        scan(tmp_path, "--out", tmp_path / "new" / "out.parquet")
+    assert not (tmp_path / "new").exists()
+
+
+def test_unreadable_recordings_are_named_and_none_that_can_be_read_is_a_failure(archive, tmp_path):
+    for number in range(NAMED + 2):
+        (archive / f"{number}.wav").write_bytes(b"no music")
+    broken = list(archive.glob("*[0-9].wav"))
+    said = scan(*broken, "--out", tmp_path / "out.parquet", status=1)
+    assert said.count(": not an audio file") == NAMED
+    assert "... and 2 more" in said
+    assert "12 unreadable" in said
+    assert "0 of them new, 1 unreadable" in scan(broken[0], "--out", tmp_path / "out.parquet", status=1)
+    assert "more" not in scan(archive / "one.flac", "--out", tmp_path / "out.parquet")
 
 
 def test_unknown_paths_and_points_are_told(archive, tmp_path):

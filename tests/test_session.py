@@ -86,6 +86,14 @@ def test_detection_stands_at_the_end_of_the_audio_that_decided_it() -> None:
     assert 0 <= detection.start_s < detection.end_s <= detection.at_s
 
 
+def test_score_has_the_digits_that_scores_have() -> None:
+    one = session(keywords={"yes": KeywordSettings(threshold=0.5, patience=1)})
+    one.audio(pcm(16_000))
+    (detection,) = one.judge(said("yes") * np.float32(2 / 3), Vitals())
+    assert isinstance(detection, Detection)
+    assert detection.score == 0.6667
+
+
 def test_a_word_lies_where_its_keyword_s_span_says_and_not_before_the_one_before_it() -> None:
     keywords = {word: {"threshold": 0.5, "patience": 1, "span_ms": (-300.0, -60.0)} for word in ("yes", "no")}
     one = session(replace(SPEC, calibration=CALIBRATION | {"keywords": keywords}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from array import array
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.errors import SourceError
-from client.microphone import mixed
-from client.sources import RATES, AudioFile, Pipe, level_db
+from client.sources import RATES, AudioFile, Pipe, level_db, mixed
+from service.audio import clip_blocks
 from service.protocol import Configure
 
 
@@ -69,9 +70,33 @@ def test_loud_floats_are_clipped_not_wrapped(tmp_path):
 
 @given(st.lists(st.integers(-32768, 32767), max_size=99), st.integers(2, 8))
 def test_channels_are_averaged(values, channels):
-    frames = np.array(values[: len(values) // channels * channels], "<i2").reshape(-1, channels)
-    heard = np.frombuffer(mixed(frames.tobytes(), channels), "<i2")
+    frames = np.array(values[: len(values) // channels * channels], np.int16).reshape(-1, channels)
+    heard = mixed(array("h", frames.ravel().tolist()), channels)
     np.testing.assert_array_equal(heard, np.floor(frames.mean(axis=1)))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_every_channel_of_a_file_is_heard(tmp_path, suffix, channels):
+    voices = np.stack([tone(48_000, hertz=300 + 200 * channel) for channel in range(channels)], axis=1)
+    soundfile.write(tmp_path / f"a.{suffix}", voices, 48_000)
+    blocks = list(AudioFile(tmp_path / f"a.{suffix}"))
+    heard = np.frombuffer(b"".join(blocks), "<i2") / 32768
+    np.testing.assert_allclose(heard, voices.mean(axis=1), atol=1e-3)
+    assert {len(block) for block in blocks[:-1]} == {2 * 48_000 * 30 // 1_000}
+
+
+def test_vorbis_of_many_channels_is_refused_rather_than_misheard(tmp_path):
+    soundfile.write(tmp_path / "a.ogg", np.stack([tone(16_000)] * 4, axis=1), 16_000)
+    with pytest.raises(SourceError, match="OGG Vorbis of 4 channels cannot be streamed; `deltaspot detect` reads it"):
+        AudioFile(tmp_path / "a.ogg")
+
+
+def test_formats_that_are_judged_elsewhere_are_named(tmp_path):
+    soundfile.write(tmp_path / "a.opus", tone(48_000), 48_000, format="OGG", subtype="OPUS")
+    with pytest.raises(SourceError, match="is no WAV, FLAC, MP3 or OGG Vorbis file; `deltaspot detect` reads Opus"):
+        AudioFile(tmp_path / "a.opus")
+    assert sum(map(len, clip_blocks((tmp_path / "a.opus").read_bytes(), 9.0))) == pytest.approx(8_000, rel=0.05)
 
 
 async def test_a_file_keeps_the_pace_of_a_microphone(tmp_path, monkeypatch):

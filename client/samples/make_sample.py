@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+import typer
 from numpy.typing import NDArray
 
 RATE = 16_000
@@ -67,7 +68,10 @@ def background(length: int, random: np.random.Generator) -> Samples:
 
 
 def main() -> None:
-    """Write both files beside this script."""
+    """Write commands.flac and commands.tsv beside this script, over those that are there.
+
+    Needs the programs espeak-ng and flite.
+    """
     random = np.random.default_rng(SEED)
     pieces, rows, at = [], [], 0
     for word, voice in SCRIPT:
@@ -86,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

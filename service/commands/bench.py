@@ -30,7 +30,7 @@ STREAMS = 8
 Data = Annotated[Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
 
-app = typer.Typer(no_args_is_help=True, help="Measure kernels and the service on this machine.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure kernels and the service on this machine.")
 app.command()(service)
 app.command()(churn)
 app.command()(hostile)

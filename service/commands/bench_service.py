@@ -27,7 +27,10 @@ RAMP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What `sessions` streams felt; latency is from the last byte of a chunk to its marker's echo."""
+    """What `sessions` streams felt; latency is from the last byte of a chunk to its marker's echo.
+
+    What the server took is None where its process is not known.
+    """
 
     sessions: int
     latency_ms_p50: float | None
@@ -35,9 +38,9 @@ class Row:
     latency_ms_p99: float | None
     lost_chunks: int
     refused: int
-    server_cpu_per_stream_second: float
+    server_cpu_per_stream_second: float | None
     client_cpu: float
-    bytes_per_session: int
+    bytes_per_session: int | None
     macs_skipped_vs_window: float | None
     macs_skipped_vs_causal: float | None
     shed: bool
@@ -62,7 +65,7 @@ def service(
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
-        show(_table(rows))
+        show(_table(rows), *([] if process else ["The server's CPU time and memory are measured with its --pid."]))
 
 
 def read_numbers(text: str) -> list[int]:
@@ -108,6 +111,7 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
         raise CannotConnect("the load client gave up; it said why")
     report: dict[str, Any] = json.loads(output)
     audio_s = report["chunks"] * report["chunk_ms"] / 1_000
+    used, taken = cpu_seconds(pid) - cpu, max(0, peak - before)
     return Row(
         sessions=report["opened"],
         latency_ms_p50=report["p50_ms"],
@@ -115,9 +119,9 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
         latency_ms_p99=report["p99_ms"],
         lost_chunks=report["lost"],
         refused=report["refused"],
-        server_cpu_per_stream_second=round((cpu_seconds(pid) - cpu) / max(1.0, audio_s), 6),
+        server_cpu_per_stream_second=round(used / max(1.0, audio_s), 6) if pid else None,
         client_cpu=report["client_cpu_share"],
-        bytes_per_session=max(0, peak - before) // max(1, report["opened"]),
+        bytes_per_session=taken // max(1, report["opened"]) if pid else None,
         macs_skipped_vs_window=report["macs_skipped_vs_window"],
         macs_skipped_vs_causal=report["macs_skipped_vs_causal"],
         shed="shedding" in report["warnings"],
@@ -143,11 +147,12 @@ def _table(rows: list[Row]) -> Table:
     table = Table("streams", "p50 ms", "p90 ms", "p99 ms", "lost", "CPU per stream", "KiB per stream", box=None)
     for row in rows:
         latencies = (row.latency_ms_p50, row.latency_ms_p90, row.latency_ms_p99)
+        cpu, taken = row.server_cpu_per_stream_second, row.bytes_per_session
         table.add_row(
             str(row.sessions),
-            *(f"{value:.1f}" if value is not None else "-" for value in latencies),
+            *("-" if value is None else f"{value:.1f}" for value in latencies),
             str(row.lost_chunks),
-            f"{row.server_cpu_per_stream_second:.3%}",
-            str(row.bytes_per_session // 1024),
+            "-" if cpu is None else f"{cpu:.3%}",
+            "-" if taken is None else str(taken // 1024),
         )
     return table

@@ -33,7 +33,7 @@ START_S = 300.0
 LATE_S = 0.6
 """A word counts as heard if its detection is decided before this much audio has followed it."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class DemoError(Exception):

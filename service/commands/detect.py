@@ -15,8 +15,9 @@ import typer
 from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
+from service.commands.options import Keywords, read_keywords, server_for
 from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Enrolled, WireError
+from service.protocol import Enrolled, KeywordSettings, WireError
 
 app = typer.Typer(add_completion=False)
 
@@ -28,28 +29,26 @@ Trouble = ClientError | WireError
 
 @app.command()
 def detect(
+    context: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, OGG, MP3, of any rate and length.")],
     url: Annotated[
         str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
+    keywords: Keywords = None,
     enrolled: Annotated[
-        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`, without --url; may be given repeatedly.")
+        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file that was judged.")] = False,
 ) -> None:
     """Find the keywords in recordings.
 
     A recording that cannot be judged is named, the others are judged, and the exit status is 2.
-
-    Raises:
-        BadParameter: if keywords of one's own are to be found on a server, which clips do not bring along.
     """
-    if url and enrolled:
-        raise typer.BadParameter("--enrolled works here or in `listen`, not with --url")
-    words = [read_keyword(path) for path in enrolled or ()]
-    results = remotely(url, files, key, point) if url else here(files, point, words)
+    url = server_for(context, url, "--enrolled" if enrolled else "--keywords" if keywords else None)
+    wishes, own = read_keywords(keywords), [read_keyword(path) for path in enrolled or ()]
+    results = remotely(url, files, key, point) if url else here(files, point, own, wishes)
     if not asyncio.run(_detect(results, named=len(files) > 1, as_json=as_json)):
         raise typer.Exit(2)
 
@@ -83,7 +82,10 @@ def show(file: Path, result: Result, *, named: bool) -> None:
 
 
 async def here(
-    files: Sequence[Path], point: str | None, enrolled: Sequence[Enrolled] = ()
+    files: Sequence[Path],
+    point: str | None,
+    enrolled: Sequence[Enrolled] = (),
+    keywords: dict[str, KeywordSettings] | None = None,
 ) -> AsyncIterator[tuple[Path, Result | Trouble]]:
     """Judge recordings in this process, exactly as a server would: it is one, without a door."""
     from service import clips
@@ -93,7 +95,7 @@ async def here(
 
     server = Server(indoors(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
     await server.start()
-    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled))
+    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled), keywords=keywords)
     try:
         for file in files:
             try:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
 from client.keywords import enroll as enroll_there
-from client.keywords import write_keyword
+from client.keywords import read_bytes, write_keyword
+from service.commands.options import server_for
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
 console = Console(stderr=True, highlight=False)
 
+FEW: Final = 3
+"""Recordings below which a keyword is missed more often than need be."""
+
 
 @app.command()
 def enroll(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the keyword is called, in detections.")],
     recordings: Annotated[
         list[Path],
@@ -40,19 +47,24 @@ def enroll(
 
     Say the word as you will say it later, and let several people say it if several will. The file works with the
     model that it was made with, and with no other.
-
-    Raises:
-        BadParameter: if a server shall use a checkpoint of this machine.
     """
     path = out or Path(f"{name}.json")
-    if url and model:
-        raise typer.BadParameter("--model works here, not with --url")
-    if url:
+    if url := server_for(context, url, "--model" if model else None):
         wishes = {"threshold": threshold} | ({"point": point} if point else {})
         write_keyword(asyncio.run(enroll_there(url, name, recordings, key=key, **wishes)), path)
     else:
         here(name, recordings, threshold, point, model, path)
-    console.print(f"{path}: {name!r} from {len(recordings)} recordings; try: deltaspot listen mic --enrolled '{path}'")
+    told = f"{path}: {name!r}, recordings: {len(recordings)}; try: deltaspot listen mic --enrolled {quote(str(path))}"
+    console.print(told, *hints(recordings), sep="\n", markup=False, soft_wrap=True)
+
+
+def hints(recordings: Sequence[Path]) -> Iterator[str]:
+    """What would make a better keyword."""
+    different = len({read_bytes(path) for path in recordings})
+    if different < len(recordings):
+        yield "-- some of them are the same: only different recordings teach anything"
+    if different < FEW:
+        yield f"-- words enrolled from {FEW} to 5 different recordings are heard more often; this has {different}"
 
 
 def here(

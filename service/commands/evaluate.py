@@ -31,7 +31,7 @@ from service.commands.methods import methods
 from service.commands.replay import detector
 from service.commands.tables import show
 
-app = typer.Typer(no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
 app.command()(socket)
 app.command()(enroll)
 app.command()(methods)

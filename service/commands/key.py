@@ -8,7 +8,7 @@ import typer
 
 from service.auth import KeyFileError, Scope, hash_key, new_key, words_of
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import re
 import shlex
+import shutil
 import sys
 import wave
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
 from client.handshake import Busy, stream_url
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
+from service.commands.options import Keywords, read_keywords
 from service.protocol import Detection
 
 app = typer.Typer(add_completion=False)
@@ -28,6 +31,10 @@ SERVER: Final = "ws://127.0.0.1:8770"
 PREROLL_MS: Final = 300
 PATIENCE_S: Final = 90.0
 """Time in which a server must have room, s: the first start of one takes up to a minute."""
+STDERR: Final = 2
+PLACE: Final = re.compile(r"\{(\w+)\}")
+PLACES: Final = {"keyword": "", "score": ".3f", "start_s": ".2f", "end_s": ".2f"}
+"""What a command may be told of a detection, and how it is written."""
 
 
 @app.command()
@@ -35,9 +42,7 @@ def listen(
     source: Annotated[str, typer.Argument(help="A file, `mic`, or `-` for raw s16le mono samples on standard input.")],
     url: Annotated[str, typer.Option(envvar="DELTASPOT_URL", help="The server.")] = SERVER,
     key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
-    keywords: Annotated[
-        str | None, typer.Option(help="Words to detect, with commas; all of the model if left out.")
-    ] = None,
+    keywords: Keywords = None,
     enrolled: Annotated[
         list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
     ] = None,
@@ -46,7 +51,8 @@ def listen(
         float, typer.Option(min=0, help="A file's pace, times real time; 0: as fast as it is taken.")
     ] = 1.0,
     device: Annotated[
-        str | None, typer.Option(help="Microphone, by number or part of its name; see `mic --devices`.")
+        str | None,
+        typer.Option(help="Microphone, by number or part of its name; see `deltaspot listen mic --devices`."),
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List microphones and stop.")] = False,
     rate: Annotated[int, typer.Option(min=RATES[0], max=RATES[1], help="Rate of standard input, Hz.")] = SAMPLE_RATE,
@@ -54,7 +60,7 @@ def listen(
         str | None,
         typer.Option(
             metavar="CMD",
-            help="Run this at each detection, without a shell; {keyword} {score} {start_s} are filled in.",
+            help="Run this at each detection, without a shell; {keyword} {score} {start_s} {end_s} are filled in.",
         ),
     ] = None,
     save_clips: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the sound of each detection.")] = None,
@@ -66,6 +72,11 @@ def listen(
 
         print("\n".join(listed()) or "no microphone is to be seen")
         return
+    actions: list[Callable[[Detection], None]] = []
+    if on_detect is not None:
+        actions.append(Runner(on_detect, STDERR if as_json else None))
+    if save_clips:
+        actions.append(Saver(save_clips))
     console = Console(highlight=False)
     live = console.is_terminal and not as_json
     panel = LivePanel(console, f"{source} → {stream_url(url)}") if live else nullcontext()
@@ -74,18 +85,13 @@ def listen(
     spotter = connect(
         url,
         sample_rate=sound.rate,
-        keywords=[word.strip() for word in keywords.split(",")] if keywords else None,
+        keywords=read_keywords(keywords),
         enrolled=enrolled or (),
         key=key,
         point=point,
         scores=live or as_json,
         preroll_ms=PREROLL_MS if save_clips else 0,
     )
-    actions: list[Callable[[Detection], None]] = []
-    if on_detect:
-        actions.append(Runner(on_detect))
-    if save_clips:
-        actions.append(Saver(save_clips))
     with panel:
         try:
             asyncio.run(follow(spotter, sound, display, actions))
@@ -123,6 +129,9 @@ async def follow(
             if isinstance(event, Detection):
                 for act in actions:
                     act(event)
+    for act in actions:
+        if isinstance(act, Runner):
+            await act.ended()
 
 
 async def begin(spotter: Spotter, display: Display) -> None:
@@ -148,9 +157,23 @@ async def begin(spotter: Spotter, display: Display) -> None:
 class Runner:
     """Runs a command at each detection: split into arguments once, filled in afterwards, so that no shell reads it."""
 
-    def __init__(self, command: str) -> None:
-        """Split `command` as a shell would."""
-        self._arguments = shlex.split(command)
+    def __init__(self, command: str, stdout: int | None = None) -> None:
+        """Split `command` as a shell would; what it prints goes to the descriptor `stdout`, or to our own.
+
+        Raises:
+            BadParameter: for a command that cannot run, whatever is detected.
+        """
+        try:
+            self._arguments = shlex.split(command)
+        except ValueError as error:
+            raise typer.BadParameter(f"--on-detect: {error} in {command!r}") from None
+        if strange := set(PLACE.findall(command)) - set(PLACES):
+            known = " ".join(f"{{{name}}}" for name in PLACES)
+            raise typer.BadParameter(f"--on-detect fills in {known}, and knows no {{{min(strange)}}}")
+        program = self._arguments[0] if self._arguments else ""
+        if not PLACE.search(program) and shutil.which(program) is None:
+            raise typer.BadParameter(f"--on-detect: there is no command {program!r}")
+        self._stdout, self._failed = stdout, False
         self._running: set[asyncio.Task[None]] = set()
 
     def __call__(self, detection: Detection) -> None:
@@ -159,23 +182,25 @@ class Runner:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    async def ended(self) -> None:
+        """Wait for those that still run."""
+        await asyncio.gather(*self._running)
+
     def filled(self, detection: Detection) -> list[str]:
-        """The arguments for a detection; braces that mean nothing stay as they are."""
-        values = {
-            "keyword": detection.keyword,
-            "score": f"{detection.score:.3f}",
-            "start_s": f"{detection.start_s:.2f}",
-            "end_s": f"{detection.end_s:.2f}",
-        }
-        return [re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), argument) for argument in self._arguments]
+        """The arguments for a detection."""
+        values = {name: f"{getattr(detection, name):{form}}" for name, form in PLACES.items()}
+        return [PLACE.sub(lambda m: values[m[1]], argument) for argument in self._arguments]
 
     async def _run(self, arguments: list[str]) -> None:
         try:
-            process = await asyncio.create_subprocess_exec(*arguments)
-        except OSError as error:
-            print(f"deltaspot: --on-detect: {error}", file=sys.stderr)
-        else:
-            await process.wait()
+            process = await asyncio.create_subprocess_exec(*arguments, stdin=DEVNULL, stdout=self._stdout)
+            status = await process.wait()
+            trouble = f"{arguments[0]} ended with status {status}" if status else ""
+        except (OSError, ValueError) as error:  # no such program, or a word that can be no argument
+            trouble = str(error)
+        if trouble and not self._failed:
+            self._failed = True
+            print(f"deltaspot: --on-detect: {trouble}; what follows is not told again", file=sys.stderr)
 
 
 class Saver:

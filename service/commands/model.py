@@ -17,18 +17,22 @@ from rich.progress import track
 from models import spans
 from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate
-from models.checkpoint import LEARNED, Checkpoint, load_checkpoint, save, shipped_path
+from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
 from models.evaluate import read_clips
 from models.evaluate_sets import gather_material, standard_sets
 from models.evaluate_streams import hear, total
 from models.network import Network
-from service.commands.evaluate import AsJson, Model, Point, Seed, read_streams, streams_table, usual_point
+from service.commands.evaluate import Model, Point, Seed, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
+from service.commands.model_info import describe, info
 from service.commands.replay import detector
 from service.commands.tables import show
 
-app = typer.Typer(no_args_is_help=True, help="Describe, import, calibrate and export checkpoints.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Describe, import, calibrate and export checkpoints."
+)
+app.command()(info)
 app.command("import")(import_stock)
 console = Console(stderr=True)
 
@@ -36,38 +40,6 @@ PARTS = {"model", "calibration", "protocol", "clips", "streams", "sweeps"}
 """What an evaluation has in it."""
 CALIBRATION_SEED = 50_000
 """Far from the evaluation's, so that no stream of words is used for both; running speech and noise are the same."""
-
-
-@app.command()
-def info(
-    path: Annotated[Path | None, typer.Argument(help="Checkpoint; the shipped one if left out.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What a checkpoint is: shape, size, operating points, calibration, fingerprint."""
-    path = path or shipped_path()
-    described = describe(load_checkpoint(path), path)
-    if as_json:
-        print(json.dumps(described))
-    else:
-        Console().print_json(data=described)
-
-
-def describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """A checkpoint as plain types."""
-    config = checkpoint.config
-    return {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "fingerprint": checkpoint.fingerprint,
-        "parameters": checkpoint.parameters,
-        "labels": config.labels,
-        "token_ms": 1000 * config.token_samples / config.frontend.sample_rate,
-        "receptive_s": config.receptive_samples / config.frontend.sample_rate,
-        "config": config.to_dict(),
-        "points": {name: sorted(set(point.values())) for name, point in checkpoint.points.items()},
-        "calibration": dict(checkpoint.calibration),
-        "metadata": dict(checkpoint.metadata),
-    }
 
 
 @app.command("points")
@@ -232,6 +204,9 @@ def export(
     model: Model = None,
 ) -> None:
     """Write the network as ONNX: judging whole seconds, and one token with the cache as inputs and outputs.
+
+    Both take log-mel frames, pixel / 64 - 1 as `models.features.log_mel` makes them, and no audio: whoever runs them
+    needs that front end, whose numbers stand in their metadata.
 
     Raises:
         CheckpointError: if its layers fold.

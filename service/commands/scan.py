@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
+
+NAMED: Final = 10
+"""Unreadable recordings that are named; all of them are in the table."""
 
 
 @app.command()
@@ -23,14 +27,14 @@ def scan(
     """Find keywords in thousands of recordings; run it again after an interruption and it goes on.
 
     The table has the columns path, audio_s, keyword, score, start_s, end_s and error; a recording in which nothing was
-    heard, or that could not be read, has one row without a keyword.
+    heard, or that could not be read, has one row without a keyword. The exit status is 1 if none could be read.
     """
     from models.checkpoint import load_checkpoint, shipped_path
-    from service.scan import Output, Scanner, batches, find, on_ray
+    from service.scan import Output, Scanner, batches, find, on_ray, unreadable
 
+    recordings = find(paths)
     checkpoint = (model or shipped_path()).absolute()
     output = Output(out, {"fingerprint": load_checkpoint(checkpoint).fingerprint, "point": point})
-    recordings = find(paths)
     done = output.done()
     todo = [path for path in recordings if path not in done]
     if ray:
@@ -45,8 +49,12 @@ def scan(
             output.add(table)
             progress.advance(bar, len(set(table["path"].to_pylist())))
     table = output.finish()
-    heard, unread = table["keyword"], table["error"]
+    heard, unread = table["keyword"], unreadable(table, recordings)
     print(
-        f"{len(recordings)} recordings, {len(todo)} of them new; {len(heard) - heard.null_count} detections, "
-        f"{len(unread) - unread.null_count} unreadable, in {out}"
+        f"{len(recordings)} recordings, {len(todo)} of them new, {len(unread)} unreadable; "
+        f"{len(heard) - heard.null_count} detections in {out}"
     )
+    for line in [*unread[:NAMED], *([f"... and {len(unread) - NAMED} more"] if len(unread) > NAMED else [])]:
+        print(f"deltaspot: {line}", file=sys.stderr)
+    if len(unread) == len(recordings):
+        raise typer.Exit(1)

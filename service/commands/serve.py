@@ -29,7 +29,7 @@ from service.sockets import Door, Socket
 if TYPE_CHECKING:
     from types import FrameType
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 SWITCH_S = 0.0001
 """The engine's thread asks for the interpreter this often; the default of 5 ms would add itself to every

@@ -29,7 +29,7 @@ from models.train_state import (
 )
 from models.tutor import Tutor
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class Stage(StrEnum):
