@@ -117,12 +117,13 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     partial.replace(path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+def load_checkpoint(path: Path | None = None) -> Checkpoint:
+    """Read a checkpoint; the shipped one if no other is named.
 
     Raises:
         CheckpointError: for a missing, broken or foreign file; the message says which and what to do.
     """
+    path = path or shipped_path()
     try:
         data = path.read_bytes()
         weights = load(data)

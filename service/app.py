@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route, WebSocketRoute
 
 from service import clips, enrolling, live, wyoming
@@ -98,7 +99,7 @@ def create_app(server: Server) -> FastAPI:
     app.state.server = server
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
-    for kind in (WireError, RequestValidationError, HTTPException, Exception):
+    for kind in (WireError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refuse)
     app.include_router(rest)
     app.router.routes += [
@@ -202,7 +203,7 @@ async def detect(
     began, outcome = clock(), "failed"
     totals: dict[str, float | str] = {}
     try:
-        server.admit()
+        server.admit(reserve=False)
         with server.tracing.span("clip") as span:
             result = await _judge(server, request, encoding, configure)
             span.note(audio_s=result.seconds, detections=len(result.detections))
@@ -210,6 +211,9 @@ async def detect(
         totals = {"seconds": result.seconds, "detections": len(result.detections), "time_ms": result.time_ms}
     except WireError as error:
         outcome, totals = "refused", {"reason": error.code.wire, "message": error.message}
+        raise
+    except ClientDisconnect:
+        outcome = "vanished"
         raise
     finally:
         server.metrics.clip(outcome, clock() - began)
@@ -221,12 +225,9 @@ async def detect(
 @rest.post("/v1/enroll", responses=ANSWERS, openapi_extra=FORM_BODY)
 async def enroll(request: Request, server: TheServer, _caller: Detector) -> KeywordFile:
     """Make a keyword of one's own from a few recordings of it; the answer is its file, and nothing is kept here."""
-    server.admit()
-    try:
-        async with server.bodies.whole(request.stream()) as data:
-            return await enrolling.make_keyword(server, request.headers, data)
-    finally:
-        server.engine.places.cancel()
+    server.admit(reserve=False)
+    async with server.bodies.whole(request.stream()) as data:
+        return await enrolling.make_keyword(server, request.headers, data)
 
 
 @rest.get("/v1/models", responses=REFUSED, openapi_extra=OPEN)
@@ -279,13 +280,9 @@ async def _asyncapi(request: Request) -> Response:
 
 
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
-    """Read the body as far as it is allowed to go, and judge it; the reserved place is used or given back."""
-    async with AsyncExitStack() as stack:
-        try:
-            data = await stack.enter_async_context(server.bodies.whole(request.stream()))
-        except BaseException:
-            server.engine.places.cancel()
-            raise
+    """Read the body as far as it is allowed to go, and judge it; only now it needs a place."""
+    async with server.bodies.whole(request.stream()) as data:
+        server.admit()
         return await clips.judge(server, data, raw, configure)
 
 
@@ -312,6 +309,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
             message = f"{error.detail}: {request.method} {request.url.path}"
             told = Failed(code=CloseCode.BAD_MESSAGE.wire, message=message)
             return JSONResponse(told.model_dump(exclude_none=True), error.status_code, error.headers)
+        case ClientDisconnect():
+            return Response(status_code=400)  # nobody reads it
         case _:
             return _answer(Internal("the server made a mistake; it is logged"))
 

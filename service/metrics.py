@@ -40,7 +40,7 @@ OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 
 REFUSALS = ("capacity", "lag", "draining", "not_ready", "unauthorised", "forbidden", "rate", OTHER)
 SUPPRESSIONS = ("patience", "refractory", OTHER)
-CLIP_OUTCOMES = ("judged", "refused", "failed", OTHER)
+CLIP_OUTCOMES = ("judged", "refused", "vanished", "failed", OTHER)
 
 DEADLINE_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds, dense around the deadlines of the service: 25 ms for a few streams, 100 and 250 ms under load."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
+from models.checkpoint import CheckpointError, load_checkpoint
 from models.engines import check_engine
 from models.kwt_weights import KWTFileError, is_stock
 from models.operating import offered
@@ -84,7 +84,7 @@ def _check_models(settings: Settings) -> None:
     check_engine(settings.engine, settings.device)
     if settings.model is not None and is_stock(settings.model):
         raise SettingError(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
-    offered(load_checkpoint(settings.model or shipped_path()), settings.methods)
+    offered(load_checkpoint(settings.model), settings.methods)
     for name, path in settings.models.items():
         try:
             if is_stock(path):

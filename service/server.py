@@ -201,8 +201,8 @@ class Server:
 
     # --- streams
 
-    def admit(self) -> None:
-        """Reserve a place for one more stream.
+    def admit(self, *, reserve: bool = True) -> None:
+        """See that there is a place for one more stream, and reserve it.
 
         Raises:
             Capacity: there is none, or the models are not ready yet.
@@ -211,7 +211,7 @@ class Server:
             self.metrics.refused("not_ready")
             raise Capacity("the models are not ready yet", retry_after=5)
         try:
-            self.engine.places.reserve()
+            (self.engine.places.reserve if reserve else self.engine.places.admit)()
         except Draining:
             self.metrics.refused("draining")
             raise

@@ -195,6 +195,27 @@ async def test_bodies_in_memory_are_bounded(serving: Callable[..., Any]) -> None
             assert (await web.post("/v1/detect?encoding=s16le", content=bytes(1_000))).status_code == 200
 
 
+async def test_uploads_take_no_place_before_they_are_here(serving: Callable[..., Any]) -> None:
+    head = b"POST /v1/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nRIFF"
+    with serving(sessions=2) as running:
+        counted = running.server.metrics.registry.get_sample_value
+        sockets = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(4)]
+        for number, (_, writer) in enumerate(sockets):
+            writer.write(head % (b"detect", b"enroll")[number % 2])
+        async with asyncio.timeout(60):
+            while running.server.bodies.held < 4 * len(b"RIFF"):  # noqa: ASYNC110 (nobody is told)
+                await asyncio.sleep(0.01)
+            async with opened(running.stream), opened(running.stream):
+                assert running.server.engine.places.used == 2
+            for _, writer in sockets:
+                writer.close()
+            while running.server.bodies.held:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.01)
+            while counted("deltaspot_clips_total", {"outcome": "vanished"}) != 2:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.01)
+        assert counted("deltaspot_clips_total", {"outcome": "failed"}) == 0
+
+
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
     assert (await web.get("/healthz")).json()["status"] == "ok"
     assert (await web.get("/readyz")).json()["status"] == "ready"

@@ -53,12 +53,12 @@ def engine(
 ) -> None:
     """Compare ours with the stock Keyword Transformer, in one process on one core, in turns."""
     from models.bench import Plan, lines, pinned, run_table
-    from models.checkpoint import load_checkpoint, shipped_path
+    from models.checkpoint import load_checkpoint
     from models.network import Network
 
     plan = Plan(sessions=sessions, repeats=repeats)
     with pinned():
-        network = Network(load_checkpoint(model or shipped_path()))
+        network = Network(load_checkpoint(model))
         network.warm_up()
         table, notes = lines(network, recordings(data), against, plan)
         rows = run_table(table, plan)
@@ -82,7 +82,7 @@ def curves(
     """Measure and draw what a stream costs among 1 to 2000 of them, and in chunks of 30 to 1000 ms; a few minutes."""
     from models.bench import Plan, compiled_lines, pinned, run_curves
     from models.bench_plots import draw_curves
-    from models.checkpoint import load_checkpoint, shipped_path
+    from models.checkpoint import load_checkpoint
     from models.network import Network
 
     plan = Plan(sessions=sessions, repeats=repeats)
@@ -90,7 +90,7 @@ def curves(
     console = Console(stderr=True)
     output.mkdir(parents=True, exist_ok=True)  # what cannot be written shall not be measured first
     with pinned():
-        network = Network(load_checkpoint(model or shipped_path()))
+        network = Network(load_checkpoint(model))
         network.warm_up()
         table = compiled_lines(network, recordings(data), sessions)
         points = run_curves(table, plan, lambda turns: track(turns, "turns", console=console))

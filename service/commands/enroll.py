@@ -72,13 +72,13 @@ def here(
 ) -> None:
     """Make it with a model of this machine, and write it to `path`."""
     from models.background import Background
-    from models.checkpoint import load_checkpoint, shipped_path
+    from models.checkpoint import load_checkpoint
     from models.data import read_audio
     from models.enroll import enrol
     from models.network import Network
     from service.commands.evaluate import usual_point
 
-    network = Network(load_checkpoint(model or shipped_path()))
+    network = Network(load_checkpoint(model))
     background = Background.of(network.checkpoint)
     named = [(str(file), read_audio(file)) for file in recordings]
     made = enrol(network, background, name, named, usual_point(network, point), threshold)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from models.checkpoint import load_checkpoint, shipped_path
+from models.checkpoint import load_checkpoint
 from models.data import AUDIO, DataError, read_audio, walk
 from models.evaluate import ALL, ClipReport, cut_silence, join, judge_clips, read_clips
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
@@ -52,7 +52,7 @@ def open_network(model: Path | None) -> Network:
     Raises:
         CheckpointError: for a file that is none.
     """
-    return Network(load_checkpoint(model or shipped_path()))
+    return Network(load_checkpoint(model))
 
 
 def usual_point(network: Network, wanted: str | None) -> str:

@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from models.background import embed_all_words, embed_speech, fit
-from models.checkpoint import load_checkpoint, shipped_path
+from models.checkpoint import load_checkpoint
 from models.config import UNKNOWN
 from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
 from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
@@ -42,7 +42,7 @@ def enroll(
     from service.commands.model import kept
     from service.commands.replay import detector
 
-    network = Network(load_checkpoint(model or shipped_path()))
+    network = Network(load_checkpoint(model))
     point = usual_point(network, None)
     with console.status("fitting a background without the words"), kept(cache) as folder:
         corpus = load_corpus(data, "training", folder)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from models.checkpoint import load_checkpoint, shipped_path
+from models.checkpoint import load_checkpoint
 from models.data import walk
 from models.engines import make_network
 from models.evaluate_self_check import Difference, differences
@@ -33,7 +33,7 @@ def self_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Compare the compiled step with the dense network and with torch, on validation speakers in noise."""
-    checkpoint = load_checkpoint(model or shipped_path())
+    checkpoint = load_checkpoint(model)
     reference = make_network(checkpoint, "torch") if torch else None
     count = max(1, round(hours * 60))
     with console.status("making streams"):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from client.connection import connect
 from models.bounds import binomial_bounds
-from models.checkpoint import load_checkpoint, shipped_path
+from models.checkpoint import load_checkpoint
 from models.data import DataError, walk
 from models.evaluate_sets import Material, gather_material
 from models.features import Array
@@ -48,7 +48,7 @@ def socket(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Stream single keywords in noise; report how often they are detected exactly once, and nothing else is."""
-    keywords = load_checkpoint(model or shipped_path()).config.keywords
+    keywords = load_checkpoint(model).config.keywords
     recordings = single_words(gather_material(walk(data)), keywords, count, snr, seed)
     with ExitStack() as stack:
         if url is None:

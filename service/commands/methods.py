@@ -56,7 +56,7 @@ def methods(
     its thresholds were learned for other weights (`--learn` learns them), and so for kwt1's tuned weights.
     """
     from models import pruning_tuned
-    from models.checkpoint import load_checkpoint, shipped_path
+    from models.checkpoint import load_checkpoint
     from models.data import walk
     from models.evaluate import read_clips
     from models.methods import FOUND, stock_rows
@@ -65,7 +65,7 @@ def methods(
     from models.methods_sliding import end_to_end, sliding_rows
     from models.network import Network
 
-    kwt, checkpoint = load_stock(stock or find_stock(data)), load_checkpoint(model or shipped_path())
+    kwt, checkpoint = load_stock(stock or find_stock(data)), load_checkpoint(model)
     found, tuned = found or FOUND, tuned or pruning_tuned.TUNED
     learned = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
     if learn:

@@ -87,7 +87,7 @@ def balance_command(
     from models.balance import balance
     from models.validation import Validation
 
-    network = Network(load_checkpoint(model or shipped_path()))
+    network = Network(load_checkpoint(model))
     with console.status("reading recordings of training speakers"), kept(cache) as folder:
         heard = Validation(load_corpus(data, "training", folder), network.config)
     with console.status("judging them"):
@@ -110,7 +110,7 @@ def prune(
     from models.methods import training_clips
     from models.pruning_points import learn
 
-    checkpoint = load_checkpoint(model or shipped_path())
+    checkpoint = load_checkpoint(model)
     with console.status("reading recordings"):
         clips = training_clips(walk(data), checkpoint.config.labels)
     save(learn(checkpoint, clips, tau=tau, tell=console.print), output)
@@ -136,7 +136,7 @@ def calibrate_command(
 
     Learns as well where a keyword begins and ends, seen from where its posterior rises.
     """
-    checkpoint = load_checkpoint(model or shipped_path())
+    checkpoint = load_checkpoint(model)
     network = Network(checkpoint)
     sets = {}
     if data is not None:
@@ -213,7 +213,7 @@ def export(
     """
     from models.export import export_clip, export_step
 
-    checkpoint = load_checkpoint(model or shipped_path())
+    checkpoint = load_checkpoint(model)
     step = onnx.with_suffix(".step.onnx")
     export_clip(checkpoint, onnx)
     export_step(checkpoint, step)
