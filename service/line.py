@@ -38,9 +38,10 @@ class Pace:
         """Audio not yet due, s."""
         return max(0.0, self._ahead_s - (now - self._seen_at) * self._speed)
 
-    def came(self, audio_s: float, now: float) -> None:
-        """Some audio came."""
+    def came(self, audio_s: float, now: float) -> float:
+        """Some audio came; return how much is ahead with it."""
         self._ahead_s, self._seen_at = self.ahead(now) + audio_s, now
+        return self._ahead_s
 
 
 class Line:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from service.protocol import ClientMessage, Limits
     from service.settings import Settings
 
-MESSAGES, DEAR = 1_000, 10
+MESSAGES, DEAR, DEAR_ONES = 1_000, 10, (Configure, Reset, Flush)
 """Text messages that a stream may have at once, and a second; some of them take as long as `DEAR` others."""
 FRAME_S = 0.005
 """Audio that a binary frame counts as at least, s: tiny ones take as long as others."""
@@ -134,8 +134,7 @@ class Stream:
             WireError: it makes no sense now.
         """
         self.last_heard = now = clock()
-        self._messages.came(DEAR if isinstance(message, Configure | Reset | Flush) else 1, now)
-        if self._messages.ahead(now) > MESSAGES:
+        if self._messages.came(DEAR if isinstance(message, DEAR_ONES) else 1, now) > MESSAGES:
             raise TooFast(f"a stream may have {MESSAGES} messages a second; configure, reset and flush count as {DEAR}")
         match message:
             case Marker():
@@ -272,8 +271,7 @@ class Stream:
 
     def _allow(self, audio_s: float, now: float) -> None:
         """Let `burst_s` of audio be ahead of `speed` times real time."""
-        self._pace.came(audio_s, now)
-        if self._pace.ahead(now) > self.settings.burst_s:
+        if self._pace.came(audio_s, now) > self.settings.burst_s:
             raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
         if self.session.audio_s > self.limits.stream_s:
             raise TooLong(f"a stream may last {self.limits.stream_s:g} s")
