@@ -186,7 +186,8 @@ class Socket(WebSocketsSansIOProtocol):
             at, taken = self._frame(data, at, begin, end), taken + 1
             if taken == TURN and at < size and not self.read_paused:
                 self.pause()
-                self.loop.call_soon(self.resume)
+                if not self.close_sent:  # who says this much after the end is not read any more
+                    self.loop.call_soon(self.resume)
             if self.read_paused and (self._listener is not None or taken == TURN or not self.writable.is_set()):
                 self._hold(data[at:], 0)
                 return

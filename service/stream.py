@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from service.protocol import ClientMessage, Limits
     from service.settings import Settings
 
-MESSAGES, DEAR, DEAR_ONES = 1_000, 10, (Configure, Reset, Flush)
+MESSAGES, DEAR, DEAR_ONES = 1_000, 20, (Configure, Reset, Flush)
 """Text messages that a stream may have at once, and a second; some of them take as long as `DEAR` others."""
 FRAME_S = 0.005
 """Audio that a binary frame counts as at least, s: tiny ones take as long as others."""
