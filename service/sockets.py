@@ -104,7 +104,7 @@ class Socket(WebSocketsSansIOProtocol):
         super().__init__(*arguments, **options)
         self._listener: Listener | None = None
         self._held, self._needed = bytearray(), 0
-        self._fragmented = False
+        self._fragmented = self._deaf = False
         self._extensions: dict[str, Any] = {}
 
     # --- for the application
@@ -171,6 +171,8 @@ class Socket(WebSocketsSansIOProtocol):
             if self.conn.handshake_exc is not None:
                 self._decline()
             return
+        if self._deaf:
+            return
         if self._held:
             self._held += data
             if len(self._held) < self._needed:
@@ -185,9 +187,9 @@ class Socket(WebSocketsSansIOProtocol):
                 return
             at, taken = self._frame(data, at, begin, end), taken + 1
             if taken == TURN and at < size and not self.read_paused:
+                self._deaf = self.close_sent  # who says this much after the end is heard no further
                 self.pause()
-                if not self.close_sent:  # who says this much after the end is not read any more
-                    self.loop.call_soon(self.resume)
+                self.loop.call_soon(self.resume)
             if self.read_paused and (self._listener is not None or taken == TURN or not self.writable.is_set()):
                 self._hold(data[at:], 0)
                 return
