@@ -177,6 +177,27 @@ async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() ->
     assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
 
 
+async def test_refused_connection_is_tried_again_until_there_was_no_progress_for_long_enough() -> None:
+    async def leave(peer: Peer) -> None:
+        await greet(peer)
+        peer.socket.server.close()
+        await peer.socket.wait_closed()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const first = await connect("ws://127.0.0.1:9").catch(({ message, code }) => [message, code]);
+    const spotter = await connect(url, { retrySeconds: 0.5 });
+    const reasons = [];
+    spotter.addEventListener("interrupted", ({ detail }) => reasons.push(detail.reason));
+    const last = await spotter.finish().catch(({ message, code }) => [message, code]);
+    console.log(JSON.stringify({ first, reasons, last }));
+    """
+    async with server(leave) as (url, _peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert told["first"] == told["last"] == ["no server answers", 0]
+    assert told["reasons"][1:] == ["no server answers"] * (len(told["reasons"]) - 1) != []
+
+
 def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811
     clips = [samples.astype("int16").tolist() for samples in variants(spoken, "seven", 3)]
     code = """

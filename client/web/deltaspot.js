@@ -193,6 +193,7 @@ export class Spotter extends EventTarget {
     socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
     await new Promise((resolve, reject) => {
       this.opened = resolve;
+      socket.onerror = () => reject(this.reason(0)); // all that Node tells of a connection that never was
       socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
     });
     const idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
