@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -175,6 +176,37 @@ async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() ->
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 2
     kinds = [message.type for message in said]
     assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
+
+
+async def test_an_array_that_is_used_again_is_sent_as_it_was() -> None:
+    async def hear(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const own = new Int16Array(1_600);
+    for (let block = 0; block < 20; block++) spotter.send(own.fill(block));
+    own.fill(99);
+    console.log(JSON.stringify((await spotter.finish()).samples));
+    """
+    async with server(hear) as (url, peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 32_000
+    assert peers[0].audio == np.arange(20, dtype="<i2").repeat(1_600).tobytes()
+
+
+def test_a_word_is_cut_out_of_an_array_that_is_used_again() -> None:
+    code = """
+    import { Takes } from "./enroll.js";
+    const takes = new Takes();
+    const own = new Int16Array(480);
+    const words = [];
+    const blocks = [...Array(5).fill(0), ...Array(10).fill(9_000), ...Array(20).fill(0)];
+    for (const value of blocks) words.push(takes.feed(own.fill(value)));
+    console.log(JSON.stringify([...words.find(Boolean)].filter(Boolean).length));
+    """
+    assert node(code) == 10 * 480
 
 
 async def test_refused_connection_is_tried_again_until_there_was_no_progress_for_long_enough() -> None:

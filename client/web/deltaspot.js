@@ -103,14 +103,14 @@ export class Spotter extends EventTarget {
     this.ended = new Promise((resolve) => (this.end = resolve));
   }
 
-  /** Send samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
+  /** Send a copy of samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
   send(samples) {
     if (this.outbox.end - this.outbox.acknowledged > this.window(BACKLOG_S)) {
       this.lost += samples.length;
       return false;
     }
     const most = Math.floor(Math.min(PIECE_S * this.configuration.sample_rate, this.frameBytes / samples.BYTES_PER_ELEMENT));
-    for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.subarray(at, at + most));
+    for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.slice(at, at + most));
     this.pump();
     return true;
   }
