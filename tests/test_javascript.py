@@ -16,7 +16,7 @@ import soundfile
 from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running
-from tests.peer import Peer, greet, server
+from tests.peer import Peer, greet, ready, server
 from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
 
 WEB = SAMPLE.parent / "web"
@@ -118,7 +118,34 @@ def test_an_array_of_any_length_is_sent_as_the_server_takes_it(serving: Serving)
     """
     with serving(frame_bytes=1_024, speed=20.0, burst_s=1.0) as strict:
         totals = node(code, url=strict.http)
-    assert (totals["samples"], totals["chunks"]) == (160_000, 313), "frames of 512 samples"
+    assert (totals["samples"], totals["chunks"]) == (160_000, 320), "frames of at most 512 samples"
+
+
+async def test_what_is_sent_again_fits_the_next_server_too() -> None:
+    sizes: list[int] = []
+
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        limits = ready().limits.model_copy(update={"frame_bytes": 1_024})
+        await peer.say(ready(peer.start).model_copy(update={"limits": limits}))
+        while isinstance(message := await peer.socket.recv(), bytes):
+            sizes.append(len(message))
+        await peer.end()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(16_000));
+    await spotter.finish();
+    console.log(null);
+    """
+    async with server(first, second) as (url, _peers):
+        await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert (max(sizes), sum(sizes)) == (1_024, 32_000)
 
 
 def test_channels_that_would_be_miscounted_are_refused() -> None:

@@ -12,7 +12,7 @@
 /** Audio that may be on its way, and that is kept in all; longer if acknowledgements, which come with heartbeats, are further apart. */
 const IN_FLIGHT_S = 4;
 const BACKLOG_S = 60;
-/** Longest frame of audio; shorter if the server's `limits.frame_bytes` says so. */
+/** Audio that is kept, acknowledged and sent in one piece. */
 const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
@@ -45,6 +45,12 @@ export function streamUrl(url) {
   parsed.protocol = parsed.protocol.replace("http", "ws");
   if (parsed.pathname === "/") parsed.pathname = "/v1/stream";
   return parsed.href;
+}
+
+/** Audio in frames that a server takes, which may be another one each time; a message is left whole. */
+function* fitting(data, bytes) {
+  const most = typeof data === "string" ? data.length : Math.floor(bytes / data.BYTES_PER_ELEMENT);
+  for (let at = 0; at < data.length; at += most) yield data.slice(at, at + most);
 }
 
 /** Audio and messages in order, from the oldest that a server may still need. Positions are samples. */
@@ -109,7 +115,7 @@ export class Spotter extends EventTarget {
       this.lost += samples.length;
       return false;
     }
-    const most = Math.floor(Math.min(PIECE_S * this.configuration.sample_rate, this.frameBytes / samples.BYTES_PER_ELEMENT));
+    const most = Math.floor(PIECE_S * this.configuration.sample_rate);
     for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.slice(at, at + most));
     this.pump();
     return true;
@@ -168,7 +174,7 @@ export class Spotter extends EventTarget {
     this.pumpedAt = now;
     clearTimeout(this.later);
     for (const data of this.allowed < 0 ? [] : this.outbox.take(this.window(IN_FLIGHT_S))) {
-      this.socket.send(data);
+      for (const frame of fitting(data, this.ready.limits.frame_bytes)) this.socket.send(frame);
       if (typeof data !== "string") this.allowed -= data.length;
       if (this.allowed < 0) break;
     }
@@ -214,7 +220,6 @@ export class Spotter extends EventTarget {
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
-      this.frameBytes = message.limits.frame_bytes; // of this connection, or while there is none, of the last one
       this.opened();
     } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
     this.tell(message.type, message);
