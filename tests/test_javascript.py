@@ -205,6 +205,26 @@ async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() ->
     assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
 
 
+async def test_connection_that_is_closed_before_everything_was_judged_was_interrupted() -> None:
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        await peer.socket.close(protocol.CloseCode.NORMAL)
+
+    async def second(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(16_000));
+    console.log(JSON.stringify((await spotter.finish()).samples));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 16_000
+
+
 async def test_an_array_that_is_used_again_is_sent_as_it_was() -> None:
     async def hear(peer: Peer) -> None:
         await greet(peer)

@@ -17,7 +17,6 @@ const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
-const NORMAL = 1000;
 
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
@@ -244,7 +243,7 @@ export class Spotter extends EventTarget {
 
   closed(code, text) {
     const reason = this.reason(code, text || "the connection broke");
-    if (this.totals || code === NORMAL) this.end();
+    if (this.totals) this.end();
     else if (FINAL.has(code)) this.fail(reason);
     else this.reopen(reason, 0);
   }
