@@ -225,6 +225,37 @@ async def test_connection_that_is_closed_before_everything_was_judged_was_interr
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 16_000
 
 
+async def test_server_that_accepts_and_says_nothing_is_left_for_the_next() -> None:
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        await peer.socket.wait_closed()
+
+    async def third(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const wait = setTimeout;
+    const reasons = [];
+    spotter.addEventListener("interrupted", ({ detail }) => {
+      reasons.push(detail.reason);
+      globalThis.setTimeout = reasons.length === 1 ? (act, ms) => wait(act, Math.min(ms, 500)) : wait;
+    });
+    spotter.send(new Int16Array(16_000));
+    const { samples } = await spotter.finish();
+    console.log(JSON.stringify({ reasons, samples }));
+    """
+    async with server(first, second, third) as (url, _peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert told == {"reasons": ["the connection broke", "the server says nothing"], "samples": 16_000}
+
+
 async def test_an_array_that_is_used_again_is_sent_as_it_was() -> None:
     async def hear(peer: Peer) -> None:
         await greet(peer)

@@ -17,6 +17,8 @@ const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
+/** Time in which a server must be ready. */
+const PATIENCE_MS = 10_000;
 
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
@@ -196,11 +198,16 @@ export class Spotter extends EventTarget {
     this.socket = socket;
     socket.onopen = () => socket.send(JSON.stringify(hello));
     socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    let late;
     await new Promise((resolve, reject) => {
       this.opened = resolve;
+      late = setTimeout(() => {
+        reject(this.reason(0, "the server says nothing"));
+        socket.close();
+      }, PATIENCE_MS);
       socket.onerror = () => reject(this.reason(0)); // all that Node tells of a connection that never was
       socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
-    });
+    }).finally(() => clearTimeout(late));
     const idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
     socket.onclose = ({ code, reason }) => {
       clearInterval(idle);
