@@ -63,7 +63,7 @@ async def listen(server: Server, port: int) -> asyncio.Server:
 
 async def linger(reader: StreamReader, writer: StreamWriter) -> None:
     """Read away what still comes: bytes unread at the close reset the connection, and the answer is lost with it."""
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(LINGER_S):
             await writer.drain()
             writer.write_eof()

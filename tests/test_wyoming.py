@@ -19,7 +19,7 @@ from wyoming.wake import Detect, Detection, NotDetected
 
 from client.connection import connect
 from client.hostile import SATELLITES, intrude
-from service import protocol
+from service import protocol, wyoming
 from service.engine import clock
 
 
@@ -121,6 +121,19 @@ async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: b
     async with satellite(door[0]) as client:
         await client.write_event(Ping("there?").event())
         assert Pong.is_type((await client.read_event()).type)
+
+
+async def test_server_that_stops_during_a_satellites_last_words_does_so_quietly(
+    serving: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wyoming, "LINGER_S", 60.0)
+    with serving(wyoming_port=0) as running:
+        port = running.app.state.wyoming.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"hello\n")
+        assert b'"type": "error"' in await reader.read()
+    writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_hostile_satellites_are_thrown_out_and_honest_ones_hear_on(
