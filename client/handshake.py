@@ -5,9 +5,10 @@ Knows nothing of what a stream has sent or heard before.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from client.errors import CannotConnect, SettingError, StreamFailed
 from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
+
+PATIENCE_S: Final = 10.0
+"""Time in which a server must answer the upgrade, and then `configure`, s."""
 
 
 class Busy(CannotConnect):
@@ -70,7 +74,7 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
         CannotConnect: it refuses, or is no server of this kind.
     """
     try:
-        return await connect(url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=10)
+        return await connect(url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=PATIENCE_S)
     except InvalidStatus as error:
         raise _refusal(url, error) from None
     except InvalidMessage as error:
@@ -86,15 +90,20 @@ async def introduce(socket: ClientConnection, url: str, hello: Configure) -> Rea
 
     Raises:
         StreamFailed: it does not accept that.
+        OSError: it says nothing.
         ConnectionClosed: the connection broke, or the server would rather be asked again.
     """
     failed = None
-    await socket.send(hello.model_dump_json(exclude_none=True))
     try:
-        message = parsed(await socket.recv())
-        if isinstance(message, Failed):
-            failed = message
-            await socket.recv()  # the close that follows
+        async with asyncio.timeout(PATIENCE_S):
+            await socket.send(hello.model_dump_json(exclude_none=True))
+            message = parsed(await socket.recv())
+            if isinstance(message, Failed):
+                failed = message
+                await socket.recv()  # the close that follows
+    except TimeoutError:
+        socket.transport.abort()  # nor would it answer a close
+        raise TimeoutError("the server says nothing") from None
     except ConnectionClosed as error:
         if error.rcvd is not None:
             why_closed(error.rcvd.code, error.rcvd.reason, failed)

@@ -33,7 +33,7 @@ class Manner:
         first: what it says at once.
         then: what it says when the upgrade was answered.
         on: what it goes on saying, a piece every `INTERVAL_S`.
-        deaf: it reads nothing after the upgrade.
+        deaf: it reads nothing, after the upgrade if there is one.
     """
 
     first: bytes = UPGRADE
@@ -70,6 +70,7 @@ MANNERS: Final = {
 """Every kind that comes to the web's door, by name."""
 START: Final = b'{"type":"audio-start","data":{"rate":16000,"width":2,"channels":1}}\n'
 CHUNK: Final = b'{"type":"audio-chunk","payload_length":1000000}\n'
+PING: Final = b'{"type":"ping","data":{"text":"' + b"?" * 16_000 + b'"}}\n'
 SATELLITES: Final = {
     "silent": Manner(b""),
     "rubbish": Manner(bytes(range(128, 256))),
@@ -83,6 +84,7 @@ SATELLITES: Final = {
     "half a chunk": Manner(START + CHUNK + bytes(99)),
     "a chunk, byte by byte": Manner(START + CHUNK, on=repeat(b"x", 99_999)),
     "a stream without audio": Manner(START),
+    "deaf": Manner(b"", on=repeat(20 * PING), deaf=True),
 }
 """Those that come to the Wyoming door."""
 
@@ -107,7 +109,7 @@ class Hostile(asyncio.Protocol):
         self._transport = transport
         transport.write(self._manner.first)
         if self._begun:
-            self._go_on()
+            self._begin(transport)
 
     def data_received(self, data: bytes) -> None:
         """Go on once the upgrade is answered, whichever way; the rest does not interest it."""
@@ -117,9 +119,7 @@ class Hostile(asyncio.Protocol):
         self._begun = self._reader.status != 0
         if self._begun:
             self._transport.write(self._manner.then)
-            if self._manner.deaf:
-                self._transport.pause_reading()
-            self._go_on()
+            self._begin(self._transport)
 
     def pause_writing(self) -> None:
         """The server does not read as fast as this."""
@@ -138,6 +138,11 @@ class Hostile(asyncio.Protocol):
         """Hang up without a word."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        if self._manner.deaf:
+            transport.pause_reading()
+        self._go_on()
 
     def _go_on(self) -> None:
         if self._transport is None or self._transport.is_closing():

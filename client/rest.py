@@ -14,6 +14,11 @@ from client.errors import CannotConnect
 WAIT_S: Final = 120.0
 """Time in which a server must say something, s: the longest clip takes it a part of that."""
 
+TOO_LONG: Final = (
+    "closed the connection while the recording was being sent; it may be longer than the server takes "
+    "(DELTASPOT_CLIP_BYTES)"
+)
+
 
 def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream", key: str | None = None) -> Any:  # noqa: ANN401 (whatever JSON holds)
     """Post to `path` of the server at `url`, which may be named as for a stream; return the JSON that comes back.
@@ -31,6 +36,8 @@ def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream
     except HTTPError as error:
         raise CannotConnect(f"{url} refuses: {_reason(error)} ({error.code})") from None
     except URLError as error:
+        if isinstance(error.reason, ConnectionError) and not isinstance(error.reason, ConnectionRefusedError):
+            raise CannotConnect(f"the server at {url} {TOO_LONG}") from None
         raise CannotConnect(f"no server answers at {url}: {error.reason}") from None
     except (OSError, HTTPException) as error:
         raise CannotConnect(f"the server at {url} went away: {str(error) or type(error).__name__}") from None

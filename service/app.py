@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -42,6 +42,8 @@ POLICY: Final = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
 }
+LINGER_S: Final = 5.0
+"""For how long a client that was answered may go on sending its request."""
 REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in REFUSALS}
@@ -99,6 +101,7 @@ def create_app(server: Server) -> FastAPI:
     app.state.server = server
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
+    app.add_middleware(Lingering)
     for kind in (WireError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refuse)
     app.include_router(rest)
@@ -155,6 +158,38 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, secured if scope["type"] == "http" else send)
+
+
+class Lingering:
+    """Reads away what still comes of a request that is answered early.
+
+    Bytes unread at the close reset the connection, and the answer is lost with it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        more = True
+
+        async def heard() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
+        async def answered(message: Message) -> None:
+            if more and message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_S):
+                        while more:
+                            await heard()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await (self._app(scope, heard, answered) if scope["type"] == "http" else self._app(scope, receive, send))
 
 
 def _the_server(request: Request) -> Server:

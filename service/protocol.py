@@ -24,6 +24,8 @@ Name = Annotated[str, Field(max_length=32)]
 Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
 Samples = Annotated[int, Field(ge=0, lt=2**53, description="samples per channel at the client's rate")]
 Share = Annotated[float, Field(ge=0, le=1, description="share, 0 to 1")]
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""A coordinate: those of real keywords are below 10, and the squares of far greater ones infinite."""
 Method = Literal["dense", "delta", "pruned", "delta+pruned"]
 """What an operating point leaves out: nothing, what moves little, weak scores and heads, or both."""
 Signed = Annotated[float, Field(le=1, description="share, at most 1; below 0 if more was done than the baseline")]
@@ -65,8 +67,8 @@ class Enrolled(Strict):
     name: str = Field(min_length=1, max_length=32, description="no label of the model's")
     fingerprint: str = Field(max_length=64, description="of the model that it was made with, and no other's")
     recordings: int = Field(ge=1, le=10, description="how many it was made of")
-    prototype: tuple[float, ...] = Field(max_length=1_024, description="their mean embedding")
-    contrast: tuple[float, ...] = Field(max_length=1_025, description="what sets it apart from others, and a bias")
+    prototype: tuple[Number, ...] = Field(max_length=1_024, description="their mean embedding")
+    contrast: tuple[Number, ...] = Field(max_length=1_025, description="what sets it apart from others, and a bias")
     threshold: Share = Field(0.5, description="smoothed score that counts as a hit, 0 to 1")
 
 

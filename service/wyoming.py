@@ -14,6 +14,9 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
+from service.engine import clock
 from service.errors import BadMessage, Idle, TooLong, UnsupportedAudio
 from service.logs import log
 from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, WireError
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 MAX_JSON: Final = 16_384
 """Bytes of an event's header, and of its data."""
 LINGER_S: Final = 1.0
-"""For how long a client that was told of its error may go on writing."""
+"""For how long a client that was told of its error may go on writing, and one that is left, reading."""
 ENCODINGS: Final = {2: Encoding.S16LE, 4: Encoding.F32LE}
 VERSION: Final = version("deltaspot")
 """Looked up once: it takes a file and a millisecond."""
@@ -55,13 +58,14 @@ async def listen(server: Server, port: int) -> asyncio.Server:
             await satellite.leave()
             with suppress(OSError):
                 writer.close()
+            asyncio.get_running_loop().call_later(LINGER_S, writer.transport.abort)  # whether or not it reads the rest
 
     return await asyncio.start_server(serve, server.settings.host, port, limit=MAX_JSON)
 
 
 async def linger(reader: StreamReader, writer: StreamWriter) -> None:
     """Read away what still comes: bytes unread at the close reset the connection, and the answer is lost with it."""
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError, asyncio.CancelledError):
         async with asyncio.timeout(LINGER_S):
             await writer.drain()
             writer.write_eof()
@@ -126,14 +130,17 @@ class Satellite:
         self._names: list[str] | None = None
         self._stream: Stream | None = None
         self._telling: asyncio.Task[None] | None = None
-        self._heard = 0
+        self._heard, self._wide, self._rest = 0, False, b""
 
     async def hear(self, kind: str, data: dict[str, Any], payload: bytes) -> None:
         """One event; those that are not for a wake word service are ignored, as the protocol asks.
 
         Raises:
+            TimeoutError: the satellite does not read what it is told.
             WireError: it makes no sense, or there is no place for a stream.
         """
+        if self._stream is not None:
+            self._stream.last_heard = clock()  # whatever it says, it is there
         match kind:
             case "describe":
                 self.tell("info", {"wake": [self._info()]})
@@ -148,10 +155,11 @@ class Satellite:
                 if self._stream is None:
                     self._open(data)
                 if self._stream is not None and payload:
-                    await self._stream.audio(payload)
+                    await self._stream.audio(self._samples(payload))
             case "audio-stop":
                 await self._finish()
-        await self._writer.drain()
+        async with asyncio.timeout(self._server.settings.idle_s):
+            await self._writer.drain()
 
     def tell(self, kind: str, data: dict[str, Any]) -> None:
         """Send one event."""
@@ -171,7 +179,7 @@ class Satellite:
 
     def _open(self, data: dict[str, Any]) -> None:
         width = data.get("width", 2)
-        if width not in ENCODINGS:
+        if not isinstance(width, int) or width not in ENCODINGS:
             raise UnsupportedAudio(f"samples of {width} bytes; 2 and 4 are understood", "width")
         configure = _configure(data, ENCODINGS[width], self._names)
         self._server.admit()
@@ -180,8 +188,17 @@ class Satellite:
         except BaseException:
             self._server.engine.places.cancel()
             raise
-        self._heard = 0
+        self._heard, self._wide, self._rest = 0, width == 4, b""
         self._telling = asyncio.create_task(self._tell_detections(self._stream))
+
+    def _samples(self, payload: bytes) -> bytes:
+        """Audio as a stream takes it: whole numbers of 4 bytes, which it does not know, become floats."""
+        if not self._wide:
+            return payload
+        data = self._rest + payload
+        whole = len(data) // 4 * 4
+        self._rest = data[whole:]
+        return (np.frombuffer(data[:whole], "<i4") / 2**31).astype("<f4").tobytes()
 
     async def _tell_detections(self, stream: Stream) -> None:
         while not stream.over:

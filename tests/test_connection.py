@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import blocking, memory
+from client import blocking, handshake, memory
 from client.connection import Interrupted, connect, stream_url
-from client.errors import SettingError, SourceError
+from client.errors import CannotConnect, SettingError, SourceError
 from client.outbox import Outbox
 from service.protocol import (
     CloseCode,
@@ -152,6 +152,40 @@ async def test_draining_server_is_left_for_the_next():
     assert [event.reason for event in events if isinstance(event, Interrupted)] == ["the server is stopping"]
     assert peers[1].audio == PCM
     assert peers[1].hello.resume is None, "nothing was acknowledged, so the stream begins again"
+
+
+async def test_server_that_accepts_and_says_nothing_is_left_for_the_next(monkeypatch):
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        monkeypatch.setattr(handshake, "PATIENCE_S", 0.2)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        monkeypatch.undo()
+        await peer.socket.wait_closed()
+
+    async def third(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    async with asyncio.timeout(60), server(first, second, third) as (url, _peers), connect(url) as spotter:
+        await spotter.send(PCM)
+        await spotter.finish()
+        events = [event async for event in spotter]
+    reasons = [event.reason for event in events if isinstance(event, Interrupted)]
+    assert reasons == ["the connection broke", "the server says nothing"]
+    assert spotter.totals.samples == len(PCM) // 2
+
+
+async def test_first_server_that_says_nothing_cannot_be_connected_to(monkeypatch):
+    async def silent(peer: Peer) -> None:
+        await peer.socket.wait_closed()
+
+    monkeypatch.setattr(handshake, "PATIENCE_S", 0.2)
+    async with asyncio.timeout(60), server(silent) as (url, _peers):
+        with pytest.raises(CannotConnect, match="the server says nothing"):
+            async with connect(url):
+                pass
 
 
 async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):

@@ -284,6 +284,15 @@ async def test_a_stream_hears_its_own_keyword_and_no_other_stream_does(
     assert [event.keyword for event in without] == ["yes"]
 
 
+@pytest.mark.parametrize("most", [1e6, -1e6])
+def test_the_greatest_numbers_of_a_keyword_are_reckoned_with(
+    network: Network, background: Background, seven: EnrolledKeyword, spoken: np.ndarray, most: float
+) -> None:
+    own(huge := replace(seven, prototype=(most,) * len(seven.prototype), contrast=(most,) * len(seven.contrast)))
+    scores = Spotting(background, [huge]).scores(embed_all(network, spoken[:SECOND].astype(np.float32)))
+    assert np.isfinite(scores).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
 from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running
-from tests.peer import Peer, greet, server
+from tests.peer import Peer, greet, ready, server
 from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
 
 WEB = SAMPLE.parent / "web"
@@ -117,7 +118,34 @@ def test_an_array_of_any_length_is_sent_as_the_server_takes_it(serving: Serving)
     """
     with serving(frame_bytes=1_024, speed=20.0, burst_s=1.0) as strict:
         totals = node(code, url=strict.http)
-    assert (totals["samples"], totals["chunks"]) == (160_000, 313), "frames of 512 samples"
+    assert (totals["samples"], totals["chunks"]) == (160_000, 320), "frames of at most 512 samples"
+
+
+async def test_what_is_sent_again_fits_the_next_server_too() -> None:
+    sizes: list[int] = []
+
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        limits = ready().limits.model_copy(update={"frame_bytes": 1_024})
+        await peer.say(ready(peer.start).model_copy(update={"limits": limits}))
+        while isinstance(message := await peer.socket.recv(), bytes):
+            sizes.append(len(message))
+        await peer.end()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(16_000));
+    await spotter.finish();
+    console.log(null);
+    """
+    async with server(first, second) as (url, _peers):
+        await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert (max(sizes), sum(sizes)) == (1_024, 32_000)
 
 
 def test_channels_that_would_be_miscounted_are_refused() -> None:
@@ -175,6 +203,109 @@ async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() ->
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 2
     kinds = [message.type for message in said]
     assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
+
+
+async def test_connection_that_is_closed_before_everything_was_judged_was_interrupted() -> None:
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        await peer.socket.close(protocol.CloseCode.NORMAL)
+
+    async def second(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(16_000));
+    console.log(JSON.stringify((await spotter.finish()).samples));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 16_000
+
+
+async def test_server_that_accepts_and_says_nothing_is_left_for_the_next() -> None:
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        await peer.socket.wait_closed()
+
+    async def third(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const wait = setTimeout;
+    const reasons = [];
+    spotter.addEventListener("interrupted", ({ detail }) => {
+      reasons.push(detail.reason);
+      globalThis.setTimeout = reasons.length === 1 ? (act, ms) => wait(act, Math.min(ms, 500)) : wait;
+    });
+    spotter.send(new Int16Array(16_000));
+    const { samples } = await spotter.finish();
+    console.log(JSON.stringify({ reasons, samples }));
+    """
+    async with server(first, second, third) as (url, _peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert told == {"reasons": ["the connection broke", "the server says nothing"], "samples": 16_000}
+
+
+async def test_an_array_that_is_used_again_is_sent_as_it_was() -> None:
+    async def hear(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const own = new Int16Array(1_600);
+    for (let block = 0; block < 20; block++) spotter.send(own.fill(block));
+    own.fill(99);
+    console.log(JSON.stringify((await spotter.finish()).samples));
+    """
+    async with server(hear) as (url, peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 32_000
+    assert peers[0].audio == np.arange(20, dtype="<i2").repeat(1_600).tobytes()
+
+
+def test_a_word_is_cut_out_of_an_array_that_is_used_again() -> None:
+    code = """
+    import { Takes } from "./enroll.js";
+    const takes = new Takes();
+    const own = new Int16Array(480);
+    const words = [];
+    const blocks = [...Array(5).fill(0), ...Array(10).fill(9_000), ...Array(20).fill(0)];
+    for (const value of blocks) words.push(takes.feed(own.fill(value)));
+    console.log(JSON.stringify([...words.find(Boolean)].filter(Boolean).length));
+    """
+    assert node(code) == 10 * 480
+
+
+async def test_refused_connection_is_tried_again_until_there_was_no_progress_for_long_enough() -> None:
+    async def leave(peer: Peer) -> None:
+        await greet(peer)
+        peer.socket.server.close()
+        await peer.socket.wait_closed()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const first = await connect("ws://127.0.0.1:9").catch(({ message, code }) => [message, code]);
+    const spotter = await connect(url, { retrySeconds: 0.5 });
+    const reasons = [];
+    spotter.addEventListener("interrupted", ({ detail }) => reasons.push(detail.reason));
+    const last = await spotter.finish().catch(({ message, code }) => [message, code]);
+    console.log(JSON.stringify({ first, reasons, last }));
+    """
+    async with server(leave) as (url, _peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert told["first"] == told["last"] == ["no server answers", 0]
+    assert told["reasons"][1:] == ["no server answers"] * (len(told["reasons"]) - 1) != []
 
 
 def test_keyword_is_made(serving: Serving, able: Any, spoken: Any) -> None:  # noqa: F811

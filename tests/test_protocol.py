@@ -120,6 +120,16 @@ def test_bad_message_is_named(text: str, field: str | None) -> None:
     assert text[:50] not in refused.value.message or len(text) < 3
 
 
+@pytest.mark.parametrize(
+    ("numbers", "field"), [({"prototype": [0, 1e308]}, "prototype.1"), ({"contrast": [-1e7]}, "contrast.0")]
+)
+def test_keyword_with_numbers_beyond_all_reckoning_is_refused(numbers: dict[str, Any], field: str) -> None:
+    keyword = {"name": "hey", "fingerprint": "f", "recordings": 3, "prototype": [], "contrast": [], **numbers}
+    with pytest.raises(BadMessage) as refused:
+        parse_client(json.dumps({"type": "configure", "enrolled": [keyword]}))
+    assert (refused.value.code, refused.value.field) == (CloseCode.BAD_MESSAGE, f"enrolled.0.{field}")
+
+
 @given(st.text() | st.binary())
 def test_no_text_breaks_the_parser(text: str | bytes) -> None:
     """It is named as no message, unless it is one: texts of ours are among those tried."""

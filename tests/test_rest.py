@@ -18,9 +18,11 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+from client.errors import CannotConnect
+from client.rest import post
 from models.checkpoint import load_checkpoint, save, shipped_path
 from models.config import KEYWORDS
-from service import clips
+from service import app, clips
 from service.app import POLICY
 from service.bodies import AT_A_TIME
 from service.commands.demo import script
@@ -214,6 +216,30 @@ async def test_uploads_take_no_place_before_they_are_here(serving: Callable[...,
             while counted("deltaspot_clips_total", {"outcome": "vanished"}) != 2:  # noqa: ASYNC110 (as above)
                 await asyncio.sleep(0.01)
         assert counted("deltaspot_clips_total", {"outcome": "failed"}) == 0
+
+
+async def test_who_sends_on_after_an_early_answer_hears_it(serving: Callable[..., Any]) -> None:
+    with serving(clip_bytes=64 << 10) as running, pytest.raises(CannotConnect, match=r"65536 bytes \(413\)"):
+        await asyncio.to_thread(post, running.http, "/v1/detect", bytes(40 << 20))
+
+
+async def test_who_never_ends_after_an_early_answer_is_left(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LINGER_S", 0.1)
+    async with asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(b"POST /healthz HTTP/1.0\r\nContent-Length: 99999\r\n\r\n" + bytes(9))
+        assert (await reader.read()).startswith(b"HTTP/1.1 405 ")
+        writer.close()
+
+
+async def test_connection_that_ends_while_a_recording_is_sent_is_told_from_none_at_all() -> None:
+    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as stranger:
+        port = stranger.sockets[0].getsockname()[1]
+        with pytest.raises(CannotConnect, match="while the recording was being sent; it may be longer"):
+            await asyncio.to_thread(post, f"127.0.0.1:{port}", "/v1/detect", bytes(40 << 20))
 
 
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:

@@ -20,6 +20,7 @@ from wyoming.wake import Detect, Detection, NotDetected
 from client.connection import connect
 from client.hostile import SATELLITES, intrude
 from service import protocol, wyoming
+from service.engine import clock
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,12 @@ async def satellite(port: int) -> AsyncIterator[AsyncTcpClient]:
         yield client
 
 
-async def speak(client: AsyncTcpClient, samples: np.ndarray, rate: int = 16_000) -> list[Event]:
+async def speak(client: AsyncTcpClient, samples: np.ndarray, rate: int = 16_000, width: int = 2) -> list[Event]:
     """One utterance; return everything the server said of it."""
-    await client.write_event(AudioStart(rate, 2, 1).event())
-    for at in range(0, len(samples), 1_024):
-        await client.write_event(AudioChunk(rate, 2, 1, samples[at : at + 1_024].astype("<i2").tobytes()).event())
+    await client.write_event(AudioStart(rate, width, 1).event())
+    audio = (samples.astype(f"<i{width}") << 8 * (width - 2)).tobytes()
+    for at in range(0, len(audio), 2_047):
+        await client.write_event(AudioChunk(rate, width, 1, audio[at : at + 2_047]).event())
     await client.write_event(AudioStop().event())
     await client.write_event(Ping("end").event())
     events = []
@@ -64,6 +66,27 @@ async def test_satellite_at_another_rate_hears_too(door: Any, spoken: np.ndarray
         assert any(Detection.is_type(event.type) for event in await speak(client, faster, 48_000))
 
 
+async def test_wide_samples_are_whole_numbers_too(door: Any, spoken: np.ndarray) -> None:
+    async with satellite(door[0]) as client:
+        events = [await speak(client, spoken, width=width) for width in (2, 4)]
+    assert [event.data for event in events[0]] == [event.data for event in events[1]]
+
+
+async def test_satellite_that_pings_is_there(door: Any) -> None:
+    async with satellite(door[0]) as client:
+
+        async def ping() -> None:
+            await client.write_event(Ping().event())
+            assert Pong.is_type((await client.read_event()).type)
+
+        await client.write_event(AudioStart(16_000, 2, 1).event())
+        await ping()
+        (stream,) = door[1].streams
+        stream.last_heard -= door[1].limits.idle_s / 2
+        await ping()
+        assert clock() - stream.last_heard < door[1].limits.idle_s / 2
+
+
 async def test_silence_is_said_to_be_silence(door: Any) -> None:
     async with satellite(door[0]) as client:
         (event,) = await speak(client, np.zeros(32_000))
@@ -84,7 +107,8 @@ async def test_service_describes_itself(door: Any, monkeypatch: pytest.MonkeyPat
     [
         b"hello\n", b"[]\n", b'{"type":"x","data_length":-1}\n', b'{"type":"x","payload_length":1e9}\n',
         b'{"type":"audio-start","data_length":99999999}\n', b"x" * 99_999, b'{"type":"x","data":3}\n',
-        b'{"type":"audio-start","data":{"width":3}}\n', b'{"type":"audio-start","data":{"rate":7}}\n',
+        b'{"type":"audio-start","data":{"width":3}}\n', b'{"type":"audio-start","data":{"width":[2]}}\n',
+        b'{"type":"audio-start","data":{"rate":7}}\n',
         b'{"type":"detect","data":{"names":7}}\n',
         b'{"type":"detect","data":{"names":["?"]}}\n{"type":"audio-start"}\n',
     ],
@@ -99,6 +123,19 @@ async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: b
     async with satellite(door[0]) as client:
         await client.write_event(Ping("there?").event())
         assert Pong.is_type((await client.read_event()).type)
+
+
+async def test_server_that_stops_during_a_satellites_last_words_does_so_quietly(
+    serving: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wyoming, "LINGER_S", 60.0)
+    with serving(wyoming_port=0) as running:
+        port = running.app.state.wyoming.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"hello\n")
+        assert b'"type": "error"' in await reader.read()
+    writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_hostile_satellites_are_thrown_out_and_honest_ones_hear_on(
@@ -119,7 +156,10 @@ async def test_hostile_satellites_are_thrown_out_and_honest_ones_hear_on(
         crowd = await asyncio.gather(*(intrude(port, number, SATELLITES) for number in range(5 * len(SATELLITES))))
         assert await heard() == alone
         await asyncio.wait([hostile.ended for hostile in crowd], timeout=60)
-        assert [hostile.kind for hostile in crowd if not hostile.ended.done()] == []
+        stayed = {hostile.kind for hostile in crowd if not hostile.ended.done()}
+        for hostile in crowd:
+            hostile.leave()
         assert await heard() == alone
+        assert stayed == set()
         assert alone[0] == alone[1] != []
         assert (running.server.streams, running.server.engine.places.reserved) == (set(), 0)

@@ -12,12 +12,13 @@
 /** Audio that may be on its way, and that is kept in all; longer if acknowledgements, which come with heartbeats, are further apart. */
 const IN_FLIGHT_S = 4;
 const BACKLOG_S = 60;
-/** Longest frame of audio; shorter if the server's `limits.frame_bytes` says so. */
+/** Audio that is kept, acknowledged and sent in one piece. */
 const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
-const NORMAL = 1000;
+/** Time in which a server must be ready. */
+const PATIENCE_MS = 10_000;
 
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
@@ -45,6 +46,12 @@ export function streamUrl(url) {
   parsed.protocol = parsed.protocol.replace("http", "ws");
   if (parsed.pathname === "/") parsed.pathname = "/v1/stream";
   return parsed.href;
+}
+
+/** Audio in frames that a server takes, which may be another one each time; a message is left whole. */
+function* fitting(data, bytes) {
+  const most = typeof data === "string" ? data.length : Math.floor(bytes / data.BYTES_PER_ELEMENT);
+  for (let at = 0; at < data.length; at += most) yield data.slice(at, at + most);
 }
 
 /** Audio and messages in order, from the oldest that a server may still need. Positions are samples. */
@@ -103,14 +110,14 @@ export class Spotter extends EventTarget {
     this.ended = new Promise((resolve) => (this.end = resolve));
   }
 
-  /** Send samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
+  /** Send a copy of samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
   send(samples) {
     if (this.outbox.end - this.outbox.acknowledged > this.window(BACKLOG_S)) {
       this.lost += samples.length;
       return false;
     }
-    const most = Math.floor(Math.min(PIECE_S * this.configuration.sample_rate, this.frameBytes / samples.BYTES_PER_ELEMENT));
-    for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.subarray(at, at + most));
+    const most = Math.floor(PIECE_S * this.configuration.sample_rate);
+    for (let at = 0; at < samples.length; at += most) this.outbox.add(samples.slice(at, at + most));
     this.pump();
     return true;
   }
@@ -168,7 +175,7 @@ export class Spotter extends EventTarget {
     this.pumpedAt = now;
     clearTimeout(this.later);
     for (const data of this.allowed < 0 ? [] : this.outbox.take(this.window(IN_FLIGHT_S))) {
-      this.socket.send(data);
+      for (const frame of fitting(data, this.ready.limits.frame_bytes)) this.socket.send(frame);
       if (typeof data !== "string") this.allowed -= data.length;
       if (this.allowed < 0) break;
     }
@@ -191,10 +198,16 @@ export class Spotter extends EventTarget {
     this.socket = socket;
     socket.onopen = () => socket.send(JSON.stringify(hello));
     socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    let late;
     await new Promise((resolve, reject) => {
       this.opened = resolve;
+      late = setTimeout(() => {
+        reject(this.reason(0, "the server says nothing"));
+        socket.close();
+      }, PATIENCE_MS);
+      socket.onerror = () => reject(this.reason(0)); // all that Node tells of a connection that never was
       socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
-    });
+    }).finally(() => clearTimeout(late));
     const idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
     socket.onclose = ({ code, reason }) => {
       clearInterval(idle);
@@ -213,7 +226,6 @@ export class Spotter extends EventTarget {
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
-      this.frameBytes = message.limits.frame_bytes; // of this connection, or while there is none, of the last one
       this.opened();
     } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
     this.tell(message.type, message);
@@ -238,7 +250,7 @@ export class Spotter extends EventTarget {
 
   closed(code, text) {
     const reason = this.reason(code, text || "the connection broke");
-    if (this.totals || code === NORMAL) this.end();
+    if (this.totals) this.end();
     else if (FINAL.has(code)) this.fail(reason);
     else this.reopen(reason, 0);
   }

@@ -38,7 +38,7 @@ export class Takes {
     const loud = level > Math.max(FAINTEST, ABOVE_ROOM * this.room);
     this.loud = loud ? this.loud + 1 : 0;
     this.quiet = loud ? 0 : this.quiet + 1;
-    this.blocks.push(block);
+    this.blocks.push(block.slice()); // a recorder may use its array again
     if (!this.speaking) {
       this.speaking = this.loud >= LOUD;
       if (!this.speaking) this.blocks = this.blocks.slice(-LEAD - LOUD);

@@ -99,14 +99,9 @@ export class Timeline {
       const time = at_s - (posteriors.length - 1 - i) * hop_s;
       if (this.rows.length && time <= this.rows.at(-1).time) return;
       this.rows.push({ time, values: columns.map((c) => row[c]) });
-      if (heat.length) this.workRing(hop_s, heat.length).set(Math.round(time / hop_s), heat, this.workColours);
+      if (heat.length) (this.work ??= new Ring(hop_s, heat.length)).set(Math.round(time / hop_s), heat, this.workColours);
     });
     while (this.rows.length && this.rows[0].time < at_s - KEPT_S) this.rows.shift();
-  }
-
-  workRing(hop, rows) {
-    this.work ??= new Ring(hop, rows);
-    return this.work;
   }
 
   draw(now) {
