@@ -17,8 +17,8 @@ import soxr
 from numpy.typing import NDArray
 
 from models.data import pad_clip
-from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Encoding
+from service.errors import UnsupportedAudio
+from service.protocol import Encoding, TooLong
 
 Array = NDArray[np.float32]
 

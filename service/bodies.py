@@ -6,7 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from service.errors import Capacity, Idle, TooLong, UnsupportedAudio
+from service.errors import Capacity, Idle, UnsupportedAudio
+from service.protocol import TooLong
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from models.config import SILENCE
 from service.audio import SAMPLE_RATE, Array, Decoder, Recording, clip_blocks
 from service.engine import clock
-from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Configure, Detection, Encoding, Scores
+from service.errors import UnsupportedAudio
+from service.protocol import Configure, Detection, Encoding, Scores, TooLong
 from service.stream import Stream
 from service.windows import HOP, ClipModel, Windows
 

@@ -28,7 +28,7 @@ class CloseCode(IntEnum):
     IDLE = 4408, "Neither audio nor keepalive arrived for `limits.idle_s` seconds."
     TOO_LONG = 4413, "A frame, message or stream is longer than its limit."
     UNSUPPORTED_AUDIO = 4415, "The audio is not what `configure` said, or holds values that are no numbers."
-    TOO_FAST = 4429, "Audio arrived faster than `limits.speed` times real time."
+    TOO_FAST = 4429, "Audio came faster than `limits.speed` times real time, or more than 1,000 text messages a second."
     QUEUE_FULL = 4430, "The client does not read its messages, or the server fell behind; resume elsewhere.", True
     INTERNAL = 4500, "The server's fault; it is logged under the session's id.", True
     CAPACITY = 4503, "No room for another stream; try another replica or later.", True

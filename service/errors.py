@@ -6,7 +6,7 @@
     ├── Unauthorised           4401
     ├── Forbidden              4403
     ├── Idle                   4408
-    ├── TooLong                4413
+    ├── TooLong                4413  in service/protocol.py, for the same reason
     ├── UnsupportedAudio       4415
     ├── TooFast                4429  audio, messages or requests, faster than allowed
     ├── QueueFull              4430
@@ -58,12 +58,6 @@ class Idle(WireError):
     """Nothing was heard of the client for too long."""
 
     code = CloseCode.IDLE
-
-
-class TooLong(WireError):
-    """A frame, a body, a clip or a stream beyond its limit."""
-
-    code = CloseCode.TOO_LONG
 
 
 class UnsupportedAudio(WireError):

@@ -37,6 +37,12 @@ class BadMessage(WireError):
     code = CloseCode.BAD_MESSAGE
 
 
+class TooLong(WireError):
+    """A frame, a body, a clip or a stream beyond its limit."""
+
+    code = CloseCode.TOO_LONG
+
+
 class Strict(BaseModel):
     """No unknown field, no coercion, no NaN, no change after construction."""
 
@@ -278,9 +284,10 @@ def parse_client(text: str | bytes) -> ClientMessage:
 
     Raises:
         BadMessage: naming the first field at fault.
+        TooLong: without looking at it.
     """
     if len(text) > MAX_TEXT_BYTES:
-        raise BadMessage(f"a text frame may have {MAX_TEXT_BYTES} bytes, this one has {len(text)}")
+        raise TooLong(f"a text frame may have {MAX_TEXT_BYTES} bytes, this one has {len(text)}")
     try:
         return _client.validate_json(text)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from models.counting import nothing
 from service.capture import keep
 from service.engine import Engine, Hosted, Slot, clock
 from service.enrolled import extended, spotting
-from service.errors import Idle, Internal, QueueFull, TooFast, TooLong, failed
+from service.errors import Idle, Internal, QueueFull, TooFast, failed
 from service.line import Pace
 from service.protocol import (
     Close,
@@ -26,6 +26,7 @@ from service.protocol import (
     Marker,
     Reset,
     ServerMessage,
+    TooLong,
     Totals,
     Warned,
     WarningCode,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from service.engine import clock
-from service.errors import BadMessage, Idle, TooLong, UnsupportedAudio
+from service.errors import BadMessage, Idle, UnsupportedAudio
 from service.logs import log
-from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, WireError
+from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, TooLong, WireError
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter

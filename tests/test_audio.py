@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.audio import FULL_SCALE, Decoder, Recent, clip_blocks
-from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Encoding
+from service.errors import UnsupportedAudio
+from service.protocol import Encoding, TooLong
 
 TONE = (8_000 * np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000)).astype(np.int16)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service import clips
-from service.errors import TooLong
+from service.protocol import TooLong
 
 
 def test_decoding_has_a_limit_that_only_decoding_uses_up(monkeypatch: pytest.MonkeyPatch) -> None:

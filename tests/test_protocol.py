@@ -36,6 +36,7 @@ from service.protocol import (
     Resume,
     Scores,
     ServerMessage,
+    TooLong,
     Totals,
     Warned,
     WarningCode,
@@ -138,7 +139,7 @@ def test_no_text_breaks_the_parser(text: str | bytes) -> None:
 
 
 def test_endless_text_is_not_parsed() -> None:
-    with pytest.raises(BadMessage, match=str(protocol.MAX_TEXT_BYTES)):
+    with pytest.raises(TooLong, match=str(protocol.MAX_TEXT_BYTES)):
         parse_client('{"type":"marker","id":"' + "x" * protocol.MAX_TEXT_BYTES)
 
 

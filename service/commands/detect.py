@@ -16,8 +16,8 @@ from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
 from service.commands.options import Keywords, read_keywords, server_for
-from service.errors import TooLong, UnsupportedAudio
-from service.protocol import Enrolled, KeywordSettings, WireError
+from service.errors import UnsupportedAudio
+from service.protocol import Enrolled, KeywordSettings, TooLong, WireError
 
 app = typer.Typer(add_completion=False)
 
