@@ -18,20 +18,30 @@ from models.evaluate_streams import Detect, Heard, total
 USUAL_MS: Final = (-450.0, 0.0)
 """Of a keyword of which nothing is known."""
 FEW = 10
-"""Detections of a keyword below which all keywords' together say more."""
+"""Detections of a keyword below which others say more."""
 
 
 def learn(
-    heard: Sequence[Heard], calibration: Mapping[str, Any], detect: Detect, config: ModelConfig
+    heard: Sequence[Heard],
+    calibration: Mapping[str, Any],
+    detect: Detect,
+    config: ModelConfig,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A calibration with `span_ms` of every keyword, as the right detections in labelled streams have it."""
-    rules = calibration["keywords"]
+    """A calibration with `span_ms` of every keyword, as the right detections in labelled streams have it.
+
+    A keyword that was hardly heard keeps what an earlier calibration, `before`, says of it; if that says nothing, all
+    keywords' detections together stand for its own.
+    """
+    rules, known = calibration["keywords"], (before or {}).get("keywords", {})
     rises = {word: {**rule, "span_ms": (0.0, 0.0)} for word, rule in rules.items()}
     outcome, _ = total(heard, {**calibration, "keywords": rises}, detect, config)
     everyone = [places for found in outcome.off.values() for places in found]
 
     def span(word: str) -> tuple[float, ...]:
         found = outcome.off[word] if len(outcome.off[word]) >= FEW else everyone
-        return tuple((-np.median(found, axis=0)).round().tolist()) if found else USUAL_MS
+        if not found or (found is everyone and "span_ms" in known.get(word, {})):
+            return tuple(known.get(word, {}).get("span_ms", USUAL_MS))
+        return tuple((-np.median(found, axis=0)).round().tolist())
 
     return {**calibration, "keywords": {word: {**rule, "span_ms": span(word)} for word, rule in rules.items()}}

@@ -51,6 +51,17 @@ def test_enough_detections_of_its_own_are_believed() -> None:
     assert spans["no"] == pytest.approx((-10 * TOKEN_MS, -4 * TOKEN_MS), abs=1)
 
 
+def test_what_is_known_of_a_keyword_holds_until_it_is_heard_often() -> None:
+    before = {"keywords": {"no": {"span_ms": [-123.0, 4.0]}, "yes": {"span_ms": [-123.0, 4.0]}}}
+    one = stream([*[("yes", 20, 2)] * FEW, ("no", 10, 4)])
+    learned = learn([one], CALIBRATION, DETECT, CONFIG, before)
+    spans = {word: rule["span_ms"] for word, rule in learned["keywords"].items()}
+    assert spans["yes"] == spans["stop"] == pytest.approx((-20 * TOKEN_MS, -2 * TOKEN_MS), abs=1)
+    assert spans["no"] == (-123.0, 4.0)
+    silent = learn([stream([])], CALIBRATION, DETECT, CONFIG, before)
+    assert silent["keywords"]["no"]["span_ms"] == (-123.0, 4.0)
+
+
 def test_where_nothing_was_heard_words_are_where_they_usually_are() -> None:
     learned = learn([stream([])], CALIBRATION, DETECT, CONFIG)
     assert {rule["span_ms"] for rule in learned["keywords"].values()} == {USUAL_MS}

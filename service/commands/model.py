@@ -155,7 +155,7 @@ def calibrate_command(
     with console.status("choosing thresholds"):
         detect = detector(network.config)
         calibration, _ = calibrate(heard, detect, network.config, goal)
-        calibration = spans.learn(heard, calibration, detect, network.config)
+        calibration = spans.learn(heard, calibration, detect, network.config, checkpoint.calibration)
         outcome, _ = total(heard, calibration, detect, network.config)
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
