@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.checkpoint import DENSE
+from models.checkpoint import DENSE, SHIPPED
 from models.config import FrontEndConfig
 from models.contenders import Contender, FrontEnd, OursRecomputed, Recomputed, Streaming, stock_judges
 from models.counting import Count
@@ -30,7 +30,6 @@ SAMPLE_RATE = FrontEndConfig().sample_rate
 HISS = 1.0
 """Root mean square of what a quiet microphone gives, int16 values: silence is never quite zero."""
 SILENCE_PERIOD_S = 10.0
-SHIPPED = "shipped"
 CURVES = ("ours, kernels dense", "ours, shipped")
 """Lines that are drawn."""
 

@@ -96,9 +96,7 @@ def empty_cache(config: ModelConfig, batch: int) -> dict[str, Array]:
 def export_clip(checkpoint: Checkpoint, path: Path) -> None:
     """Write the clip graph: exactly one second, any number of clips."""
     config = checkpoint.config
-    overlap = config.frontend.window - config.frontend.hop
-    tokens = -(-(CLIP_SAMPLES - overlap) // config.token_samples)
-    example = torch.zeros(2, tokens * config.stride, config.frontend.bands)
+    example = torch.zeros(2, config.tokens_over(CLIP_SAMPLES) * config.stride, config.frontend.bands)
     axes = {"frames": {0: "batch"}, "logits": {0: "batch"}}
     _export(ClipGraph(reference(checkpoint)), (example,), ["frames"], ["logits"], axes, path)
     _describe(checkpoint, "clip", path)

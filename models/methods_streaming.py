@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.features import FrameStream, log_mel
 from models.folding import filled
 from models.kwt import Attention, Judge
+from models.offline import tokens_of
 from models.transformer import Gates, Past, SelfAttention, StreamingKWT, window_mask
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class StreamingJudge(Judge):
         return torch.from_numpy(np.stack([self._frames(samples) for samples in clips]))
 
     def _frames(self, samples: Array) -> Array:
-        stream = FrameStream(self.config)
-        frames = log_mel([stream.feed(samples), stream.flush()], self.config)
+        frames = tokens_of(self.config, samples)
         return frames.reshape(-1, frames.shape[-1])
 
     def judge(self, x: Tensor, attention: Attention | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
+from models.config import ModelConfig
 from models.counting import Count, count
 from models.engines import AnyNetwork
 from models.features import Array, FrameStream, log_mel
@@ -38,11 +39,11 @@ def _softmax(logits: Array, posteriors: Array) -> None:
             posteriors[row, label] /= total
 
 
-def tokens_of(network: AnyNetwork, samples: Array, *, flush: bool = True) -> Array:
+def tokens_of(config: ModelConfig, samples: Array, *, flush: bool = True) -> Array:
     """Samples (S,), int16 values -> network input by token (N, stride, bands)."""
-    stream = FrameStream(network.config)
+    stream = FrameStream(config)
     whole = stream.feed(samples)
-    return log_mel([whole, stream.flush()] if flush else [whole], network.config)
+    return log_mel([whole, stream.flush()] if flush else [whole], config)
 
 
 def judge(
@@ -69,7 +70,7 @@ def judge(
     index = network.points.index(point)
     for row in range(len(recordings)):
         cache.configure(row, index, scale)
-    tokens = [tokens_of(network, samples, flush=flush) for samples in recordings]
+    tokens = [tokens_of(network.config, samples, flush=flush) for samples in recordings]
     logits: list[list[Array]] = [[] for _ in recordings]
     at = np.zeros(len(recordings), np.int64)
     lengths = np.array([len(t) for t in tokens], np.int64)

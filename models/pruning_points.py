@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models import pruning
-from models.checkpoint import DENSE, Checkpoint
+from models.checkpoint import DENSE, SHIPPED, Checkpoint
 from models.config import gate_names
 from models.evaluate import judge_clips
 from models.methods_streaming import StreamingJudge
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from models.evaluate import LabelledClips
 
-SHIPPED, PRUNED, BOTH = "shipped", "pruned", "shipped-pruned"
+PRUNED, BOTH = "pruned", "shipped-pruned"
 """The point whose gates are taken along, scores pruned without any gate, and with those."""
 PRICES = (0.002, 0.006, 0.02, 0.06, 0.2, 0.6)
 """Nats per share of surviving scores; each is tried until one costs too much accuracy."""

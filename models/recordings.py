@@ -32,7 +32,7 @@ def embed_recording(network: AnyNetwork, samples: Array, point: str) -> Array:
     token, random = network.config.token_samples, np.random.default_rng(0)
     made = [_copy(samples, token, number % FAITHFUL == 0, random) for number in range(COPIES)]
     longest = max(len(copy) for copy, _ in made)
-    tokens = np.stack([tokens_of(network, np.pad(copy, (0, longest - len(copy)))) for copy, _ in made])
+    tokens = np.stack([tokens_of(network.config, np.pad(copy, (0, longest - len(copy)))) for copy, _ in made])
     return at_moments(embed_tokens(network, point, tokens), np.array([end for _, end in made]))
 
 

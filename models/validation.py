@@ -70,26 +70,20 @@ def posteriors_on(network: AnyNetwork, point: str, clips: NDArray[np.uint8]) -> 
     """Last posteriors of each clip, (R, 98, M) -> (R, K), and the MACs done as a share of the causal baseline's."""
     posteriors, macs = [np.zeros((0, len(network.config.labels)), np.float32)], 0
     for start in range(0, len(clips), BATCH):
-        tokens = tokens_of(clips[start : start + BATCH], network.config)
+        tokens = clip_tokens(clips[start : start + BATCH], network.config)
         cache = network.new_cache(len(tokens))
         cache.point[:] = network.points.index(point)
         counts = np.full(len(tokens), tokens.shape[1])
         logits = network.step(cache, np.arange(len(tokens)), tokens.reshape(-1, *tokens.shape[2:]), counts)
         posteriors.append(softmax(logits.reshape(len(tokens), tokens.shape[1], -1)[:, -1]))
         macs += int(cache.macs.sum())
-    baseline = len(clips) * sum(causal_macs(network.config, clip_tokens(network.config)).values())
+    baseline = len(clips) * sum(causal_macs(network.config, network.config.tokens_over(CLIP_SAMPLES)).values())
     return np.concatenate(posteriors), macs / max(1, baseline)
 
 
-def clip_tokens(config: ModelConfig) -> int:
-    """Tokens of a flushed clip of one second."""
-    overlap = config.frontend.window - config.frontend.hop
-    return -(-(CLIP_SAMPLES - overlap) // config.token_samples)
-
-
-def tokens_of(clips: NDArray[np.uint8], config: ModelConfig) -> Array:
+def clip_tokens(clips: NDArray[np.uint8], config: ModelConfig) -> Array:
     """Pixels (R, 98, M) -> network input (R, N, stride, M); the frames that a flush adds repeat the last one."""
-    missing = clip_tokens(config) * config.stride - CLIP_FRAMES
+    missing = config.tokens_over(CLIP_SAMPLES) * config.stride - CLIP_FRAMES
     padded = np.pad(clips, ((0, 0), (0, missing), (0, 0)), mode="edge").astype(np.float32)
     return network_input(padded).reshape(len(clips), -1, config.stride, clips.shape[2])
 

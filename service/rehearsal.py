@@ -16,7 +16,7 @@ from service.audio import SAMPLE_RATE
 from service.engine import Engine, thread_clock
 from service.headroom import Usage
 from service.metrics import Metrics
-from service.protocol import Configure, Limits, Marker, encode
+from service.protocol import Configure, Marker, encode
 from service.settings import Settings
 from service.shedding import COARSEST
 from service.stream import Stream
@@ -78,11 +78,8 @@ def _noise() -> Iterator[list[bytes]]:
 
 
 def _open(engine: Engine, settings: Settings, metrics: Metrics) -> Stream:
-    limits = Limits(
-        frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
-    )
     engine.places.reserve()
-    return Stream(engine, Configure(), limits, settings, metrics, "rehearsal")
+    return Stream(engine, Configure(), settings.limits, settings, metrics, "rehearsal")
 
 
 async def _chunk(engine: Engine, streams: list[Stream], chunk: list[bytes]) -> Usage:

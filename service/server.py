@@ -26,7 +26,7 @@ from service.errors import Capacity, Draining, UnknownModel
 from service.headroom import Headroom
 from service.logs import session_ended
 from service.metrics import Metrics
-from service.protocol import Configure, Limits, Warned, WarningCode
+from service.protocol import Configure, Warned, WarningCode
 from service.rehearsal import rehearse
 from service.stream import Stream
 from service.tracing import Tracing
@@ -86,9 +86,7 @@ class Server:
         self.warm = self.failed = False
         self.on_failure: Callable[[], None] = lambda: None
         self.headroom: Headroom
-        self.limits = Limits(
-            frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
-        )
+        self.limits = settings.limits
         self.bodies = Bodies(settings, self.metrics)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.engines import Engine
 from models.operating import METHODS, Method
+from service.protocol import Limits
 
 MINUTE, DAY = 60.0, 86_400.0
 PREFIX: Final = "DELTASPOT_"
@@ -73,6 +74,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="How the log is written: json, console, or auto, by whether it is a terminal."
     )
+
+    @property
+    def limits(self) -> Limits:
+        """What clients are told of them."""
+        return Limits(frame_bytes=self.frame_bytes, stream_s=self.stream_s, idle_s=self.idle_s, speed=self.speed)
 
 
 def unknown() -> list[str]:

@@ -77,7 +77,7 @@ def background(network: Network, spoken: np.ndarray) -> Background:
 def embed_all(network: Network, samples: np.ndarray) -> np.ndarray:
     from models.offline import tokens_of
 
-    tokens = tokens_of(network, samples)
+    tokens = tokens_of(network.config, samples)
     return network.embed(network.new_cache(1), np.zeros(1, np.int64), tokens, np.array([len(tokens)]))[1]
 
 

@@ -43,7 +43,7 @@ def dense(network, tokens: np.ndarray) -> np.ndarray:
 
 
 def test_a_second_through_onnx_is_a_second_through_ours(exported: Path, network, spoken: np.ndarray) -> None:
-    tokens = tokens_of(network, pad_clip(spoken[:16_000].astype(np.float32)))
+    tokens = tokens_of(network.config, pad_clip(spoken[:16_000].astype(np.float32)))
     frames = tokens.reshape(1, -1, tokens.shape[-1])
     theirs = session(exported).run(None, {"frames": np.repeat(frames, 2, axis=0)})[0]
     assert theirs.shape[0] == 2
@@ -51,7 +51,7 @@ def test_a_second_through_onnx_is_a_second_through_ours(exported: Path, network,
 
 
 def test_steps_through_onnx_are_steps_through_ours(exported: Path, network, spoken: np.ndarray) -> None:
-    tokens = tokens_of(network, spoken[: 5 * 16_000].astype(np.float32))
+    tokens = tokens_of(network.config, spoken[: 5 * 16_000].astype(np.float32))
     ours = dense(network, tokens)
     runner, cache = session(exported.with_suffix(".step.onnx")), empty_cache(network.config, 1)
     for token, logits in zip(tokens, ours, strict=True):
