@@ -24,6 +24,7 @@ from models.transformer import Gates, Past, StreamingKWT
 from service import cli
 from service.commands.train import read_folds
 from service.protocol import Scores
+from service.session import LAST_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -227,5 +228,6 @@ async def test_a_folded_network_is_served(served: tuple[Any, Checkpoint], spoken
         await spotter.send(spoken.astype("<i2").tobytes())
         await spotter.finish()
         heard = [event.posteriors async for event in spotter if isinstance(event, Scores)]
-    ((wanted, _),) = judge(TorchNetwork(checkpoint), [spoken], point="dense")
+    followed = np.concatenate((spoken, np.zeros(LAST_SAMPLES, np.int16)))
+    ((wanted, _),) = judge(TorchNetwork(checkpoint), [followed], point="dense", flush=False)
     np.testing.assert_allclose(np.concatenate(heard), wanted, atol=1e-3)
