@@ -172,7 +172,7 @@ async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
         await page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
         await page.run("document.querySelector('#own [aria-label^=Save]').click()")
         async with asyncio.timeout(PATIENCE_S):
-            while not (saved / "hey.json").is_file():
+            while not ((saved / "hey.json").is_file() and (saved / "hey.json").read_text().endswith("\n")):
                 await page.run("new Promise(requestAnimationFrame)")
         assert read_keyword(saved / "hey.json") == read_keyword(tmp_path / "hey.json")
         await page.choose("#file", RECORDING)
