@@ -24,7 +24,7 @@ from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
 from service.logs import RequestIds, called_by, clip_ended, refused
-from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError
+from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError, parse_keywords
 from service.server import Server
 from service.sockets import EXTENSION
 
@@ -230,10 +230,20 @@ async def detect(
     channels: Annotated[int, Query(ge=1, le=8, description="of bare samples")] = 1,
     model: Annotated[str | None, Query(max_length=64, description="one of `/v1/models`; unset for the first")] = None,
     point: Annotated[str | None, Query(max_length=32, description="one of its `points`; unset for its own")] = None,
+    keywords: Annotated[
+        str | None, Query(max_length=1_024, description="words and thresholds, such as `yes=0.3,no`; unset for all")
+    ] = None,
 ) -> clips.ClipResult:
     """Find the keywords in one recording: WAV, FLAC, OGG, MP3, or bare samples."""
+    wishes = None if keywords is None else parse_keywords(keywords)
     configure = Configure(
-        sample_rate=sample_rate, channels=channels, model=model, point=point, scores=True, heartbeat_ms=60_000
+        sample_rate=sample_rate,
+        channels=channels,
+        model=model,
+        point=point,
+        keywords=wishes,
+        scores=True,
+        heartbeat_ms=60_000,
     )
     began, outcome = clock(), "failed"
     totals: dict[str, float | str] = {}

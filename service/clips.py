@@ -18,7 +18,7 @@ from models.config import SILENCE
 from service.audio import SAMPLE_RATE, Array, Decoder, Recording, clip_blocks
 from service.engine import clock
 from service.errors import UnsupportedAudio
-from service.protocol import Configure, Detection, Encoding, Scores, TooLong
+from service.protocol import BadMessage, Configure, Detection, Encoding, Scores, TooLong
 from service.stream import Stream
 from service.windows import HOP, ClipModel, Windows
 
@@ -88,6 +88,8 @@ async def judge(server: Server, data: bytes, raw: Encoding | None, configure: Co
     blocks = within(DECODE_S, raw_blocks(data, raw, configure, limit) if raw else clip_blocks(data, limit))
     if (model := server.clip_models.get(configure.model or "")) is not None:
         try:
+            if configure.keywords is not None:
+                raise BadMessage(f"{model.name!r} judges all of its keywords, at one threshold", "keywords")
             return await _judge_windows(model, blocks, configure.point, server.decoding, began)
         finally:
             server.engine.places.cancel()

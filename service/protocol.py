@@ -313,6 +313,24 @@ def parse_server(text: str | bytes) -> ServerMessage | None:
         raise _bad(error) from None
 
 
+def parse_keywords(text: str) -> dict[str, KeywordSettings]:
+    """Words between commas, with thresholds or without, such as `yes=0.3,no` -> `configure.keywords`.
+
+    Raises:
+        BadMessage: for a threshold that is none, and where a word is missing.
+    """
+    wishes = {}
+    for part in text.split(","):
+        word, equals, number = map(str.strip, part.partition("="))
+        try:
+            wishes[word] = KeywordSettings(threshold=float(number) if equals else None)
+        except ValueError:
+            raise BadMessage(f"a threshold is a number from 0 to 1, not {number!r}", "keywords") from None
+        if not word:
+            raise BadMessage(f"keywords are words between commas, such as yes=0.3,no; not {text!r}", "keywords")
+    return wishes
+
+
 def _bad(error: ValidationError) -> BadMessage:
     """Pydantic's first complaint, without the input: it may be hostile or private."""
     first = error.errors(include_input=False, include_url=False)[0]

@@ -253,7 +253,7 @@ def door():
 
 
 async def judged(url: str, path: Path, **more):
-    return [result async for _, result in remotely(url, [path], more.get("key"), more.get("point"))]
+    return [result async for _, result in remotely(url, [path], more.pop("key", None), more)]
 
 
 async def test_recordings_are_sent_to_a_server_and_refusals_are_told(door, tmp_path):

@@ -41,7 +41,6 @@ def test_what_works_here_only_does_so_whatever_server_the_environment_names(tmp_
 def test_what_works_here_only_is_not_asked_of_a_server_that_was_named(tmp_path):
     for app, *arguments in (
         (detect, RECORDING, "--enrolled", tmp_path / "tx.json"),
-        (detect, RECORDING, "--keywords", "yes"),
         (enroll, "tx", RECORDING, "--model", tmp_path / "none"),
     ):
         error = trouble(app, *arguments, "--url", NOBODY)
@@ -80,13 +79,24 @@ def test_words_that_are_none_are_refused(app, text, reason):
 
 def test_words_and_thresholds_are_those_that_files_are_judged_by():
     def heard(words: str) -> list[str]:
-        done = CliRunner().invoke(detect, [RECORDING, "--json", "--keywords", words], env={"DELTASPOT_URL": NOBODY})
+        done = CliRunner().invoke(detect, [RECORDING, "--json", "--keywords", words], env={})
         assert done.exit_code == 0, done.output
         return [found["keyword"] for found in json.loads(done.stdout)["detections"]]
 
     assert heard("yes,no=0.3") == ["yes", "no"]
     assert heard("yes=0.99,no") == ["no"]
     assert "this model does not know 'foo', it knows yes, no" in str(trouble(detect, RECORDING, "--keywords", "foo"))
+
+
+def test_words_and_thresholds_are_those_that_a_server_judges_files_by(running):
+    def asked(words: str):
+        return CliRunner().invoke(detect, [RECORDING, "--json", "--keywords", words, "--url", running.http])
+
+    (told,) = re.findall("^{.*}$", asked("yes=0.99,no").stdout, re.MULTILINE)  # beside the server's log
+    assert [found["keyword"] for found in json.loads(told)["detections"]] == ["no"]
+    strange = asked("foo")
+    assert strange.exit_code == 2
+    assert "this model does not know 'foo', it knows yes, no" in strange.stderr
 
 
 def test_words_and_thresholds_are_those_that_streams_are_judged_by(running):

@@ -106,6 +106,7 @@ def test_server_judges_clips_with_it_and_keeps_streams_away(
             abs=1e-4,
         )
         assert (answer["model"], answer["seconds"]) == ("kwt", 2.5)
+        assert web.post("/v1/detect", content=body, params=query | {"keywords": "yes"}).json()["field"] == "keywords"
         assert answer["macs"] == {
             "done": 16 * sum(SMALL.macs().values()),
             "skipped_vs_window": 0,

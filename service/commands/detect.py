@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -46,9 +46,10 @@ def detect(
 
     A recording that cannot be judged is named, the others are judged, and the exit status is 2.
     """
-    url = server_for(context, url, "--enrolled" if enrolled else "--keywords" if keywords else None)
+    url = server_for(context, url, "--enrolled" if enrolled else None)
     wishes, own = read_keywords(keywords), [read_keyword(path) for path in enrolled or ()]
-    results = remotely(url, files, key, point) if url else here(files, point, own, wishes)
+    asked = {name: value for name, value in (("point", point), ("keywords", keywords)) if value is not None}
+    results = remotely(url, files, key, asked) if url else here(files, point, own, wishes)
     if not asyncio.run(_detect(results, named=len(files) > 1, as_json=as_json)):
         raise typer.Exit(2)
 
@@ -109,11 +110,11 @@ async def here(
 
 
 async def remotely(
-    url: str, files: Sequence[Path], key: str | None, point: str | None
+    url: str, files: Sequence[Path], key: str | None, asked: Mapping[str, str]
 ) -> AsyncIterator[tuple[Path, Result | Trouble]]:
-    """Let a server judge recordings."""
+    """Let a server judge recordings, with what is `asked` of it."""
+    path = f"/v1/detect?{urlencode(asked)}"
     for file in files:
-        path = f"/v1/detect?{urlencode({'point': point})}" if point else "/v1/detect"
         try:
             yield file, await asyncio.to_thread(post, url, path, read_bytes(file), key=key)
         except ClientError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.protocol import KeywordSettings
+from service.protocol import BadMessage, KeywordSettings, parse_keywords
 
 Keywords = Annotated[
     str | None,
@@ -24,18 +24,10 @@ def read_keywords(text: str | None) -> dict[str, KeywordSettings] | None:
     Raises:
         BadParameter: for a threshold that is none, and where a word is missing.
     """
-    if text is None:
-        return None
-    wishes = {}
-    for part in text.split(","):
-        word, equals, number = map(str.strip, part.partition("="))
-        try:
-            wishes[word] = KeywordSettings(threshold=float(number) if equals else None)
-        except ValueError:
-            raise typer.BadParameter(f"--keywords: a threshold is a number from 0 to 1, not {number!r}") from None
-        if not word:
-            raise typer.BadParameter(f"--keywords takes words between commas, such as yes=0.3,no; not {text!r}")
-    return wishes
+    try:
+        return None if text is None else parse_keywords(text)
+    except BadMessage as error:
+        raise typer.BadParameter(f"--keywords: {error}") from None
 
 
 def server_for(context: typer.Context, url: str | None, here_only: str | None) -> str | None:
