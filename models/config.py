@@ -5,6 +5,7 @@ Knows nothing of weights, files or arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -146,6 +147,11 @@ class ModelConfig:
     def longest_span(self) -> int:
         """Tokens that the longest memory holds, the newest included."""
         return max(self.span, self.pool_span)
+
+    def indices(self, words: Iterable[str]) -> list[int]:
+        """The label of each word, as its index; words that have none of their own are unknown."""
+        index = {word: i for i, word in enumerate(self.labels)}
+        return [index.get(word, index[UNKNOWN]) for word in words]
 
     def tokens_over(self, samples: int) -> int:
         """Tokens that it takes to hold so many samples, the last of them filled up."""

@@ -34,6 +34,8 @@ AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
 SPEECH_FOLDER = "running_speech"
+TAKE = "_nohash_"
+"""Between a speaker and a take in a clip's name."""
 CLIP_SAMPLES = 16_000
 CLIP_FRAMES = 98
 FRONTEND = FrontEndConfig()
@@ -61,7 +63,12 @@ class Item:
     @property
     def speaker(self) -> str:
         """The speaker's id."""
-        return self.path.stem.split("_nohash_")[0]
+        return self.path.stem.split(TAKE)[0]
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is named as a clip is: one word, by somebody who is known."""
+        return TAKE in self.path.stem
 
     def audio(self) -> Array:
         """What `read_audio` makes of it.
@@ -70,6 +77,11 @@ class Item:
             DataError: naming it, when it cannot be decoded.
         """
         return read_audio(self.data, self.path)
+
+
+def audio_clips(items: Iterable[Item], split: str) -> Iterator[Item]:
+    """A split's clips that are audio, in their order."""
+    return (item for item in items if item.path.suffix in AUDIO and item.is_clip and split_of(item.speaker) == split)
 
 
 def split_of(speaker: str) -> str:
@@ -210,7 +222,7 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
             noise.append(np.rint(frames(noise_part(item.audio(), split))).astype(np.uint8))
         elif item.word == SPEECH_FOLDER and item.path.suffix in AUDIO and split == "training":
             speech.append(np.rint(frames(item.audio())).astype(np.uint8))
-        elif "_nohash_" in item.path.stem and split_of(item.speaker) == split:
+        elif item.is_clip and split_of(item.speaker) == split:
             pixels.append(_pixels(item))
             words.append(item.word)
             raw.append(item.path.suffix in AUDIO)

@@ -80,20 +80,19 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
     """
     if split not in (ALL, *SPLITS):
         raise DataError(f"no split {split!r}: choose one of {', '.join((*SPLITS, ALL))}")
-    label = {word: i for i, word in enumerate(config.labels)}
-    samples, targets = [], []
+    samples, words = [], []
     for item in items:
         if item.path.suffix not in AUDIO or item.word in {*NOISE_FOLDERS, SPEECH_FOLDER}:
             continue
         if split not in (ALL, split_of(item.speaker)):
             continue
         recording = item.audio()
-        if item.word in label or (item.word and len(recording) <= LONGEST_CLIP):
+        if item.word in config.labels or (item.word and len(recording) <= LONGEST_CLIP):
             samples.append(pad_clip(recording))
-            targets.append(label.get(item.word, label[UNKNOWN]))
+            words.append(item.word)
     if not samples:
         raise DataError(f"no clips (split: {split}): expected <word>/<name>.wav, .flac, .ogg or .opus")
-    return LabelledClips(samples, np.array(targets))
+    return LabelledClips(samples, np.array(config.indices(words)))
 
 
 def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "validation") -> LabelledClips:

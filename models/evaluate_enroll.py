@@ -65,7 +65,7 @@ def halves(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
     second: list[Item] = []
     for item in items:
         odd = hashlib.sha256(item.speaker.encode()).digest()[0] % 2
-        (first if odd and "_nohash_" in item.path.stem else second).append(item)
+        (first if odd and item.is_clip else second).append(item)
     return first, second
 
 

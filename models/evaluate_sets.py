@@ -60,15 +60,14 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     for item in items:
         if item.path.suffix not in AUDIO or item.word == SPEECH_FOLDER:
             continue
-        spoken = "_nohash_" in item.path.stem
-        if spoken and split_of(item.speaker) != split:
+        if item.is_clip and split_of(item.speaker) != split:
             continue
         samples = item.audio()
         if item.word in NOISE_FOLDERS:
             part = noise_part(samples, split)
             if len(part) > SAMPLE_RATE // 10:
                 material.noise.append(part)
-        elif spoken:
+        elif item.is_clip:
             material.clips.append(Clip(samples, item.word, *spoken_span(samples)))
         elif len(samples) > LONGEST_CLIP:
             material.speech.append(Stream(item.path.stem, samples))

@@ -21,7 +21,7 @@ import torch
 from models import kwt_delta, pruning, pruning_tuned
 from models.config import ModelConfig
 from models.counting import causal_macs
-from models.data import AUDIO, split_of
+from models.data import audio_clips
 from models.evaluate import LabelledClips, read_clips
 from models.hybrid import HybridAttention
 from models.kwt import KWT, Attention
@@ -176,9 +176,8 @@ def training_clips(
 ) -> LabelledClips:
     """A balanced draw of training clips: so many of each keyword, fewer of each other word."""
     by_word: dict[str, list[Item]] = {}
-    for item in items:
-        if item.path.suffix in AUDIO and "_nohash_" in item.path.stem and split_of(item.speaker) == "training":
-            by_word.setdefault(item.word, []).append(item)
+    for item in audio_clips(items, "training"):
+        by_word.setdefault(item.word, []).append(item)
     draw = np.random.default_rng(0)
     chosen = [
         item

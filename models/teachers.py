@@ -7,16 +7,15 @@ that are audio. Where several judge a clip, it is their mean that is believed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.checkpoint import DENSE, Checkpoint, load_checkpoint
-from models.config import UNKNOWN, ModelConfig
-from models.data import AUDIO, Corpus, DataError, Item, digest, pad_clip, split_of, walk
+from models.config import ModelConfig
+from models.data import Corpus, DataError, audio_clips, digest, pad_clip, walk
 from models.features import Array
 from models.kwt_clip import ClipNetwork
 from models.kwt_weights import is_stock, load
@@ -66,20 +65,15 @@ def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[T
         total[judged] += np.load(file)[:, [theirs.index(label) for label in config.labels]]
         voices[judged] += 1
     unjudged = voices == 0
-    total[unjudged, _labels(corpus, config)[unjudged]] = 1.0
+    total[unjudged, config.indices(corpus.words[unjudged].tolist())] = 1.0
     beliefs: Array = total / np.maximum(voices, 1)[:, None]
     return replace(corpus, beliefs=beliefs)
-
-
-def _labels(corpus: Corpus, config: ModelConfig) -> NDArray[np.int64]:
-    index = {word: i for i, word in enumerate(config.labels)}
-    return np.array([index.get(word, index[UNKNOWN]) for word in corpus.words.tolist()])
 
 
 def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> Array:
     """Posteriors (n, K): of every clip, or of those that are audio."""
     if isinstance(network, ClipNetwork):
-        return np.stack([network.judge(pad_clip(item.audio())) for item in _audio_clips(walk(data))])
+        return np.stack([network.judge(pad_clip(item.audio())) for item in audio_clips(walk(data), "training")])
     bands = network.config.frontend.bands
     return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
 
@@ -89,12 +83,3 @@ def _save(verdicts: Array, file: Path) -> None:
     with partial.open("wb") as stream:
         np.save(stream, verdicts)
     partial.replace(file)
-
-
-def _audio_clips(items: Iterable[Item]) -> Iterable[Item]:
-    """Training clips that are audio, in the corpus's order."""
-    return (
-        item
-        for item in items
-        if item.path.suffix in AUDIO and "_nohash_" in item.path.stem and split_of(item.speaker) == "training"
-    )

@@ -30,9 +30,7 @@ class Validation:
     def __init__(self, corpus: Corpus, config: ModelConfig) -> None:
         self.config = config
         chosen = corpus.raw if corpus.raw.any() else ~corpus.raw
-        index = {word: i for i, word in enumerate(config.labels)}
-        words = corpus.words[chosen].tolist()
-        self.labels = np.array([index.get(word, index[UNKNOWN]) for word in words])
+        self.labels = np.array(config.indices(corpus.words[chosen].tolist()))
         self.clips = corpus.pixels[chosen]
         seconds = [noise[: len(noise) // CLIP_FRAMES * CLIP_FRAMES] for noise in corpus.noise]
         bands = config.frontend.bands
