@@ -17,7 +17,7 @@ from service.engine import Engine, thread_clock
 from service.headroom import Usage
 from service.metrics import Metrics
 from service.protocol import Configure, Marker, encode
-from service.settings import Settings
+from service.settings import Settings, limits
 from service.shedding import COARSEST
 from service.stream import Stream
 
@@ -79,7 +79,7 @@ def _noise() -> Iterator[list[bytes]]:
 
 def _open(engine: Engine, settings: Settings, metrics: Metrics) -> Stream:
     engine.places.reserve()
-    return Stream(engine, Configure(), settings.limits, settings, metrics, "rehearsal")
+    return Stream(engine, Configure(), limits(settings), settings, metrics, "rehearsal")
 
 
 async def _chunk(engine: Engine, streams: list[Stream], chunk: list[bytes]) -> Usage:

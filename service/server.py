@@ -28,6 +28,7 @@ from service.logs import session_ended
 from service.metrics import Metrics
 from service.protocol import Configure, Warned, WarningCode
 from service.rehearsal import rehearse
+from service.settings import limits
 from service.stream import Stream
 from service.tracing import Tracing
 from service.windows import ClipModel
@@ -86,7 +87,7 @@ class Server:
         self.warm = self.failed = False
         self.on_failure: Callable[[], None] = lambda: None
         self.headroom: Headroom
-        self.limits = settings.limits
+        self.limits = limits(settings)
         self.bodies = Bodies(settings, self.metrics)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None

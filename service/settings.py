@@ -75,10 +75,12 @@ class Settings(BaseSettings):
         "auto", description="How the log is written: json, console, or auto, by whether it is a terminal."
     )
 
-    @property
-    def limits(self) -> Limits:
-        """What clients are told of them."""
-        return Limits(frame_bytes=self.frame_bytes, stream_s=self.stream_s, idle_s=self.idle_s, speed=self.speed)
+
+def limits(settings: Settings) -> Limits:
+    """What clients are told of settings."""
+    return Limits(
+        frame_bytes=settings.frame_bytes, stream_s=settings.stream_s, idle_s=settings.idle_s, speed=settings.speed
+    )
 
 
 def unknown() -> list[str]:
