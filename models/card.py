@@ -53,6 +53,9 @@ LIMITS = """\
 """
 
 
+KEYWORD_COLUMNS = ("keyword", "threshold", "patience, tokens", "word, ms from where its posterior rises")
+
+
 class CardError(ValueError):
     """An evaluation that does not belong to the checkpoint, or to its thresholds."""
 
@@ -163,23 +166,23 @@ def conditions(sweeps: Facts) -> str:
 def thresholds(model: Facts) -> str:
     """The calibration, and the names of the operating points."""
     calibration = model["calibration"]
-    rows = [
-        (
-            word,
-            f"{rule['threshold']:.3f}",
-            str(rule["patience"]),
-            "{:.0f} to {:.0f}".format(*rule.get("span_ms", USUAL_MS)),
-        )
-        for word, rule in calibration["keywords"].items()
-    ]
     points = ", ".join(f"`{name}`" for name in ("dense", *(p for p in model["points"] if p != "dense")))
     return (
         f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
         f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
         f"armed again {calibration['margin']:g} below its threshold (at half of it where that is higher), "
         f"{calibration['refractory_ms']} ms after it fired."
-        f"\n\n{table(('keyword', 'threshold', 'patience, tokens', 'word, ms from where its posterior rises'), rows)}"
+        f"\n\n{table(KEYWORD_COLUMNS, keyword_rows(calibration['keywords']))}"
     )
+
+
+def keyword_rows(words: Facts) -> list[tuple[str, ...]]:
+    """A calibration's keywords, in `KEYWORD_COLUMNS`."""
+    rows: list[tuple[str, ...]] = []
+    for word, rule in words.items():
+        start_ms, end_ms = rule.get("span_ms", USUAL_MS)
+        rows.append((word, f"{rule['threshold']:.3f}", str(rule["patience"]), f"{start_ms:.0f} to {end_ms:.0f}"))
+    return rows
 
 
 def training(metadata: Mapping[str, str], log: Path | None) -> str:

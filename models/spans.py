@@ -39,9 +39,8 @@ def learn(
     everyone = [places for found in outcome.off.values() for places in found]
 
     def span(word: str) -> tuple[float, ...]:
-        found = outcome.off[word] if len(outcome.off[word]) >= FEW else everyone
-        if not found or (found is everyone and "span_ms" in known.get(word, {})):
-            return tuple(known.get(word, {}).get("span_ms", USUAL_MS))
-        return tuple((-np.median(found, axis=0)).round().tolist())
+        own, earlier = outcome.off[word], known.get(word, {}).get("span_ms")
+        found = own if len(own) >= FEW else [] if earlier else everyone
+        return tuple((-np.median(found, axis=0)).round().tolist()) if found else tuple(earlier or USUAL_MS)
 
     return {**calibration, "keywords": {word: {**rule, "span_ms": span(word)} for word, rule in rules.items()}}

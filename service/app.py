@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -23,6 +23,7 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
+from service.layers import Lingering, SecurityHeaders
 from service.logs import RequestIds, called_by, clip_ended, refused
 from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError, parse_keywords
 from service.server import Server
@@ -31,19 +32,10 @@ from service.sockets import EXTENSION
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from starlette.types import ASGIApp, Message, Receive, Send
+    from starlette.types import Receive, Send
     from starlette.types import Scope as Connection
 
 PAGE: Final = Path(__file__).parent.parent / "client" / "web"
-POLICY: Final = {
-    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
-    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-}
-LINGER_S: Final = 5.0
-"""For how long a client that was answered may go on sending its request."""
 REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in REFUSALS}
@@ -140,56 +132,6 @@ class StreamDoor:
             raise
         with called_by(caller.name):
             await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
-
-
-class SecurityHeaders:
-    """Puts what browsers must not do into every HTTP answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in POLICY.items()]
-
-    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self._headers]
-            await send(message)
-
-        await self._app(scope, receive, secured if scope["type"] == "http" else send)
-
-
-class Lingering:
-    """Reads away what still comes of a request that is answered early.
-
-    Bytes unread at the close reset the connection, and the answer is lost with it.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        more = True
-
-        async def heard() -> Message:
-            nonlocal more
-            message = await receive()
-            more = message.get("more_body", False)
-            return message
-
-        async def answered(message: Message) -> None:
-            if more and message["type"] == "http.response.body" and not message.get("more_body", False):
-                await send({**message, "more_body": True})
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LINGER_S):
-                        while more:
-                            await heard()
-                message = {"type": "http.response.body"}
-            await send(message)
-
-        await (self._app(scope, heard, answered) if scope["type"] == "http" else self._app(scope, receive, send))
 
 
 def _the_server(request: Request) -> Server:

@@ -11,6 +11,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from client.frames import Reader, upgrade
 from service.protocol import CloseCode, Configure, Detection, Ready, ServerMessage, parse_server
 
 CHUNK = 3_200
@@ -22,6 +23,21 @@ async def opened(url: str, configure: Configure | None = None, **more: Any) -> A
         await socket.send((configure or Configure()).model_dump_json())
         assert isinstance(parse_server(await socket.recv()), Ready)
         yield socket
+
+
+@asynccontextmanager
+async def upgraded(port: int, **more: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Reader]]:
+    """A bare connection after its upgrade to `/v1/stream`, and what its frames are read with."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, **more)
+    frames = Reader()
+    try:
+        async with asyncio.timeout(60):
+            writer.write(upgrade("127.0.0.1", "/v1/stream"))
+            while not frames.status:
+                list(frames.feed(await reader.read(512)))
+            yield reader, writer, frames
+    finally:
+        writer.transport.abort()
 
 
 async def rest(socket: ClientConnection) -> list[ServerMessage]:

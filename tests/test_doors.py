@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from client.frames import CLOSE, TEXT, Reader, upgrade
+from client.frames import CLOSE, TEXT, upgrade
 from service.protocol import CloseCode, Configure
 from service.sockets import TURN, Socket
 from service.stream import MESSAGES
+from tests.talk import upgraded
 
 UPGRADE = upgrade("h", "/v1/stream")
 CONFIGURE = Frame(Opcode.TEXT, Configure(heartbeat_ms=60_000).model_dump_json().encode()).serialize(mask=True)
@@ -73,18 +74,11 @@ async def test_a_clip_is_judged_though_another_protocol_is_on_offer(running: Any
 
 async def frames_of(port: int, said: bytes) -> list[tuple[int, bytes]]:
     """Upgrade and say something at once; return the frames that are answered, up to the end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    frames, heard = Reader(), []
-    try:
-        async with asyncio.timeout(60):
-            writer.write(UPGRADE)
-            while not frames.status:
-                list(frames.feed(await reader.read(4_096)))
-            writer.write(said)
-            while data := await reader.read(65_536):
-                heard += frames.feed(data)
-    finally:
-        writer.transport.abort()
+    heard: list[tuple[int, bytes]] = []
+    async with upgraded(port) as (reader, writer, frames):
+        writer.write(said)
+        while data := await reader.read(65_536):
+            heard += frames.feed(data)
     return heard
 
 
@@ -135,23 +129,15 @@ async def test_pings_of_a_peer_that_does_not_read_wait_in_its_socket(
 
     monkeypatch.setattr(Socket, "attach", attached)
     monkeypatch.setattr(Socket, "pause", stopped)
-    ping, pings = Frame(Opcode.PING, bytes(125)).serialize(mask=True), 0
-    reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=16_384)
-    frames, pongs = Reader(), 0
-    try:
-        async with asyncio.timeout(60):
-            writer.write(UPGRADE)
-            while not frames.status:
-                list(frames.feed(await reader.read(512)))
-            writer.write(CONFIGURE)
-            while not sockets or not paused.is_set():
-                if not writer.transport.get_write_buffer_size():
-                    writer.write(1_000 * ping)
-                    pings += 1_000
-                await asyncio.sleep(0.001)
-            assert sockets[-1].transport.get_write_buffer_size() < 1 << 20
-            while pongs < pings:
-                pongs += sum(kind != TEXT for kind, _ in frames.feed(await reader.read(1 << 16)))
-    finally:
-        writer.transport.abort()
+    ping, pings, pongs = Frame(Opcode.PING, bytes(125)).serialize(mask=True), 0, 0
+    async with upgraded(running.port, limit=16_384) as (reader, writer, frames):
+        writer.write(CONFIGURE)
+        while not sockets or not paused.is_set():
+            if not writer.transport.get_write_buffer_size():
+                writer.write(1_000 * ping)
+                pings += 1_000
+            await asyncio.sleep(0.001)
+        assert sockets[-1].transport.get_write_buffer_size() < 1 << 20
+        while pongs < pings:
+            pongs += sum(kind != TEXT for kind, _ in frames.feed(await reader.read(1 << 16)))
     assert pongs == pings

@@ -22,10 +22,10 @@ from client.errors import CannotConnect
 from client.rest import post
 from models.checkpoint import load_checkpoint, save, shipped_path
 from models.config import KEYWORDS
-from service import app, clips
-from service.app import POLICY
+from service import clips, layers
 from service.bodies import AT_A_TIME
 from service.commands.demo import script
+from service.layers import POLICY
 from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
 from tests.talk import opened, play, words
@@ -224,7 +224,7 @@ async def test_who_sends_on_after_an_early_answer_hears_it(serving: Callable[...
 
 
 async def test_who_never_ends_after_an_early_answer_is_left(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "LINGER_S", 0.1)
+    monkeypatch.setattr(layers, "LINGER_S", 0.1)
     async with asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(b"POST /healthz HTTP/1.0\r\nContent-Length: 99999\r\n\r\n" + bytes(9))

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
-from client.frames import CLOSE, PONG, TEXT, Reader, upgrade
+from client.frames import CLOSE, PONG, TEXT
 from service.protocol import CloseCode, Configure
 from service.sockets import Door, Socket
 from service.stream import Stream
+from tests.talk import upgraded
 
 CONFIGURE = Frame(Opcode.TEXT, Configure(heartbeat_ms=60_000).model_dump_json().encode()).serialize(mask=True)
 PING = Frame(Opcode.PING, b"?").serialize(mask=True)
@@ -41,25 +42,18 @@ def marker(number: int) -> bytes:
 
 async def talk(port: int, parts: list[bytes], *, until: int, patient: bool = False) -> list[tuple[int, bytes]]:
     """Send parts one by one, the first one alone if `patient`; return frames until one of this kind, or the end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    frames, heard = Reader(), []
-    try:
-        async with asyncio.timeout(60):
-            writer.write(upgrade("127.0.0.1", "/v1/stream"))
-            while not frames.status:
-                list(frames.feed(await reader.read(4_096)))
-            for part in parts:
-                writer.write(part)
-                await writer.drain()
-                await asyncio.sleep(0)  # or the system would join the parts again
-                while patient and not heard:
-                    data = await reader.read(65_536)
-                    assert data, f"HTTP {frames.status}, and no more"
-                    heard += frames.feed(data)
-            while not any(kind == until for kind, _ in heard) and (data := await reader.read(65_536)):
+    heard: list[tuple[int, bytes]] = []
+    async with upgraded(port) as (reader, writer, frames):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)  # or the system would join the parts again
+            while patient and not heard:
+                data = await reader.read(65_536)
+                assert data, f"HTTP {frames.status}, and no more"
                 heard += frames.feed(data)
-    finally:
-        writer.transport.abort()
+        while not any(kind == until for kind, _ in heard) and (data := await reader.read(65_536)):
+            heard += frames.feed(data)
     return heard
 
 

@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from models.card import KEYWORD_COLUMNS, keyword_rows
 from models.checkpoint import Checkpoint, load_checkpoint, shipped_path
 from models.operating import offered
-from models.spans import USUAL_MS
 from service.commands.evaluate import AsJson
 from service.commands.tables import show
 
@@ -79,8 +79,7 @@ def _range(values: list[float]) -> str:
 
 
 def _keywords(words: Mapping[str, Any]) -> Table:
-    table = Table("keyword", "threshold", "patience, tokens", "word, ms from where its posterior rises", box=None)
-    for word, rule in words.items():
-        start_ms, end_ms = rule.get("span_ms", USUAL_MS)
-        table.add_row(word, f"{rule['threshold']:.3f}", str(rule["patience"]), f"{start_ms:.0f} to {end_ms:.0f}")
+    table = Table(*KEYWORD_COLUMNS, box=None)
+    for row in keyword_rows(words):
+        table.add_row(*row)
     return table
