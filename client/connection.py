@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError, SettingError, SourceError
+from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFinished
 from client.handshake import Busy, configured, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
@@ -161,6 +161,7 @@ class Spotter:
 
         Raises:
             StreamFailed, CannotConnect: if the stream has ended.
+            StreamFinished: after `finish`.
         """
         self._say(audio)
         while self._memory.full and not self._ended:
@@ -181,7 +182,8 @@ class Spotter:
 
     async def finish(self) -> Totals | None:
         """No more audio: have everything judged; events stay to be read. Return the stream in numbers."""
-        self._say(Close())
+        if not self._memory.finished:
+            self._say(Close())
         await asyncio.wait(self._tasks[:1])
         self._tasks[0].result()
         return self.totals
@@ -219,6 +221,8 @@ class Spotter:
             async for audio in source:
                 await self.send(audio)
             await self.finish()
+        except StreamFinished:
+            pass  # by whoever has heard enough
         except Exception as error:  # noqa: BLE001 (a source is anybody's, and whoever awaits events is told)
             if not self._ended:
                 self._events.put_nowait(error)

@@ -4,6 +4,7 @@ ClientError
 ├── SettingError     an argument of `connect` that no server would take
 ├── CannotConnect    no server there, or it refuses this client
 ├── StreamFailed     a stream ended for a reason that trying again does not mend; carries the close code
+├── StreamFinished   something was sent after `finish`
 └── SourceError      no microphone, no such file, or a file that is no audio
 """
 
@@ -36,6 +37,10 @@ class StreamFailed(ClientError):
         """Keep the reason."""
         super().__init__(f"{message} ({code.wire})")
         self.code, self.field = code, field
+
+
+class StreamFinished(ClientError):
+    """`finish` was called, and nothing can follow; a new stream can."""
 
 
 class SourceError(ClientError):

@@ -9,10 +9,12 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
+from client.errors import StreamFinished
 from client.outbox import Outbox
 from service.protocol import (
     Checkpoint,
     ClientMessage,
+    Close,
     CloseCode,
     Closed,
     Configure,
@@ -46,6 +48,7 @@ class Memory:
         configure: how the stream shall be from now on.
         ready: the server's answer to it, of the connection in use.
         failed: why the connection in use is about to be closed, if the server said so.
+        finished: nothing more may be said.
         totals: the stream in numbers, once it is closed.
         stuck_since: when the trouble began, on whatever clock; None while the stream goes forward.
     """
@@ -56,6 +59,7 @@ class Memory:
         """Remember nothing but how the stream shall be."""
         self.configure = configure
         self.failed: Failed | None = None
+        self.finished = False
         self.totals: Totals | None = None
         self.stuck_since: float | None = None
         self._frame = SAMPLE_BYTES[configure.encoding] * configure.channels
@@ -71,11 +75,18 @@ class Memory:
         return self._outbox.unjudged > self._window(BACKLOG_S)
 
     def add(self, said: bytes | ClientMessage) -> None:
-        """Audio, in any split, or a message that belongs after all audio so far; feedback has no place among it."""
+        """Audio, in any split, or a message that belongs after all audio so far; feedback has no place among it.
+
+        Raises:
+            StreamFinished: if `Close` was said before.
+        """
+        if self.finished:
+            raise StreamFinished("this stream is finished; `connect` begins another one")
         if isinstance(said, bytes):
             return self._outbox.add_audio(said)
         if isinstance(said, Feedback):
             return self._verdicts.append(said.model_dump_json())
+        self.finished = isinstance(said, Close)
         if isinstance(said, Configure):
             self.configure = said
         elif isinstance(said, Marker):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from client import blocking, handshake, memory
 from client.connection import Interrupted, connect, stream_url
-from client.errors import CannotConnect, SettingError, SourceError
+from client.errors import CannotConnect, SettingError, SourceError, StreamFinished
 from client.outbox import Outbox
 from service.protocol import (
     CloseCode,
@@ -104,6 +104,41 @@ async def test_events_are_typed_and_end():
     assert totals.samples == len(PCM) // 2
     assert peers[0].audio == PCM
     assert list(peers[0].hello.keywords or ()) == ["yes"]
+
+
+async def test_nothing_follows_the_end():
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(len(PCM))
+        await peer.close()
+
+    async with server(act) as (url, peers), connect(url) as spotter:
+        await spotter.send(PCM)
+        totals = await spotter.finish()
+        assert await spotter.finish() == totals
+        for say in (spotter.flush, spotter.reset, lambda: spotter.marker(1), lambda: spotter.adjust({})):
+            with pytest.raises(StreamFinished, match="connect"):
+                say()
+        with pytest.raises(StreamFinished):
+            await spotter.send(PCM)
+    assert peers[0].audio == PCM
+
+
+async def test_playing_ends_when_somebody_has_heard_enough():
+    async def forever():
+        while True:
+            yield PCM
+            await asyncio.sleep(0.01)
+
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    async with server(act) as (url, _peers), connect(url) as spotter:
+        spotter.play(forever())
+        await asyncio.sleep(0.05)
+        await spotter.finish()
+        assert [type(event) async for event in spotter] == [Ready, Closed]
 
 
 async def test_broken_connection_goes_on_where_the_server_was():

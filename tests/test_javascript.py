@@ -274,6 +274,30 @@ async def test_an_array_that_is_used_again_is_sent_as_it_was() -> None:
     assert peers[0].audio == np.arange(20, dtype="<i2").repeat(1_600).tobytes()
 
 
+async def test_nothing_follows_the_end() -> None:
+    async def hear(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(1_600));
+    const { samples } = await spotter.finish();
+    const again = await spotter.finish();
+    const says = [() => spotter.send(new Int16Array(9)), () => spotter.flush(), () => spotter.configure({})];
+    const said = says.map((say) => {
+      try { return say(); } catch ({ name, message }) { return [name, message]; }
+    });
+    console.log(JSON.stringify({ samples, again: again.samples, said }));
+    """
+    async with server(hear) as (url, peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert (told["samples"], told["again"]) == (1_600, 1_600)
+    assert told["said"] == [["SpotterError", "this stream is finished; connect() begins another one"]] * 3
+    assert len(peers[0].audio) == 2 * 1_600
+
+
 def test_a_word_is_cut_out_of_an_array_that_is_used_again() -> None:
     code = """
     import { Takes } from "./enroll.js";

@@ -101,8 +101,9 @@ async function leave({ source, spotter }) {
   return null;
 }
 
-/** Send and show a block; return false if the stream has no room for it. */
+/** Send and show a block; return false if the stream has no room for it. A microphone may have one left when all is over. */
 function take(mine, samples) {
+  if (mine.spotter.finished) return true;
   if (!mine.spotter.send(samples)) return false;
   timeline.addFrames(mine.mel.feed(samples));
   mine.samples += samples.length;
@@ -142,7 +143,7 @@ function wishes() {
   return wish;
 }
 
-const sayWishes = later(() => session?.spotter?.configure(wishes()), 150);
+const sayWishes = later(() => session?.spotter?.finished === false && session.spotter.configure(wishes()), 150);
 
 // --- controls
 

@@ -120,6 +120,8 @@ export class Spotter extends EventTarget {
   readonly totals: Totals | null;
   /** Samples that were refused because a minute was waiting already. */
   readonly lost: number;
+  /** Whether `finish` was called: whatever is said after it throws. */
+  readonly finished: boolean;
   send(samples: Int16Array): boolean;
   configure(changes: Configuration): void;
   marker(id: number | string): void;

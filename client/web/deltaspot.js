@@ -107,11 +107,13 @@ export class Spotter extends EventTarget {
     this.checkpoint = null;
     this.asked = new Map(); // marker -> how often it is still to come back
     this.troubleSince = 0;
+    this.finished = false;
     this.ended = new Promise((resolve) => (this.end = resolve));
   }
 
-  /** Send a copy of samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. */
+  /** Send a copy of samples (Int16Array at `sample_rate`). Returns false, and counts, if a minute is waiting already. Throws after `finish`. */
   send(samples) {
+    this.unfinished();
     if (this.outbox.end - this.outbox.acknowledged > this.window(BACKLOG_S)) {
       this.lost += samples.length;
       return false;
@@ -149,15 +151,21 @@ export class Spotter extends EventTarget {
 
   /** No more audio; resolves to the totals once everything has been judged. */
   async finish() {
-    this.say({ type: "close" });
+    if (!this.finished) this.say({ type: "close" });
+    this.finished = true;
     await this.ended;
     if (this.failure) throw this.failure;
     return this.totals;
   }
 
   say(message) {
+    this.unfinished();
     this.outbox.add(JSON.stringify(message));
     this.pump();
+  }
+
+  unfinished() {
+    if (this.finished) throw new SpotterError("this stream is finished; connect() begins another one");
   }
 
   /** Whether the server listens. */
