@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -189,7 +190,8 @@ class Guard:
         """
         origin = headers.get("origin")
         if origin is not None and origin not in self._origins and _host_of(origin) != host:
-            raise Forbidden("pages of this origin may not open streams here")
+            help_ = "the operator may name them in DELTASPOT_ORIGINS, and a proxy must hand on Host"
+            raise Forbidden(f"pages of {origin} may not open streams at host {host}; {help_}")
         caller = self._redeem(ticket) if ticket else self._callers.find(_bearer(headers))
         self._allow(caller, Scope.STREAM)
         if caller.sessions is not None and caller.open >= caller.sessions:
@@ -265,17 +267,30 @@ def _option(word: str) -> tuple[str, Any]:
     try:
         return name, read(value)
     except ValueError:
-        raise ValueError(f"{word} cannot be read; {example} can") from None
+        raise ValueError(f"{word} cannot be used; {example} can") from None
+
+
+def _sessions(text: str) -> int:
+    if (sessions := int(text)) < 1:
+        raise ValueError
+    return sessions
+
+
+def _speed(text: str) -> float:
+    if not 1 <= (speed := float(text)) < math.inf:
+        raise ValueError
+    return speed
 
 
 def _rate(text: str) -> str:
-    parse(text)
+    if parse(text).amount < 1:
+        raise ValueError
     return text
 
 
 OPTIONS: Final[dict[str, tuple[Callable[[str], Any], str]]] = {
-    "sessions": (int, "sessions=10"),
-    "speed": (float, "speed=2.5"),
+    "sessions": (_sessions, "sessions=10, or another whole number from 1 on,"),
+    "speed": (_speed, "speed=2.5, or another number from 1 on,"),
     "requests": (_rate, "requests=60/minute"),
 }
 """What may stand at the end of a line: how it is read, and an example."""

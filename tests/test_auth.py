@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from service.auth import Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
 from service.commands.serve import app as serve_command
-from service.errors import TooFast, Unauthorised
+from service.errors import Forbidden, TooFast, Unauthorised
 from service.protocol import Configure, Ready, parse_server
 from service.settings import Settings
 
@@ -129,6 +129,8 @@ async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
     assert await refused(guarded.stream, origin="https://evil.example", additional_headers=key) == 403
     assert await refused(guarded.stream, origin="null", additional_headers=key) == 403
     assert await refused(guarded.stream, origin="http://[", additional_headers=key) == 403
+    with pytest.raises(Forbidden, match=r"pages of https://x may not .* at host y; .* DELTASPOT_ORIGINS, .* hand on Host"):
+        guarded.server.guard.upgrade({"origin": "https://x"}, None, "y")
     assert await opens(guarded.stream, origin="https://app.example", additional_headers=key)
     assert await opens(guarded.stream, origin=guarded.http, additional_headers=key)
 
@@ -204,10 +206,18 @@ async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
         ("name 12 stream", "no SHA-256"),
         (f"name {'0' * 64} stream,dance", "'dance' is no scope; there are stream, detect, admin"),
         (f"name {'0' * 64} stream colour=red", "unknown option colour; there are sessions, speed, requests"),
-        (f"name {'0' * 64} stream sessions", "sessions cannot be read; sessions=10 can"),
-        (f"name {'0' * 64} stream sessions=many", "sessions=many cannot be read; sessions=10 can"),
-        (f"name {'0' * 64} stream speed=fast", "speed=fast cannot be read; speed=2.5 can"),
-        (f"name {'0' * 64} stream requests=often", "requests=often cannot be read; requests=60/minute can"),
+        (f"name {'0' * 64} stream sessions", "sessions cannot be used; sessions=10, or another whole number from 1 on"),
+        (f"name {'0' * 64} stream sessions=many", "sessions=many cannot be used; sessions=10"),
+        (f"name {'0' * 64} stream sessions=0", "sessions=0 cannot be used; sessions=10"),
+        (f"name {'0' * 64} stream sessions=-1", "sessions=-1 cannot be used; sessions=10"),
+        (f"name {'0' * 64} stream speed=fast", "speed=fast cannot be used; speed=2.5, or another number from 1 on"),
+        (f"name {'0' * 64} stream speed=0", "speed=0 cannot be used; speed=2.5"),
+        (f"name {'0' * 64} stream speed=-1", "speed=-1 cannot be used; speed=2.5"),
+        (f"name {'0' * 64} stream speed=0.9", "speed=0.9 cannot be used; speed=2.5"),
+        (f"name {'0' * 64} stream speed=nan", "speed=nan cannot be used; speed=2.5"),
+        (f"name {'0' * 64} stream speed=inf", "speed=inf cannot be used; speed=2.5"),
+        (f"name {'0' * 64} stream requests=often", "requests=often cannot be used; requests=60/minute can"),
+        (f"name {'0' * 64} stream requests=0/minute", "requests=0/minute cannot be used; requests=60/minute can"),
     ],
 )
 def test_bad_line_of_the_file_is_named(tmp_path: Path, line: str, told: str) -> None:
