@@ -232,7 +232,7 @@ async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
 
 @rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, openapi_extra=OPEN, status_code=204)
 async def reload(server: TheServer, _caller: Admin) -> None:
-    """Read the file of keys and all checkpoints again; open streams go on, with the checkpoint that they have."""
+    """Read keys, certificate and all checkpoints again; open streams go on, with the checkpoint that they have."""
     await server.reload()
 
 

@@ -60,12 +60,35 @@ def check(settings: Settings) -> None:
     _check_folders(settings)
     _check_keys(settings)
     _check_collector(settings.otlp_endpoint)
-    _check_certificate(settings)
+    certificate(settings)
     if settings.port and settings.port == settings.wyoming_port:
         raise SettingError("DELTASPOT_PORT and DELTASPOT_WYOMING_PORT are the same; two doors need two ports")
     for port in (settings.port, settings.wyoming_port):
         if port:
             _check_address(settings.host, port)
+
+
+def certificate(settings: Settings) -> ssl.SSLContext | None:
+    """The server's certificate with its key, as it lies there now; None for a server without TLS.
+
+    Raises:
+        SettingError: a file is not there, or is none of the two.
+    """
+    chain, key = settings.tls_cert, settings.tls_key
+    if chain is None:
+        if key is not None:
+            raise SettingError("DELTASPOT_TLS_KEY is of no use without DELTASPOT_TLS_CERT")
+        return None
+    for name, path in (("tls_cert", chain), ("tls_key", key or chain)):
+        if not path.is_file():
+            raise SettingError(f"{variable(name)}: there is no file {path}")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(chain, key)
+    except ssl.SSLError as error:
+        files = f"{chain} and {key}" if key else chain
+        raise SettingError(f"{files}: no certificate with its key, in PEM ({error})") from None
+    return context
 
 
 def variable(name: str) -> str:
@@ -123,22 +146,6 @@ def _check_keys(settings: Settings) -> None:
 def _check_collector(endpoint: str) -> None:
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise SettingError(f"DELTASPOT_OTLP_ENDPOINT: an address is http://collector:4318/v1/traces, not {endpoint!r}")
-
-
-def _check_certificate(settings: Settings) -> None:
-    certificate, key = settings.tls_cert, settings.tls_key
-    if certificate is None:
-        if key is not None:
-            raise SettingError("DELTASPOT_TLS_KEY is of no use without DELTASPOT_TLS_CERT")
-        return
-    for name, path in (("tls_cert", certificate), ("tls_key", key or certificate)):
-        if not path.is_file():
-            raise SettingError(f"{variable(name)}: there is no file {path}")
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        files = f"{certificate} and {key}" if key else certificate
-        raise SettingError(f"{files}: no certificate with its key, in PEM ({error})") from None
 
 
 def _check_address(host: str, port: int) -> None:

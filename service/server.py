@@ -64,6 +64,7 @@ class Server:
         bodies: clips that are on their way, or in memory.
         reloading: the newest reload, kept so that it is not forgotten half-way.
         failed: something without which there is no service went wrong; `on_failure` was called.
+        on_reload: reads again what the doors read at their start.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -86,6 +87,7 @@ class Server:
         self.clip_models: dict[str, ClipModel] = {}
         self.warm = self.failed = False
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_reload: Callable[[], None] = lambda: None
         self.headroom: Headroom
         self.limits = limits(settings)
         self.bodies = Bodies(settings, self.metrics)
@@ -123,7 +125,7 @@ class Server:
             self.on_failure()
 
     async def reload(self) -> None:
-        """Read the file of keys and all checkpoints again; open streams go on, with the network that they have.
+        """Read keys, certificate and all checkpoints again; open streams go on, with the network that they have.
 
         Raises:
             UnknownModel: a file is not what it should be; what was read before it holds, and the rest is as it was.
@@ -131,6 +133,7 @@ class Server:
         try:
             if self.keys is not None and self.settings.keys is not None:
                 self.keys.adopt(Keys.load(self.settings.keys))
+            self.on_reload()
             await self._load()
         except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")

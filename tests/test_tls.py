@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from client.connection import connect
@@ -35,7 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a certificate for this machine, signed by itself; its key lies beside it."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    return write_certificate(tmp_path_factory.mktemp("tls") / "server.pem", ec.generate_private_key(ec.SECP256R1()))
+
+
+def write_certificate(path: Path, key: Any) -> Path:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
     known_as = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -45,7 +49,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key, hashes.SHA256()
     )
     form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
     path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     path.with_suffix(".key").write_bytes(key.private_bytes(*form))
     return path
@@ -117,6 +120,30 @@ async def test_plain_text_and_noise_harm_nobody(port: int, spoken: np.ndarray) -
     with pytest.raises(CannotConnect):
         await words(f"ws://localhost:{port}", np.zeros(0))
     assert await listening
+
+
+def test_certificate_is_read_again_whatever_its_kind_and_a_broken_one_is_not(port: int, certificate: Path) -> None:
+    trusting = ssl.create_default_context(cafile=certificate)
+
+    def reload() -> httpx.Response:
+        return httpx.post(f"https://localhost:{port}/v1/reload", verify=trusting, timeout=60)
+
+    def shown() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", port))
+
+    old = certificate.read_text()
+    assert shown() == old
+    write_certificate(certificate, rsa.generate_private_key(65_537, 2_048))
+    renewed = certificate.read_text()
+    assert reload().status_code == 204
+    assert shown() == renewed != old
+    trusting.load_verify_locations(certificate)
+    certificate.write_text(old)  # not of the key beside it
+    answer = reload()
+    assert answer.status_code == 422
+    assert "no certificate with its key" in answer.json()["message"]
+    assert shown() == renewed
+    certificate.write_text(renewed)
 
 
 def test_the_containers_health_check_finds_the_door_with_tls_and_without(port: int, running: Any) -> None:

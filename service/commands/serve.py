@@ -21,7 +21,7 @@ from models.engines import Engine
 from service import logs
 from service.app import create_app
 from service.errors import UnknownModel
-from service.precheck import check, read_settings, variable
+from service.precheck import certificate, check, read_settings, variable
 from service.server import Server
 from service.settings import Settings
 from service.sockets import Door, Socket
@@ -159,7 +159,7 @@ def _allow_many_sockets() -> None:
 def uvicorn_config(server: Server) -> uvicorn.Config:
     """How uvicorn runs our application: frames are not compressed, and our limits come before its own."""
     settings = server.settings
-    return uvicorn.Config(
+    config = uvicorn.Config(
         create_app(server),
         host=settings.host,
         port=settings.port,
@@ -175,3 +175,15 @@ def uvicorn_config(server: Server) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+    server.on_reload = lambda: _renew_certificate(config, settings)
+    return config
+
+
+def _renew_certificate(config: uvicorn.Config, settings: Settings) -> None:
+    """Show the certificate that lies there now, from the next handshake on.
+
+    A context into which it were loaded would still show the old one to many, if the new key is of another kind.
+    """
+    fresh = certificate(settings)
+    if fresh is not None and config.ssl is not None:
+        config.ssl.sni_callback = lambda connection, _name, _context: setattr(connection, "context", fresh)
