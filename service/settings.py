@@ -6,10 +6,11 @@ The only module that looks at the environment. Options of `deltaspot serve` over
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.engines import Engine
@@ -25,7 +26,9 @@ OTHERS: Final = frozenset({"url", "key", "data", "require_shared"})
 class Settings(BaseSettings):
     """How one server process runs; the name of a variable is the field's in capitals, after `DELTASPOT_`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8770, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
@@ -66,6 +69,10 @@ class Settings(BaseSettings):
     drain_s: float = Field(20.0, ge=0, description="Time that streams get to end after SIGTERM, s.")
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
     origins: list[str] = Field([], description="Pages that may open streams, as JSON; the server's own if empty.")
+    proxies: list[IPvAnyNetwork] = Field(
+        [IPv4Network("127.0.0.1"), IPv6Network("::1")],
+        description="Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, as JSON.",
+    )
     ticket_secret: SecretStr | None = Field(None, description="Signs tickets for browsers; unset: a new one per start.")
     ticket_s: int = Field(60, ge=5, le=3_600, description="How long a ticket opens streams, s.")
     capture: Path | None = Field(None, description="Directory for feedback and its audio; nothing is kept if unset.")

@@ -192,6 +192,23 @@ async def test_log_names_keys_and_tells_of_everybody_turned_away(guarded: Any, l
     assert all(line["peer"] == "127.0.0.1" for line in lines() if line["event"] == "refused")
 
 
+async def test_proxy_that_is_trusted_says_who_is_behind_it(
+    guarded: Any, serving: Callable[..., Any], tmp_path: Path, lines: Callable[[], list[Any]]
+) -> None:
+    (tmp_path / "keys").write_text(FILE)
+    told = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+    protocols = []
+    with serving(keys=tmp_path / "keys", proxies=["192.0.2.0/24"]) as elsewhere:
+        for running in (guarded, elsewhere):
+            assert await refused(running.stream, additional_headers=told) == 401
+            async with httpx.AsyncClient(base_url=running.http, headers=told) as web:
+                assert (await web.get("/v1/models")).status_code == 401
+                protocols.append((await web.get("/asyncapi.json")).json()["servers"]["here"]["protocol"])
+    assert protocols == ["wss", "ws"]
+    peers = [line["peer"] for line in lines() if line["event"] == "refused"]
+    assert peers == ["192.0.2.7"] * 2 + ["127.0.0.1"] * 2
+
+
 async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
     value = guarded.server.metrics.registry.get_sample_value
     before = value("deltaspot_refusals_total", {"reason": "unauthorised"})

@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "DELTASPOT_PORT": ("abc", "DELTASPOT_PORT: Input should be a valid integer"),
     "DELTASPOT_LOG_FORMAT": ("plain", "'auto', 'json' or 'console'"),
     "DELTASPOT_ORIGINS": ("http://x", "DELTASPOT_ORIGINS must be JSON"),
+    "DELTASPOT_PROXIES": ('["10.0.0.1/8"]', "DELTASPOT_PROXIES: value is not a valid IPv4 or IPv6 network"),
+    "DELTASPOT_STREAM_S": ("inf", "DELTASPOT_STREAM_S: Input should be a finite number"),
     "DELTASPOT_METHODS": ('["foo"]', "DELTASPOT_METHODS: "),
     "DELTASPOT_MODELS": ('{"more": "/nonexistent"}', "DELTASPOT_MODELS, 'more': "),
     "DELTASPOT_KEYWORDS": ("/nonexistent", "there is no folder /nonexistent"),

@@ -83,7 +83,7 @@ def _print_settings(wanted: bool) -> None:
 
 def shown(default: object) -> str:
     """A default as the environment would have it."""
-    return json.dumps(default) if isinstance(default, list | tuple | dict) else str(default)
+    return json.dumps(default, default=str) if isinstance(default, list | tuple | dict) else str(default)
 
 
 @app.command()
@@ -170,6 +170,7 @@ def uvicorn_config(server: Server) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=[str(proxy) for proxy in settings.proxies],
         timeout_keep_alive=math.ceil(settings.configure_s),
         timeout_graceful_shutdown=5,
         ssl_certfile=settings.tls_cert,
