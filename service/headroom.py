@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 LIMIT = 0.95
 """Share of its time for which a thread may be busy, once precision is shed; beyond that, nobody is admitted."""
@@ -18,6 +19,18 @@ WEIGHT = 0.3
 DEAREST = 8.0
 """Largest cost that is believed, over the rehearsed one: beyond that the time did not go into audio, but into streams
 that come and go or requests; and if the machine has become that slow, waits refuse."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux tells a container how much of the processors it may have: microseconds, or `max`, in so many of them."""
+
+
+def processors(quota: Path = QUOTA) -> float:
+    """How many this process may use at a time; where a container's quota is less, that. macOS has no affinity."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+        return min(there, int(share) / int(period))
+    except (OSError, ValueError):  # no container, or no limit
+        return there
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,7 @@ class Usage:
         """What was spent in between."""
         return Usage(self.engine - earlier.engine, self.loop - earlier.loop, self.audio - earlier.audio)
 
-    def share(self, seconds: float, cores: int) -> float:
+    def share(self, seconds: float, cores: float) -> float:
         """How busy the busier thread was in so many seconds, or both of them where cores are scarce."""
         return max(self.engine, self.loop, (self.engine + self.loop) / cores) / seconds
 
@@ -50,15 +63,15 @@ class Headroom:
         cost: share of this process that a paced stream takes, once precision is shed.
     """
 
-    def __init__(self, rehearsed: Usage, shed: float = 1.0, cores: int | None = None) -> None:
+    def __init__(self, rehearsed: Usage, shed: float = 1.0, cores: float | None = None) -> None:
         """Begin with what a rehearsal cost.
 
         Args:
             rehearsed: with nothing shed.
             shed: the engine's share of that when all is shed that may be.
-            cores: as many as this process has, if None.
+            cores: as many as this process may use, if None.
         """
-        self._cores = cores or len(os.sched_getaffinity(0))
+        self._cores = cores or processors()
         self._shed = shed
         self._rehearsed = self.cost = self._share(rehearsed)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from client.load import Run, load
 from models.network import Network
 from service import rehearsal
 from service.errors import HTTP_STATUS
-from service.headroom import DEAREST, LIMIT, Headroom, Usage
+from service.headroom import DEAREST, LIMIT, Headroom, Usage, processors
 from service.protocol import CloseCode, Configure, Failed
 from service.shedding import COARSEST
 
@@ -28,6 +30,19 @@ def test_busier_thread_decides_or_both_where_cores_are_scarce() -> None:
     assert spent.share(1.0, cores=2) == pytest.approx(0.6)
     assert spent.share(1.0, cores=1) == pytest.approx(0.9)
     assert Headroom(spent, cores=2).streams == int(LIMIT / 0.006)
+
+
+@pytest.mark.parametrize(
+    ("quota", "left"), [("50000 100000", 0.5), ("max 100000", 3), ("900000 100000", 3), ("", 3), (None, 3)]
+)
+def test_container_has_what_its_quota_leaves_of_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, left: float
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert processors(tmp_path / "cpu.max") == left
 
 
 def test_estimate_follows_what_streams_cost_under_load_and_forgets() -> None:

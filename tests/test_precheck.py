@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from service.commands.serve import say_who_may_come_in
+from service.commands.serve import _allow_many_sockets, say_who_may_come_in
 from service.precheck import SettingError, check, read_settings
 from service.server import Server
 from service.settings import Settings
@@ -106,6 +107,17 @@ def test_log_says_who_may_come_in(
     assert line["level"] == told[0]
     assert line["event"].startswith(told[1])
     assert line.get("keys") == (2 if keys else None)
+
+
+@pytest.mark.parametrize(("most", "asked"), [(4_096, 4_096), (resource.RLIM_INFINITY, 10_240)])
+def test_as_many_sockets_are_asked_for_as_the_system_gives(
+    monkeypatch: pytest.MonkeyPatch, most: int, asked: int
+) -> None:
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, most))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    _allow_many_sockets()
+    assert limits == [(asked, most)]
 
 
 def test_text_in_the_place_of_a_certificate_is_named(tmp_path: Path) -> None:

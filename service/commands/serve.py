@@ -39,6 +39,9 @@ GARBAGE = (50_000, 50, 10)
 """When Python looks for cycles: everything stands still meanwhile, and frames and messages make none. A batch makes
 many objects that are gone at its end, and must not be the reason."""
 
+OPEN_MAX = 10_240
+"""Descriptors of a process on macOS, which says that there is no limit and refuses to be asked for that many."""
+
 
 class Polite(uvicorn.Server):
     """Drains before it stops, and ends well: the first signal starts that, the second one ends it at once.
@@ -153,7 +156,7 @@ def _reloaded(task: asyncio.Task[None]) -> None:
 def _allow_many_sockets() -> None:
     """Ask the system for all the descriptors it would give: a stream is one."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_MAX if hard == resource.RLIM_INFINITY else hard, hard))
 
 
 def uvicorn_config(server: Server) -> uvicorn.Config:
