@@ -242,6 +242,7 @@ async def tickets(server: TheServer, caller: Streamer) -> Ticket:
     return Ticket(ticket=server.guard.ticket(caller), expires_s=server.settings.ticket_s)
 
 
+@rest.head("/healthz", include_in_schema=False)
 @rest.get("/healthz", responses={500: {"model": Health}})
 async def healthz(server: TheServer, response: Response) -> Health:
     """Whether the process works; if not, restart it."""
@@ -250,6 +251,7 @@ async def healthz(server: TheServer, response: Response) -> Health:
     return Health.of(server, "broken" if broken else "ok")
 
 
+@rest.head("/readyz", include_in_schema=False)
 @rest.get("/readyz", responses={503: {"model": Health}})
 async def readyz(server: TheServer, response: Response) -> Health:
     """Whether new streams are welcome: models warm, not draining, not behind; if not, which of these."""

@@ -245,6 +245,7 @@ async def test_connection_that_ends_while_a_recording_is_sent_is_told_from_none_
 async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient) -> None:
     assert (await web.get("/healthz")).json()["status"] == "ok"
     assert (await web.get("/readyz")).json()["status"] == "ready"
+    assert [(await web.head(path)).status_code for path in ("/healthz", "/readyz")] == [200, 200]  # wget --spider
     assert (await web.get("/asyncapi.json")).json()["servers"]["here"]["host"] == f"127.0.0.1:{running.port}"
     assert "deltaspot_sessions_open" in (await web.get("/metrics")).text
     models = (await web.get("/v1/models")).json()
