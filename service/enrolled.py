@@ -41,6 +41,12 @@ def stored(folder: Path | None, name: str) -> EnrolledKeyword:
         raise BadMessage(said, "stored") from None
 
 
+def kept(folder: Path | None, spec: Spec) -> tuple[str, ...]:
+    """Names of the keywords in `folder` that are no labels of the model's; `stored` says whether they fit."""
+    names = [] if folder is None else [path.stem for path in sorted(folder.glob("*.json"))]
+    return tuple(name for name in names if NAME.fullmatch(name) and name not in spec.config.labels)
+
+
 def spotting(network: AnyNetwork, configure: Configure, folder: Path | None = None) -> Spotting | None:
     """What judges the client's own keywords, and those that it names of the server's; None if there are none.
 

@@ -15,8 +15,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from pydantic import ValidationError
 
 from service.engine import clock
+from service.enrolled import kept
 from service.errors import BadMessage, Idle, UnsupportedAudio
 from service.logs import log
 from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, TooLong, WireError
@@ -181,9 +183,9 @@ class Satellite:
         width = data.get("width", 2)
         if not isinstance(width, int) or width not in ENCODINGS:
             raise UnsupportedAudio(f"samples of {width} bytes; 2 and 4 are understood", "width")
-        configure = _configure(data, ENCODINGS[width], self._names)
         self._server.admit()
         try:
+            configure = _configure(data, ENCODINGS[width], self._names, self._kept())
             self._stream = self._server.open(configure, self._server.guard.anyone)
         except BaseException:
             self._server.engine.places.cancel()
@@ -226,9 +228,13 @@ class Satellite:
 
     def _info(self) -> dict[str, Any]:
         about = {"attribution": ATTRIBUTION, "installed": True, "version": VERSION}
-        words = self._server.engine.find(None).spec.config.keywords if self._server.warm else ()
+        words = self._server.engine.find(None).spec.config.keywords + self._kept() if self._server.warm else ()
         models = [{**about, "name": word, "description": word, "phrase": word, "languages": ["en"]} for word in words]
         return {**about, "name": "deltaspot", "description": "Keyword spotting by changes", "models": models}
+
+    def _kept(self) -> tuple[str, ...]:
+        """Keywords that the server keeps beside the model's, for those who name them."""
+        return kept(self._server.settings.keywords, self._server.engine.find(None).spec)
 
 
 def _names(data: dict[str, Any]) -> list[str] | None:
@@ -240,15 +246,19 @@ def _names(data: dict[str, Any]) -> list[str] | None:
     return names
 
 
-def _configure(data: dict[str, Any], encoding: Encoding, names: list[str] | None) -> Configure:
-    """What a satellite said of its audio, checked as a client's words would be."""
+def _configure(data: dict[str, Any], encoding: Encoding, names: list[str] | None, own: tuple[str, ...]) -> Configure:
+    """What a satellite said of its audio and its words, of which some are the server's own, checked as a client's."""
     try:
         return Configure(
             sample_rate=data.get("rate", 16_000),
             channels=data.get("channels", 1),
             encoding=encoding,
-            keywords=None if names is None else {name: KeywordSettings() for name in names},
+            keywords=None if names is None else {name: KeywordSettings() for name in names if name not in own},
+            stored=tuple(name for name in dict.fromkeys(names or ()) if name in own),
             heartbeat_ms=60_000,
         )
-    except ValueError:
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if first["loc"][0] in {"keywords", "stored"}:
+            raise BadMessage(f"names: {first['msg']}", "names") from None
         raise UnsupportedAudio("audio of 8 to 48 kHz with up to 8 channels is understood") from None

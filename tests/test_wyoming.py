@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,12 @@ from wyoming.wake import Detect, Detection, NotDetected
 
 from client.connection import connect
 from client.hostile import SATELLITES, intrude
+from client.keywords import write_keyword
+from models.enroll import EnrolledKeyword
 from service import protocol, wyoming
 from service.engine import clock
+from service.protocol import Enrolled
+from tests.test_enroll import able, background, seven  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,32 @@ async def test_service_describes_itself(door: Any, monkeypatch: pytest.MonkeyPat
         info = Info.from_event(await client.read_event())
         assert info.wake[0].version == wyoming.VERSION
         assert {model.name for model in info.wake[0].models} == {*door[1].engine.find(None).spec.config.keywords}
+
+
+async def test_kept_keywords_are_offered_and_heard_by_those_who_name_them(
+    serving: Callable[..., Any],
+    able: Path,  # noqa: F811
+    seven: EnrolledKeyword,  # noqa: F811
+    spoken: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    names = [f"word {number}" for number in range(8)]
+    for name in (*names, "yes", "_silence_"):  # these two are the model's own
+        (tmp_path / f"{name}.json").touch()
+    write_keyword(Enrolled(**asdict(seven)), tmp_path / f"{seven.name}.json")
+    with serving(model=able, keywords=tmp_path, wyoming_port=0) as running:
+        config = running.server.engine.find(None).spec.config
+        async with satellite(running.app.state.wyoming.sockets[0].getsockname()[1]) as client:
+            await client.write_event(Describe().event())
+            offered = [model.name for model in Info.from_event(await client.read_event()).wake[0].models]
+            assert offered == [*config.keywords, seven.name, *names]
+            for asked in ([seven.name, "yes"], [seven.name]):
+                await client.write_event(Detect(asked).event())
+                heard = {Detection.from_event(event).name for event in await speak(client, spoken)}
+                assert heard == set(asked)
+            await client.write_event(Detect(offered[len(config.keywords) :]).event())
+            await client.write_event(AudioStart(16_000, 2, 1).event())
+            assert "names: " in (await client.read_event()).data["text"]
 
 
 @pytest.mark.parametrize(
