@@ -88,6 +88,13 @@ def test_pods_get_time_to_drain_and_no_rights(case):
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_the_user_of_the_pod_may_read_the_keys():
+    pod = render({"keys": {"existingSecret": "words-keys"}})["Deployment"]["spec"]["template"]["spec"]
+    (mode,) = (volume["secret"]["defaultMode"] for volume in pod["volumes"] if "secret" in volume)
+    assert mode == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"], "kubelet's files are root:fsGroup"
+
+
 @every_case
 def test_environment_is_what_the_server_knows(case):
     from service.settings import Settings
