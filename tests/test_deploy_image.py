@@ -22,13 +22,14 @@ def test_dockerfile_is_linted():
 
 
 def test_compose_file_is_valid(tmp_path):
-    """Debian's docker-compose is older than the top-level name, and knows everything else that is used."""
+    """Debian's docker-compose is older than the top-level name and files that may be missing; it knows the rest."""
     need("docker-compose")
     spec = yaml.safe_load(COMPOSE.read_text())
     assert spec.pop("name") == "deltaspot"
     for service in spec["services"].values():
         if "build" in service:
             service["build"]["context"] = str(ROOT)
+            assert [file["required"] for file in service.pop("env_file")] == [False]
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(spec))
     command = ["docker-compose", "--file", "compose.yaml", "config", "--quiet"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -55,6 +56,11 @@ def test_datasource_is_the_one_that_dashboards_name():
     folder = ROOT / "deploy" / "grafana"
     (source,) = yaml.safe_load((folder / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((folder / "provisioning/dashboards/deltaspot.yml").read_text())["providers"]
-    mounts = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["volumes"]
+    grafana = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]
+    mounts = dict(mount.split(":")[1::-1] for mount in grafana["volumes"])
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert source["uid"] == "prometheus"
-    assert any(provider["options"]["path"] in mount for mount in mounts)
+    assert mounts[provider["options"]["path"]] == "./grafana/dashboards"
+    assert str(home.parent) == provider["options"]["path"]
+    assert (folder / "dashboards" / home.name).exists()
+    assert mounts["/var/lib/grafana"] == "grafana", "its data would go with the container"
