@@ -1,5 +1,6 @@
 """What the image is made of, without building it: linted, ignored, composed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from tests.programs import need
 
 ROOT = Path(__file__).parents[1]
+CHART = ROOT / "deploy" / "helm" / "deltaspot"
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 
@@ -41,6 +43,21 @@ def test_what_compose_mounts_is_there():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith(".") or (COMPOSE.parent / source).exists(), source
+
+
+def test_what_is_built_has_the_name_that_the_chart_asks_for():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    image = f"{yaml.safe_load((CHART / 'values.yaml').read_text())['image']['repository']}:{chart['appVersion']}"
+    assert yaml.safe_load(COMPOSE.read_text())["services"]["service"]["image"] == image
+    assert f"docker build --tag {image} ." in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_containers_get_time_to_drain():
+    from service.settings import Settings
+
+    (run,) = re.findall(r"docker run .*--stop-timeout (\d+)", (ROOT / "deploy" / "README.md").read_text())
+    grace = yaml.safe_load(COMPOSE.read_text())["services"]["service"]["stop_grace_period"].removesuffix("s")
+    assert min(int(run), int(grace)) > Settings.model_fields["drain_s"].default
 
 
 def test_prometheus_and_the_container_speak_of_the_same_port():
