@@ -1,5 +1,5 @@
 # The server, without torch, its kernels compiled while the image is built.
-#   docker build -t deltaspot .        docker run --rm -p 8770:8770 --read-only --tmpfs /tmp deltaspot
+# deploy/README.md says how it is built and run.
 # BASE may be any Debian-like image with Python 3.11 or newer and its venv module.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 

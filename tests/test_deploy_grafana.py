@@ -50,6 +50,12 @@ def test_grafana_knows_every_field(name):
     assert written["uid"] == f"deltaspot-{name}"
 
 
+def test_a_panel_of_models_shows_their_names():
+    """Their value is always 1."""
+    panels = [p for name in FILES for p in generate.render(name)["panels"] if "model_info" in p["targets"][0]["expr"]]
+    assert [panel["options"] for panel in panels] == [{"textMode": "name"}] * 2
+
+
 def test_panels_do_not_overlap_and_have_ids_of_their_own():
     for name in FILES:
         panels = generate.render(name)["panels"]

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from service.app import PAGE, create_app
 from service.auth import Keys
+from service.server import Server
+from service.settings import Settings
 
 helm = pytest.importorskip("helm_python", reason="needs helm-python-sdk, Helm's own library as a wheel")
 kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
@@ -24,6 +27,12 @@ def render(values):
         files = chart.render(values=values, name="words", namespace="speech")
     manifests = [m for name, text in files.items() if name.endswith(".yaml") for m in yaml.safe_load_all(text) if m]
     return {manifest["kind"]: manifest for manifest in manifests}
+
+
+def notes(values):
+    with helm.Chart.load(CHART) as chart:
+        files = chart.render(values=values, name="words", namespace="speech")
+    return next(text for name, text in files.items() if name.endswith("NOTES.txt"))
 
 
 @every_case
@@ -88,10 +97,15 @@ def test_pods_get_time_to_drain_and_no_rights(case):
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_the_user_of_the_pod_may_read_the_keys():
+    pod = render({"keys": {"existingSecret": "words-keys"}})["Deployment"]["spec"]["template"]["spec"]
+    (mode,) = (volume["secret"]["defaultMode"] for volume in pod["volumes"] if "secret" in volume)
+    assert mode == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"], "kubelet's files are root:fsGroup"
+
+
 @every_case
 def test_environment_is_what_the_server_knows(case):
-    from service.settings import Settings
-
     pod = render(CASES[case])["Deployment"]["spec"]["template"]["spec"]
     env = {variable["name"] for variable in pod["containers"][0]["env"]}
     assert pod["enableServiceLinks"] is False, "Kubernetes would add DELTASPOT_PORT, if a service has our name"
@@ -100,8 +114,6 @@ def test_environment_is_what_the_server_knows(case):
 
 
 def test_whole_numbers_reach_the_server_whole():
-    from service.settings import Settings
-
     asked = {"clip_bytes": 67_108_864, "self_check_share": 0.25, "origins": '["https://app.example.org"]'}
     (container,) = render({"settings": asked})["Deployment"]["spec"]["template"]["spec"]["containers"]
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
@@ -145,10 +157,63 @@ def test_own_keys_become_a_secret_that_the_server_reads_and_are_mounted(tmp_path
     assert any(v.get("secret", {}).get("secretName") == "words-deltaspot-keys" for v in pod["volumes"])
 
 
+def test_several_pods_without_one_secret_for_their_tickets_are_warned_of():
+    warning = "keys.ticketSecret is not set"
+    assert warning in notes({"keys": {"text": "a"}})
+    assert warning in notes({"keys": {"text": "a"}, "replicas": 1, "autoscaling": {"enabled": True}})
+    assert warning not in notes({"keys": {"text": "a"}, "replicas": 1})
+    assert warning not in notes(CASES["keda-values"])
+    assert warning not in notes({})
+
+
+def test_the_ingress_leads_to_all_that_is_served_but_metrics():
+    (rule,) = render({"ingress": {"enabled": True}})["Ingress"]["spec"]["rules"]
+    kinds = {path["path"]: path["pathType"] for path in rule["http"]["paths"]}
+    assert kinds.pop("/v1") == "Prefix"
+    assert set(kinds.values()) == {"Exact"}
+    app = create_app(Server(Settings()))
+    routes = {*app.openapi()["paths"], *(getattr(route, "path", "/") for route in app.routes)}
+    page = {f"/{file.name}" for file in PAGE.iterdir() if file.suffix not in {".ts", ".json"}}  # what browsers load
+    assert set(kinds) | {"/metrics"} == {path for path in routes | page if not path.startswith("/v1/")}
+
+
+def test_satellites_get_a_port_if_there_is_one():
+    manifests = render({"wyoming": {"port": 10400}, "networkPolicy": {"enabled": True}})
+    (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (rule,) = manifests["NetworkPolicy"]["spec"]["ingress"]
+    assert {"name": "wyoming", "containerPort": 10400, "protocol": "TCP"} in container["ports"]
+    assert {"name": "DELTASPOT_WYOMING_PORT", "value": "10400"} in container["env"]
+    assert manifests["Service"]["spec"]["ports"][1]["targetPort"] == "wyoming"
+    assert rule["ports"][1]["port"] == "wyoming"
+    assert "wyoming" not in str(render({"networkPolicy": {"enabled": True}}))
+
+
+def test_volumes_of_ones_own_are_mounted_beside_the_charts():
+    pod = render(CASES["small-values"])["Deployment"]["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["tmp", "data"]
+    assert {"name": "data", "mountPath": "/data"} in pod["containers"][0]["volumeMounts"]
+
+
 def test_autoscalers_own_the_number_of_pods():
-    assert "replicas" not in render({"keda": {"enabled": True}})["Deployment"]["spec"]
+    scaled = {"keda": {"enabled": True}, "serviceMonitor": {"enabled": True}}
+    assert "replicas" not in render(scaled)["Deployment"]["spec"]
+    with pytest.raises(helm.HelmRenderError, match=r"needs serviceMonitor\.enabled"):
+        render({"keda": {"enabled": True}})
     with pytest.raises(helm.HelmRenderError, match="exclude each other"):
-        render({"keda": {"enabled": True}, "autoscaling": {"enabled": True}})
+        render(scaled | {"autoscaling": {"enabled": True}})
+
+
+def test_pods_are_added_at_what_the_sizing_guide_plans_for_a_core():
+    scaled = render(CASES["keda-values"])["ScaledObject"]["spec"]["triggers"][0]["metadata"]
+    assert f"one core carries {scaled['threshold']} streams" in (CHART.parents[1] / "README.md").read_text()
+
+
+def test_settings_that_the_chart_makes_itself_are_refused():
+    pod = render({"keys": {"text": "a"}, "wyoming": {"port": 10400}})["Deployment"]["spec"]["template"]["spec"]
+    own = {variable["name"].removeprefix("DELTASPOT_").lower() for variable in pod["containers"][0]["env"]}
+    assert {"drain_s", "keys", "sessions", "ticket_secret", "wyoming_port"} == own
+    for name in own | {"host", "port", "tls_cert", "tls_key"}:  # ports, probes and the ingress rely on the latter
+        assert helm.lint(CHART, {"settings": {name: "1"}}, strict=True)["errors"], name
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the image is made of, without building it: linted, ignored, composed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from tests.programs import need
 
 ROOT = Path(__file__).parents[1]
+CHART = ROOT / "deploy" / "helm" / "deltaspot"
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 
@@ -22,13 +24,14 @@ def test_dockerfile_is_linted():
 
 
 def test_compose_file_is_valid(tmp_path):
-    """Debian's docker-compose is older than the top-level name, and knows everything else that is used."""
+    """Debian's docker-compose is older than the top-level name and files that may be missing; it knows the rest."""
     need("docker-compose")
     spec = yaml.safe_load(COMPOSE.read_text())
     assert spec.pop("name") == "deltaspot"
     for service in spec["services"].values():
         if "build" in service:
             service["build"]["context"] = str(ROOT)
+            assert [file["required"] for file in service.pop("env_file")] == [False]
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(spec))
     command = ["docker-compose", "--file", "compose.yaml", "config", "--quiet"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -40,6 +43,21 @@ def test_what_compose_mounts_is_there():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith(".") or (COMPOSE.parent / source).exists(), source
+
+
+def test_what_is_built_has_the_name_that_the_chart_asks_for():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    image = f"{yaml.safe_load((CHART / 'values.yaml').read_text())['image']['repository']}:{chart['appVersion']}"
+    assert yaml.safe_load(COMPOSE.read_text())["services"]["service"]["image"] == image
+    assert f"docker build --tag {image} ." in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_containers_get_time_to_drain():
+    from service.settings import Settings
+
+    (run,) = re.findall(r"docker run .*--stop-timeout (\d+)", (ROOT / "deploy" / "README.md").read_text())
+    grace = yaml.safe_load(COMPOSE.read_text())["services"]["service"]["stop_grace_period"].removesuffix("s")
+    assert min(int(run), int(grace)) > Settings.model_fields["drain_s"].default
 
 
 def test_prometheus_and_the_container_speak_of_the_same_port():
@@ -55,6 +73,11 @@ def test_datasource_is_the_one_that_dashboards_name():
     folder = ROOT / "deploy" / "grafana"
     (source,) = yaml.safe_load((folder / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((folder / "provisioning/dashboards/deltaspot.yml").read_text())["providers"]
-    mounts = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]["volumes"]
+    grafana = yaml.safe_load(COMPOSE.read_text())["services"]["grafana"]
+    mounts = dict(mount.split(":")[1::-1] for mount in grafana["volumes"])
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert source["uid"] == "prometheus"
-    assert any(provider["options"]["path"] in mount for mount in mounts)
+    assert mounts[provider["options"]["path"]] == "./grafana/dashboards"
+    assert str(home.parent) == provider["options"]["path"]
+    assert (folder / "dashboards" / home.name).exists()
+    assert mounts["/var/lib/grafana"] == "grafana", "its data would go with the container"

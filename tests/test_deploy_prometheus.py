@@ -53,6 +53,13 @@ def test_alert_is_shown_raised_and_silent_and_has_a_runbook(alert):
     assert alert["alert"] in headings
 
 
+def test_memory_is_told_of_before_the_chart_ends_the_pod():
+    (alert,) = (alert for alert in ALERTS if alert["alert"] == "DeltaspotMemory")
+    values = yaml.safe_load((DEPLOY / "helm" / "deltaspot" / "values.yaml").read_text())
+    limit = int(values["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    assert float(alert["expr"].rpartition(" > ")[2]) < limit
+
+
 def test_rules_speak_of_metrics_that_exist():
     known = {family.name for family in Metrics(CollectorRegistry(), ["yes"]).families()}
     rules = "".join((PROMETHEUS / name).read_text() for name in ("recording.yml", "alerts.yml"))

@@ -6,7 +6,7 @@ A dashboard is a list of rows, a row is a list of panels of equal width, a panel
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Panel:
     queries: dict[str, str]
     kind: str = "timeseries"
     note: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
     def render(self, number: int, x: int, y: int, width: int) -> dict[str, Any]:
         """Return the panel as Grafana's JSON, at this place of the grid."""
@@ -36,6 +37,7 @@ class Panel:
             "datasource": DATASOURCE,
             "gridPos": {"x": x, "y": y, "w": width, "h": HEIGHT},
             "fieldConfig": {"defaults": {"unit": self.unit}, "overrides": []},
+            "options": self.options,
             "targets": [
                 {
                     "refId": chr(ord("A") + place),
@@ -81,7 +83,13 @@ DETECTIONS = Panel("Detections", RATE, {"{{keyword}}": per_second("deltaspot_det
 UTILISATION = Panel(
     "Share of one core spent in steps", SHARE, {"{{instance}}": "instance:deltaspot_utilisation:ratio_rate5m"}
 )
-MODEL = Panel("Model", COUNT, {"{{model}} {{point}} {{fingerprint}}": "deltaspot_model_info"}, kind="stat")
+MODEL = Panel(
+    "Model",
+    COUNT,
+    {"{{model}} {{point}} {{fingerprint}}": "max by (model, point, fingerprint) (deltaspot_model_info)"},
+    kind="stat",
+    options={"textMode": "name"},  # one process alone would be shown as its value, which is always 1
+)
 SCALE = Panel("Factor on delta thresholds", COUNT, {"{{instance}}": "deltaspot_delta_scale"})
 TOLD = 'deltaspot_sessions_total{outcome!~"normal|vanished"}'
 

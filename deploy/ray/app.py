@@ -26,7 +26,20 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SESSIONS = 1_000
-"""Streams of one replica, which has one core; see the sizing guide in deploy/README.md."""
+"""Streams of one replica at most, which has one core; it admits fewer if it finds that it cannot keep up with them."""
+
+PLANNED = 400
+"""Streams of one replica beyond which there is another: u S of the sizing guide in deploy/README.md."""
+
+
+def check(server: Server) -> None:
+    """See that a server is, or will be, of use.
+
+    Raises:
+        RuntimeError: it cannot go on; the log of the replica has the reason.
+    """
+    if server.state == "broken":
+        raise RuntimeError("the server cannot go on; its log says why")
 
 
 def build() -> FastAPI:
@@ -38,7 +51,8 @@ def build() -> FastAPI:
     @asynccontextmanager
     async def warm(app: FastAPI) -> AsyncIterator[Any]:
         async with begin(app) as state:
-            while not server.ready:  # noqa: ASYNC110  the server has no event for it
+            while not server.ready:  # the server has no event for it
+                check(server)
                 await asyncio.sleep(0.1)
             yield state
 
@@ -53,7 +67,7 @@ def build() -> FastAPI:
     autoscaling_config={
         "min_replicas": 2,
         "max_replicas": 100,
-        "target_ongoing_requests": 0.7 * SESSIONS,
+        "target_ongoing_requests": PLANNED,
         "downscale_delay_s": 600,
     },
     graceful_shutdown_timeout_s=30,
@@ -62,6 +76,13 @@ def build() -> FastAPI:
 @serve.ingress(build)
 class Deltaspot:
     """A server without a socket of its own."""
+
+    app: FastAPI
+    """What `build` returned, from Serve."""
+
+    async def check_health(self) -> None:
+        """Have Serve put another replica in the place of one that cannot go on."""
+        check(self.app.state.server)
 
     async def pid(self) -> int:
         """Process of the replica that is asked, for those who want to look at it or to end it."""

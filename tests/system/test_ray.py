@@ -6,6 +6,7 @@ import signal
 import socket
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -94,6 +95,28 @@ async def test_streams_survive_the_death_of_a_replica(replicas):
     assert len(undisturbed) > 3
     assert [words for words, _ in results] == [undisturbed] * len(streams)
     assert sum(connections for _, connections in results) > len(streams)
+
+
+async def test_a_replica_that_cannot_start_says_so_instead_of_waiting(monkeypatch, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from deploy.ray.app import build
+
+    (tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
+    monkeypatch.setenv("DELTASPOT_MODEL", str(tmp_path / "broken.safetensors"))
+    application = build()
+    with pytest.raises(RuntimeError, match="cannot go on"):
+        await application.router.lifespan_context(application).__aenter__()
+
+
+async def test_a_replica_that_broke_is_not_healthy():
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from deploy.ray.app import Deltaspot, build
+
+    replica = SimpleNamespace(app=build())
+    await Deltaspot.func_or_class.check_health(replica)
+    replica.app.state.server.failed = True
+    with pytest.raises(RuntimeError, match="cannot go on"):
+        await Deltaspot.func_or_class.check_health(replica)
 
 
 @pytest.mark.usefixtures("cluster")
