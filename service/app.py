@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route, WebSocketRoute
+from structlog.contextvars import bound_contextvars
 
 from service import clips, enrolling, live, wyoming
 from service.answers import Health, ModelInfo, SessionInfo, Ticket
@@ -23,8 +24,8 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
-from service.layers import Lingering, SecurityHeaders
-from service.logs import RequestIds, called_by, clip_ended, refused
+from service.layers import Lingering, RequestIds, SecurityHeaders
+from service.logs import log
 from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError, parse_keywords
 from service.server import Server
 from service.sockets import EXTENSION
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope as Connection
 
 PAGE: Final = Path(__file__).parent.parent / "client" / "web"
-REFUSALS: Final = {401: "unauthorised", 403: "forbidden", 429: "rate"}
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
-REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in REFUSALS}
+REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in (401, 403, 429)}
 KEY: Final = HTTPBearer(auto_error=False, description="an API key, of a server that has any")
 OPEN: Final[dict[str, Any]] = {"security": [{}]}
 """How OpenAPI says that there are servers without keys, where nobody needs one."""
@@ -122,7 +122,7 @@ class StreamDoor:
             caller = server.guard.upgrade(headers, ticket, headers.get("host", ""))
             server.admit()
         except WireError as error:
-            _count(server, error, scope)
+            server.turned_away(error)
             await _answer(error)(scope, receive, send)
             return
         try:
@@ -130,7 +130,7 @@ class StreamDoor:
         except BaseException:
             server.engine.places.cancel()
             raise
-        with called_by(caller.name):
+        with bound_contextvars(caller=caller.name):
             await live.serve(server, caller, receive, send, scope["extensions"].get(EXTENSION))
 
 
@@ -143,14 +143,9 @@ def _may(scope: Scope) -> Callable[..., AsyncIterator[Caller]]:
     """A dependency: the caller, if their key is for this."""
 
     async def check(request: Request, _key: Annotated[object, Depends(KEY)]) -> AsyncIterator[Caller]:
-        server = _the_server(request)
-        try:
-            caller = server.guard.request(scope, request.headers)
-        except WireError as error:
-            _count(server, error, request.scope)
-            raise
+        caller = _the_server(request).guard.request(scope, request.headers)
         _nothing_unknown(request)
-        with called_by(caller.name):
+        with bound_contextvars(caller=caller.name):
             yield caller
 
     return check
@@ -197,14 +192,14 @@ async def detect(
         outcome = "judged"
         totals = {"seconds": result.seconds, "detections": len(result.detections), "time_ms": result.time_ms}
     except WireError as error:
-        outcome, totals = "refused", {"reason": error.code.wire, "message": error.message}
+        outcome = "failed" if error.code is CloseCode.INTERNAL else "refused"
         raise
     except ClientDisconnect:
         outcome = "vanished"
         raise
     finally:
         server.metrics.clip(outcome, clock() - began)
-        clip_ended(outcome, **totals)
+        log.info("clip", outcome=outcome, **totals)
     server.metrics.audio_received(result.seconds, chunks=0)
     return result
 
@@ -289,11 +284,12 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Whatever went wrong, in the one form that is documented."""
     match error:
         case WireError():
+            _the_server(request).turned_away(error)
             return _answer(error)
         case RequestValidationError():
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"][1:]))  # the first part says that it is in the query
-            return _answer(BadMessage(f"{field}: {first['msg']}", field))
+            return await _refuse(request, BadMessage(f"{field}: {first['msg']}", field))
         case HTTPException():
             message = f"{error.detail}: {request.method} {request.url.path}"
             told = Failed(code=CloseCode.BAD_MESSAGE.wire, message=message)
@@ -301,11 +297,4 @@ async def _refuse(request: Request, error: Exception) -> Response:
         case ClientDisconnect():
             return Response(status_code=400)  # nobody reads it
         case _:
-            return _answer(Internal("the server made a mistake; it is logged"))
-
-
-def _count(server: Server, error: WireError, scope: Connection) -> None:
-    """Count who was turned away, and write it down; `Server.admit` counts what it refuses itself."""
-    if reason := REFUSALS.get(HTTP_STATUS[error.code]):
-        server.metrics.refused(reason)
-        refused(reason, error.message, scope["path"], scope["client"])
+            return await _refuse(request, Internal("the server made a mistake; it is logged"))

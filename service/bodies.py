@@ -12,7 +12,6 @@ from service.protocol import TooLong
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from service.metrics import Metrics
     from service.settings import Settings
 
 AT_A_TIME: Final = 8
@@ -26,8 +25,7 @@ class Bodies:
         held: bytes in memory.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, settings: Settings) -> None:
         self._longest, self._patience_s = settings.clip_bytes, settings.idle_s
         self.held = 0
 
@@ -59,7 +57,6 @@ class Bodies:
                     if len(data) > self._longest:
                         raise TooLong(f"a clip may have {self._longest} bytes")
                     if self.held > AT_A_TIME * self._longest:
-                        self._metrics.refused("capacity")
                         raise Capacity("too many long clips at a time", retry_after=5)
         except TimeoutError:
             raise Idle(f"the clip did not come within {self._patience_s:g} s") from None

@@ -12,6 +12,8 @@
     ├── QueueFull              4430
     ├── Internal               4500
     └── Capacity               4503  carries `retry_after`
+        ├── NotReady           4503
+        ├── Behind             4503
         └── Draining           4504
 
 Before the upgrade, and over REST, the same error is an HTTP response with the status of `HTTP_STATUS`.
@@ -99,10 +101,27 @@ class Capacity(WireError):
         self.retry_after = retry_after
 
 
+class NotReady(Capacity):
+    """The models are still being loaded."""
+
+
+class Behind(Capacity):
+    """The streams that are here already wait too long."""
+
+
 class Draining(Capacity):
     """The process is about to stop."""
 
     code = CloseCode.DRAINING
+
+
+REASONS: Final[dict[type[WireError], str]] = {NotReady: "not_ready", Behind: "lag"}
+"""Why somebody was turned away, where an operator wants to know more than the client."""
+
+
+def reason(error: WireError) -> str:
+    """Why somebody was turned away, as metrics and log lines have it."""
+    return REASONS.get(type(error), error.code.wire)
 
 
 def failed(error: WireError) -> Failed:

@@ -1,10 +1,14 @@
-"""What lies between every HTTP request and the application: headers for browsers, and patience with long bodies."""
+"""What lies between every request and the application: its name, headers for browsers, patience with long bodies."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from structlog.contextvars import bound_contextvars
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Send
@@ -17,6 +21,9 @@ POLICY: Final = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
 }
+HEADER: Final = b"x-request-id"
+ACCEPTABLE: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+"""A request id that a client may bring along; anything else is replaced, for logs are read by machines."""
 LINGER_S: Final = 5.0
 """For how long a client that was answered may go on sending its request."""
 
@@ -69,3 +76,32 @@ class Lingering:
             await send(message)
 
         await (self._app(scope, heard, answered) if scope["type"] == "http" else self._app(scope, receive, send))
+
+
+class RequestIds:
+    """Names every request and upgrade, in its answer and its log lines, which also say where from and where to."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection under its id."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        name = request_id(scope["headers"])
+
+        async def named(message: Message) -> None:
+            if message["type"] in {"http.response.start", "websocket.accept", "websocket.http.response.start"}:
+                message["headers"] = [*message.get("headers", ()), (HEADER, name.encode())]
+            await send(message)
+
+        peer = scope["client"][0] if scope.get("client") else None
+        with bound_contextvars(request_id=name, peer=peer, path=scope["path"]):
+            await self._app(scope, receive, named)
+
+
+def request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """The id that a client brought along if it is acceptable, a new one otherwise."""
+    brought = dict(headers).get(HEADER, b"")
+    return brought.decode() if ACCEPTABLE.fullmatch(brought) else uuid.uuid4().hex

@@ -54,6 +54,7 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send, so
     except Vanished:
         pass
     except WireError as error:
+        server.turned_away(error)
         await _end(send, [failed(error)], error.code)
     else:
         with server.tracing.span("session", session=stream.session.id) as span:

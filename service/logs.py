@@ -1,31 +1,19 @@
 """What the process writes to standard error: one JSON object a line, and one canonical line for each stream and clip.
 
-Every line written while a request is served carries its `request_id`, which the response repeats in `X-Request-ID`.
-Bytes never reach a line: audio is no log. Knows no sessions, settings or metrics.
+Every line written while somebody is served says who, by `bound_contextvars` at the doors. Bytes never reach a line:
+audio is no log. Knows no sessions, settings or metrics.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
-import uuid
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-    from contextlib import AbstractContextManager
-
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-    App = Callable[[Message, Receive, Send], Awaitable[None]]
-
-HEADER = b"x-request-id"
-ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-"""A request id that a client may bring along; anything else is replaced, for logs are read by machines."""
+    from collections.abc import MutableMapping
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("deltaspot")
 
@@ -72,37 +60,6 @@ def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | Non
     )
 
 
-def session_ended(session: str, outcome: str, **totals: float | str) -> None:
-    """Write the one line that tells a whole stream.
-
-    Args:
-        session: id of the stream.
-        outcome: why it ended, a name of `service.metrics.OUTCOMES`.
-        totals: the stream in numbers, in the words of the protocol's `closed.totals`.
-    """
-    log.info("session", session=session, outcome=outcome, **totals)
-
-
-def clip_ended(outcome: str, **totals: float | str) -> None:
-    """Write the one line that tells a whole recording sent over REST.
-
-    Args:
-        outcome: judged, refused or failed.
-        totals: the recording in numbers, or why it was refused.
-    """
-    log.info("clip", outcome=outcome, **totals)
-
-
-def refused(reason: str, message: str, path: str, peer: tuple[str, int] | None) -> None:
-    """Write the line of somebody who was turned away at the door, so that an attack has an address."""
-    log.info("refused", reason=reason, message=message, path=path, peer=peer[0] if peer else None)
-
-
-def called_by(name: str) -> AbstractContextManager[None]:
-    """Within this, every line carries the name of the key on whose behalf something happens."""
-    return structlog.contextvars.bound_contextvars(caller=name)
-
-
 def not_chatter(record: logging.LogRecord) -> bool:
     """Keep a line, unless it tells of one WebSocket coming or going, or calls our refusal a mistake."""
     refusal = str(record.msg).startswith("ASGI callable returned without completing handshake")
@@ -121,31 +78,3 @@ def without_bytes(_logger: object, _method: str, event: MutableMapping[str, Any]
         if isinstance(value, bytes | bytearray | memoryview):
             event[key] = f"<{len(value)} bytes>"
     return event
-
-
-class RequestIds:
-    """ASGI middleware: names every request and upgrade, in its log lines and in its answer."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection under its id."""
-        if scope["type"] not in {"http", "websocket"}:
-            await self._app(scope, receive, send)
-            return
-        name = request_id(scope["headers"])
-
-        async def named(message: Message) -> None:
-            if message["type"] in {"http.response.start", "websocket.accept", "websocket.http.response.start"}:
-                message["headers"] = [*message.get("headers", ()), (HEADER, name.encode())]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=name):
-            await self._app(scope, receive, named)
-
-
-def request_id(headers: list[tuple[bytes, bytes]]) -> str:
-    """The id that a client brought along if it is acceptable, a new one otherwise."""
-    brought = dict(headers).get(HEADER, b"")
-    return brought.decode() if ACCEPTABLE.fullmatch(brought) else uuid.uuid4().hex

@@ -25,6 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from models.counting import GROUPS, PRUNED
+from service.errors import REASONS
 from service.protocol import CloseCode
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ OTHER = "other"
 OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 """Why a stream ended: a close code of the protocol, or a peer that went without a word."""
 
-REFUSALS = ("capacity", "lag", "draining", "not_ready", "unauthorised", "forbidden", "rate", OTHER)
+REFUSALS = (*(code.wire for code in CloseCode if code is not CloseCode.NORMAL), *REASONS.values(), OTHER)
 SUPPRESSIONS = ("patience", "refractory", OTHER)
+RELOADS = ("done", "failed", OTHER)
 CLIP_OUTCOMES = ("judged", "refused", "vanished", "failed", OTHER)
 
 DEADLINE_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -107,12 +109,12 @@ class Metrics:
         self._audio.inc(audio_seconds)
 
     def clip(self, outcome: str, seconds: float) -> None:
-        """One recording was asked to be judged; `outcome` is judged, refused or failed."""
+        """One recording was asked to be judged; `outcome` is judged, refused, vanished or failed."""
         self._clips.labels(_known(outcome, CLIP_OUTCOMES)).inc()
         self._clip_time.observe(seconds)
 
     def refused(self, reason: str) -> None:
-        """A stream or a clip was turned away before it began."""
+        """A stream or a request was turned away."""
         self._refusals.labels(_known(reason, REFUSALS)).inc()
 
     # --- the engine
@@ -134,7 +136,7 @@ class Metrics:
         self._tokens.inc(work.tokens)
 
     def waited(self, seconds: float) -> None:
-        """A chunk lay in its queue this long before a step took it."""
+        """The longest wait of a stream in this batch."""
         self._queue_wait.observe(seconds)
 
     def verdict(self, seconds: float, session: str = "") -> None:
@@ -142,7 +144,7 @@ class Metrics:
         self._verdict_time.observe(seconds, {"session": session} if session else None)
 
     def lag(self, seconds: float) -> None:
-        """Audio seconds received and not yet judged, of the session that is furthest behind."""
+        """The longest time that any stream has waited for its turn."""
         self._lag.set(seconds)
 
     def delta_scale(self, scale: float) -> None:
@@ -163,6 +165,10 @@ class Metrics:
         """A keyword came close to its threshold and was not reported."""
         self._near_misses.labels(_known(keyword, self._keywords)).inc(times)
 
+    def feedback(self, keyword: str, *, correct: bool) -> None:
+        """A client said whether a detection was right."""
+        self._feedback.labels(_known(keyword, self._keywords), str(correct).lower()).inc()
+
     def suppressed(self, reason: str, times: int) -> None:
         """Posteriors over their threshold were held back; `reason` is the detector's."""
         self._suppressions.labels(_known(reason, SUPPRESSIONS)).inc(times)
@@ -180,6 +186,10 @@ class Metrics:
     def ready(self, ready: bool) -> None:
         """Whether the process takes new streams."""
         self._ready.set(ready)
+
+    def reloaded(self, outcome: str) -> None:
+        """Keys and checkpoints were read again; `outcome` is done or failed."""
+        self._reloads.labels(_known(outcome, RELOADS)).inc()
 
     def model(self, name: str, fingerprint: str, point: str) -> None:
         """The model that new sessions get; replaces the one before."""
@@ -218,7 +228,7 @@ class Metrics:
         self._chunks = self._counter("chunks", "Chunks of audio accepted from streams.")
         self._clips = self._counter("clips", "Recordings judged over REST, by outcome.", outcome=CLIP_OUTCOMES)
         self._clip_time = self._histogram("clip_seconds", "Time to answer for one recording.", DEADLINE_BUCKETS)
-        self._refusals = self._counter("refusals", "Streams and clips turned away, by reason.", reason=REFUSALS)
+        self._refusals = self._counter("refusals", "Streams and requests turned away, by reason.", reason=REFUSALS)
 
     def _register_work(self) -> None:
         done = self._counter("macs_done", "Multiply-accumulates done, by group of products.", group=GROUPS)
@@ -244,12 +254,16 @@ class Metrics:
         self._detections = self._counter("detections", "Keywords reported.", keyword=self._keywords)
         self._near_misses = self._counter("near_misses", "Keywords just under threshold.", keyword=self._keywords)
         self._suppressions = self._counter("suppressions", "Hits held back, by reason.", reason=SUPPRESSIONS)
+        self._feedback = self._counter(
+            "feedback", "Detections that clients judged.", keyword=self._keywords, correct=("true", "false")
+        )
 
     def _register_state(self) -> None:
         self._capacity = self._gauge("sessions_limit", "Streams admitted at most.")
         self._cache = self._gauge("cache_bytes", "Memory of the caches of all streams.")
         self._ready = self._gauge("ready", "1 when new streams are taken.", "livemin")
         self._scale = self._gauge("delta_scale", "Factor on every delta threshold.", "livemax")
+        self._reloads = self._counter("reloads", "Times that keys and models were read again.", outcome=RELOADS)
         self._self_check = self._histogram("self_check_error", "Posterior error of a checked step.", ERROR_BUCKETS)
         self._model = Gauge(
             f"{PREFIX}_model_info",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.errors import Capacity, Draining
+from service.errors import Behind, Capacity, Draining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,8 @@ class Places:
 
         Raises:
             Draining: the process is about to stop.
-            Capacity: all places are taken, or the streams that are here already wait too long.
+            Capacity: all places are taken.
+            Behind: the streams that are here already wait too long.
         """
         if self.draining:
             raise Draining("the server is stopping; use another replica")
@@ -53,7 +54,7 @@ class Places:
         if self.used >= self.room:
             raise Capacity(f"this machine keeps up with {self.room} streams", retry_after=5)
         if (wait := self._wait()) > self._lag_s:
-            raise Capacity(f"the server is {wait:.1f} s behind", retry_after=5)
+            raise Behind(f"the server is {wait:.1f} s behind", retry_after=5)
 
     def reserve(self) -> None:
         """Keep a place for a stream to come; see `admit`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -22,9 +21,9 @@ from service import upkeep
 from service.auth import Anyone, Guard, Keys
 from service.bodies import Bodies
 from service.engine import Engine
-from service.errors import Capacity, Draining, UnknownModel
+from service.errors import Capacity, Draining, NotReady, UnknownModel, reason
 from service.headroom import Headroom
-from service.logs import session_ended
+from service.logs import log
 from service.metrics import Metrics
 from service.protocol import Configure, Warned, WarningCode
 from service.rehearsal import rehearse
@@ -39,10 +38,8 @@ if TYPE_CHECKING:
 
     from models.engines import AnyNetwork
     from service.auth import Caller
-    from service.protocol import ServerMessage
+    from service.protocol import ServerMessage, WireError
     from service.settings import Settings
-
-log = logging.getLogger(__name__)
 
 DEFAULT = "default"
 READY = "ready"
@@ -90,7 +87,7 @@ class Server:
         self.on_reload: Callable[[], None] = lambda: None
         self.headroom: Headroom
         self.limits = limits(settings)
-        self.bodies = Bodies(settings, self.metrics)
+        self.bodies = Bodies(settings)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
@@ -116,6 +113,7 @@ class Server:
         self._tasks = [asyncio.create_task(task(self)) for task in (upkeep.watch, upkeep.check_models, upkeep.tidy)]
         for task in self._tasks:
             task.add_done_callback(self.ended)
+        log.info("ready", streams=self.engine.places.room)
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """Take note of the end of a task on which everything depends; a failure is the end of the service."""
@@ -137,7 +135,9 @@ class Server:
             await self._load()
         except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")
+            self.metrics.reloaded("failed")
             raise UnknownModel(str(error)) from None
+        self.metrics.reloaded("done")
 
     async def _load(self) -> None:
         more = self.settings.models
@@ -149,7 +149,7 @@ class Server:
         self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
             hosted = self.engine.host(name, network, self.settings.methods)
-            log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
+            log.info("model ready", model=name, fingerprint=hosted.spec.fingerprint)
         first = self.engine.find(None).spec
         self.metrics.model(first.name, first.fingerprint, first.default_point)
 
@@ -160,14 +160,20 @@ class Server:
         return network
 
     async def drain(self) -> None:
-        """Take no more streams, tell those that are open, and give them time to end."""
+        """Take no more streams, tell those that are open, and give them time to end.
+
+        Those that stay half of it go one after another: all at once would overrun the replicas where they resume.
+        """
         self.engine.places.draining = True
         self.metrics.ready(False)
-        log.info("draining", extra={"streams": len(self.streams)})
+        log.info("draining", streams=len(self.streams))
         for stream in self.streams:
             stream.warn(WarningCode.DRAINING, f"the server stops within {self.settings.drain_s:g} s")
-        await self._emptied(self.settings.drain_s)
-        for stream in self.streams:
+        half_s = self.settings.drain_s / 2
+        await self._emptied(half_s)
+        leaving = list(self.streams)
+        for stream in leaving:
+            await self._emptied(half_s / len(leaving))
             stream.fail(Draining("the server is stopping; resume on another replica"))
         await self._emptied(LAST_WORDS_S)
 
@@ -210,16 +216,14 @@ class Server:
             Capacity: there is none, or the models are not ready yet.
         """
         if not self.warm:
-            self.metrics.refused("not_ready")
-            raise Capacity("the models are not ready yet", retry_after=5)
-        try:
-            (self.engine.places.reserve if reserve else self.engine.places.admit)()
-        except Draining:
-            self.metrics.refused("draining")
-            raise
-        except Capacity:
-            self.metrics.refused("capacity" if self.engine.places.used >= self.engine.places.room else "lag")
-            raise
+            raise NotReady("the models are not ready yet", retry_after=5)
+        (self.engine.places.reserve if reserve else self.engine.places.admit)()
+
+    def turned_away(self, error: WireError) -> None:
+        """Count who was not served, and write it down, unless there was no room: a crowd needs no lines as well."""
+        self.metrics.refused(reason(error))
+        if not isinstance(error, Capacity):
+            log.info("refused", reason=reason(error), message=error.message, field=error.field)
 
     def open(self, configure: Configure, caller: Caller) -> Stream:
         """Turn a reserved place into a stream.
@@ -248,7 +252,9 @@ class Server:
         outcome = outcome or stream.code.wire
         self.metrics.session_closed(outcome, stream.session.audio_s)
         self.metrics.cache_bytes(-stream.vitals.cache_bytes)
-        session_ended(stream.session.id, outcome, **totals.model_dump())
+        why = {"message": stream.error.message, "field": stream.error.field} if stream.error else {}
+        what = {"model": stream.hosted.name, "point": stream.session.point}
+        log.info("session", session=stream.session.id, outcome=outcome, **why, **what, **totals.model_dump())
         return last
 
     def make_room(self) -> None:

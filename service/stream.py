@@ -283,6 +283,7 @@ class Stream:
         if known is None:
             return
         said = {"session": self.session.id, "keyword": known.keyword, "score": known.score, "correct": message.correct}
+        self.metrics.feedback(known.keyword, correct=message.correct)
         log.info("feedback", extra=said)
         if self.settings.capture is not None:
             writing = keep(self.settings.capture, self.session.id, known, correct=message.correct)

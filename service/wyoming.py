@@ -13,9 +13,11 @@ import json
 from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import numpy as np
 from pydantic import ValidationError
+from structlog.contextvars import bind_contextvars
 
 from service.engine import clock
 from service.enrolled import kept
@@ -45,11 +47,13 @@ async def listen(server: Server, port: int) -> asyncio.Server:
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         satellite = Satellite(server, writer)
+        bind_contextvars(request_id=uuid4().hex, peer=writer.get_extra_info("peername")[0], path="wyoming")
         try:
             while event := await in_time(reader, server.settings):
                 await satellite.hear(*event)
         except WireError as error:
             satellite.tell("error", {"text": error.message, "code": error.code.wire})
+            satellite.fail(error)
             await satellite.leave()
             await linger(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -169,6 +173,13 @@ class Satellite:
         header = {"type": kind, "version": VERSION, "data_length": len(body)}
         if not self._writer.is_closing():
             self._writer.write(json.dumps(header).encode() + b"\n" + body)
+
+    def fail(self, error: WireError) -> None:
+        """Note why the stream ends, or that there is none."""
+        if self._stream is None:
+            self._server.turned_away(error)
+        else:
+            self._stream.fail(error)
 
     async def leave(self) -> None:
         """End the stream, if there is one."""

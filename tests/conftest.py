@@ -46,6 +46,10 @@ SMALL = ModelConfig(
 """A network so small that torch judges it in milliseconds, with one of everything."""
 
 
+PATIENT = {"lag_s": 60.0}
+"""What keeps a test's server from shedding precision, and so from other verdicts, on a busy machine."""
+
+
 @pytest.fixture
 def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """Configure logging into memory; calling the fixture's value parses what was written."""
@@ -132,7 +136,7 @@ def serving() -> Callable[..., AbstractContextManager[Running]]:
 
     @contextmanager
     def start(**settings: Any) -> Iterator[Running]:
-        server = Server(Settings(port=0, **settings))
+        server = Server(Settings(port=0, **(PATIENT | settings)))
         config = uvicorn_config(server)
         web = uvicorn.Server(config)
         thread = threading.Thread(target=web.run)

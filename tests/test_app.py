@@ -29,6 +29,7 @@ from service.protocol import (
     WarningCode,
     parse_server,
 )
+from service.server import Server
 from service.session import Session
 from service.stream import DEAR, MESSAGES
 from tests.talk import opened, play, rest, words
@@ -103,7 +104,9 @@ BAD: dict[str, tuple[list[str | bytes], CloseCode, str | None]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_bad_input_gets_a_message_and_a_code(running: Any, case: str) -> None:
+async def test_bad_input_gets_a_message_a_code_and_a_line(
+    running: Any, lines: Callable[[], list[dict[str, Any]]], case: str
+) -> None:
     frames, code, field = BAD[case]
     async with connect(running.stream, compression=None) as socket:
         for frame in frames:
@@ -114,6 +117,27 @@ async def test_bad_input_gets_a_message_and_a_code(running: Any, case: str) -> N
     assert failure.message
     assert socket.close_code == code
     assert running.server.engine.places.reserved == 0
+    (line,) = (line for line in lines() if line["event"] in {"session", "refused"})
+    assert line.get("outcome", line.get("reason")) == code.wire
+    assert (line["message"], line["field"], line["path"]) == (failure.message, field, "/v1/stream")
+
+
+async def test_streams_of_a_server_that_stops_go_one_after_another(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = []
+
+    async def emptied(self: Server, _limit_s: float) -> None:
+        gone.append(sum(stream.over for stream in self.streams))
+
+    with serving() as one:
+        async with opened(one.stream) as a, opened(one.stream) as b, opened(one.stream) as c:
+            monkeypatch.setattr(Server, "_emptied", emptied)
+            draining = asyncio.run_coroutine_threadsafe(one.server.drain(), one.server.engine._loop)
+            await asyncio.wrap_future(draining)
+            codes = [message.code for s in (a, b, c) for message in await rest(s) if isinstance(message, Failed)]
+    assert gone == [0, 0, 1, 2, 3]
+    assert codes == [CloseCode.DRAINING.wire] * 3
 
 
 async def test_place_comes_back_whatever_went_wrong(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:

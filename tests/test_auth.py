@@ -187,9 +187,9 @@ async def test_log_names_keys_and_tells_of_everybody_turned_away(guarded: Any, l
         assert (await web.get("/v1/models", headers=bearer("wrong"))).status_code == 401
     assert await refused(f"{guarded.stream}?ticket=x") == 401
     told = {(line["event"], line.get("caller"), line.get("path")) for line in lines()}
-    assert {("session", "ears", None), ("clip", "all", None)} <= told
+    assert {("session", "ears", "/v1/stream"), ("clip", "all", "/v1/detect")} <= told
     assert {("refused", None, "/v1/models"), ("refused", None, "/v1/stream")} <= told
-    assert all(line["peer"] == "127.0.0.1" for line in lines() if line["event"] == "refused")
+    assert all(line["peer"] == "127.0.0.1" for line in lines() if line["event"] in {"refused", "session", "clip"})
 
 
 async def test_proxy_that_is_trusted_says_who_is_behind_it(

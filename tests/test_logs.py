@@ -12,27 +12,15 @@ import uvicorn
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from service import logs
+from service import layers, logs
 
 
-def test_a_stream_is_one_line(lines):
-    logs.session_ended("s1", "normal", audio_s=1.5, tokens=50)
+def test_a_line_is_an_object(lines):
+    logs.log.info("session", session="s1", outcome="normal", audio_s=1.5)
     (line,) = lines()
     assert line.pop("time").endswith("Z")
-    assert line == {
-        "event": "session",
-        "level": "info",
-        "logger": "deltaspot",
-        "session": "s1",
-        "outcome": "normal",
-        "audio_s": 1.5,
-        "tokens": 50,
-    }
-
-
-def test_a_clip_is_one_line(lines):
-    logs.clip_ended("judged", audio_s=1.0)
-    assert [(line["event"], line["outcome"]) for line in lines()] == [("clip", "judged")]
+    own = {"session": "s1", "outcome": "normal", "audio_s": 1.5}
+    assert line == {"event": "session", "level": "info", "logger": "deltaspot", **own}
 
 
 def test_lines_of_libraries_have_the_same_form(lines):
@@ -85,9 +73,9 @@ def test_an_exception_is_told_with_its_traceback(lines):
     [(b"abc-1.2_3", True), (b"", False), (b"a" * 65, False), (b'x"} injected', False), (b"caf\xe9", False)],
 )
 def test_request_id_is_kept_only_if_harmless(brought, kept):
-    name = logs.request_id([(b"x-request-id", brought)])
+    name = layers.request_id([(b"x-request-id", brought)])
     assert (name == brought.decode("latin-1")) is kept
-    assert logs.ACCEPTABLE.fullmatch(name.encode())
+    assert layers.ACCEPTABLE.fullmatch(name.encode())
 
 
 @contextmanager
@@ -112,7 +100,7 @@ def test_request_ids_over_a_socket(lines):
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    with served(logs.RequestIds(hello)) as address:
+    with served(layers.RequestIds(hello)) as address:
         mine = httpx.get(f"http://{address}/", headers={"X-Request-ID": "mine"})
         new = httpx.get(f"http://{address}/")
     said = [line["request_id"] for line in lines() if line["event"] == "hello"]
@@ -126,7 +114,7 @@ def test_a_refused_upgrade_is_named_and_no_error_in_the_log(lines):
         await send({"type": "websocket.http.response.start", "status": 503, "headers": []})
         await send({"type": "websocket.http.response.body", "body": b"full"})
 
-    with served(logs.RequestIds(refuse)) as address, pytest.raises(InvalidStatus) as refused:
+    with served(layers.RequestIds(refuse)) as address, pytest.raises(InvalidStatus) as refused:
         connect(f"ws://{address}/", additional_headers={"X-Request-ID": "mine"})
     assert refused.value.response.headers["X-Request-ID"] == "mine"
     assert not [line for line in lines() if line["level"] != "info" or "WebSocket" in line["event"]]

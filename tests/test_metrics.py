@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from service import metrics as module
-from service.app import REFUSALS as TURNED_AWAY
-from service.metrics import CLIP_OUTCOMES, GROUPS, OTHER, OUTCOMES, REFUSALS, SUPPRESSIONS, Metrics
-from service.protocol import CloseCode
+from service.errors import reason
+from service.metrics import CLIP_OUTCOMES, GROUPS, OTHER, OUTCOMES, REFUSALS, RELOADS, SUPPRESSIONS, Metrics
+from service.protocol import CloseCode, WireError
 
 ROOT = Path(__file__).parents[1]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -64,6 +64,8 @@ MOVES = {
     "detected": (("yes", "s1"), [("detections_total", {"keyword": "yes"}, 1)]),
     "near_missed": (("no", 2), [("near_misses_total", {"keyword": "no"}, 2)]),
     "suppressed": (("refractory", 3), [("suppressions_total", {"reason": "refractory"}, 3)]),
+    "feedback": (("yes",), [("feedback_total", {"keyword": "yes", "correct": "false"}, 1)]),
+    "reloaded": (("failed",), [("reloads_total", {"outcome": "failed"}, 1)]),
     "capacity": ((100,), [("sessions_limit", {}, 100)]),
     "cache_bytes": ((4096,), [("cache_bytes", {}, 4096)]),
     "ready": ((True,), [("ready", {}, 1)]),
@@ -80,7 +82,7 @@ def test_every_method_has_its_line_here():
 @pytest.mark.parametrize("method", MOVES)
 def test_method_moves_its_family(metrics, method):
     arguments, moves = MOVES[method]
-    getattr(metrics, method)(*arguments)
+    getattr(metrics, method)(*arguments, **({"correct": False} if method == "feedback" else {}))
     for name, labels, value in moves:
         assert metrics.registry.get_sample_value(f"deltaspot_{name}", labels) == value
 
@@ -114,14 +116,13 @@ def test_every_close_code_is_an_outcome():
 def test_every_reason_is_one_that_somebody_gives():
     modules = [path for path in (ROOT / "service").glob("*.py") if path.stem != "metrics"]
     nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
-    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "refused"]
-    given, refused = ({n.value for n in some if isinstance(n, ast.Constant)} for some in (nodes, walked(calls)))
-    assert set(REFUSALS) - {OTHER} <= refused | set(TURNED_AWAY.values())
-    assert {*SUPPRESSIONS, *CLIP_OUTCOMES} - {OTHER} <= given
+    given = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    assert {*SUPPRESSIONS, *CLIP_OUTCOMES, *RELOADS} - {OTHER} <= given
+    assert {reason(kind("")) for kind in kinds(WireError)} == set(REFUSALS) - {OTHER}
 
 
-def walked(nodes):
-    return [below for node in nodes for below in ast.walk(node)]
+def kinds(error):
+    return [error, *(kind for below in error.__subclasses__() for kind in kinds(below))]
 
 
 def test_all_label_values_stand_at_zero_from_the_start(metrics):

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from models.config import KEYWORDS
 from service import clips, layers
 from service.bodies import AT_A_TIME
 from service.commands.demo import script
+from service.errors import Internal
 from service.layers import POLICY
 from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
@@ -129,9 +131,25 @@ async def test_every_clip_has_its_line(
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     judged, refused, failed = (line for line in lines() if line["event"] == "clip")
     assert (judged["outcome"], judged["seconds"], judged["detections"]) == ("judged", 1, 0)
-    assert (refused["outcome"], refused["reason"]) == ("refused", "unsupported_audio")
-    assert "not an audio file" in refused["message"]
-    assert failed["outcome"] == "failed"
+    assert (refused["outcome"], failed["outcome"]) == ("refused", "failed")
+    why, ours = (line for line in lines() if line["event"] == "refused")
+    assert ours["reason"] == "internal"
+    assert (why["reason"], why["path"], why["request_id"]) == ("unsupported_audio", "/v1/detect", refused["request_id"])
+    assert "not an audio file" in why["message"]
+
+
+async def test_clip_that_our_own_mistake_ends_has_failed(
+    running: Any, web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        running.server.engine.places.cancel()
+        raise Internal("the model failed")
+
+    monkeypatch.setattr(clips, "judge", broken)
+    value = partial(running.server.metrics.registry.get_sample_value, "deltaspot_clips_total", {"outcome": "failed"})
+    before = value()
+    assert (await web.post("/v1/detect", content=b"x")).status_code == 500
+    assert value() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -145,13 +145,17 @@ async def test_kept_keywords_are_offered_and_heard_by_those_who_name_them(
         b'{"type":"detect","data":{"names":["?"]}}\n{"type":"audio-start"}\n',
     ],
 )  # fmt: skip
-async def test_garbage_is_answered_and_the_door_stays_open(door: Any, garbage: bytes) -> None:
+async def test_garbage_is_answered_and_the_door_stays_open(
+    door: Any, garbage: bytes, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
     async with asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", door[0])
         writer.write(garbage)
         assert b'"type": "error"' in await reader.read()
         writer.close()
     assert door[1].engine.places.reserved == 0
+    (line,) = (line for line in lines() if line["event"] == "refused")
+    assert (line["path"], line["peer"]) == ("wyoming", "127.0.0.1")
     async with satellite(door[0]) as client:
         await client.write_event(Ping("there?").event())
         assert Pong.is_type((await client.read_event()).type)

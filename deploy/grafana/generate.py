@@ -188,12 +188,20 @@ DASHBOARDS: dict[str, list[list[Panel]]] = {
             ),
             Panel("Hits held back", RATE, {"{{reason}}": per_second("deltaspot_suppressions_total", "reason")}),
         ],
+        [
+            Panel(
+                "Detections that clients call wrong",
+                RATE,
+                {"{{keyword}}": 'sum by (keyword) (rate(deltaspot_feedback_total{correct="false"}[5m]))'},
+            ),
+        ],
         [Panel("Error of checked steps", COUNT, quantiles("deltaspot_self_check_error")), SCALE],
     ],
     "fleet": [
         [
             Panel("Takes streams", COUNT, {"{{instance}}": "deltaspot_ready"}),
             Panel("Slots in use", SHARE, {"{{instance}}": "instance:deltaspot_sessions:ratio"}),
+            Panel("Reloads", COUNT, {"{{outcome}}": "sum by (outcome) (increase(deltaspot_reloads_total[1h]))"}),
         ],
         [UTILISATION, LAG],
         [
