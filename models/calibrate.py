@@ -1,8 +1,8 @@
 """Thresholds for a target of false alarms per hour, from labelled streams.
 
-What is held to the target are unprovoked false alarms, which happen while no keyword is being said: how often one
-keyword is taken for another depends on how much people speak to the machine, not on the hours. A substitution costs
-as much as a miss.
+What is held to the target are unprovoked false alarms, which happen while no keyword is being said, per hour of such
+time: how often one keyword is taken for another depends on how much people speak to the machine, not on the hours. A
+substitution costs as much as a miss.
 
 On a stream silence is the rule, while in training it is one label of many. So it may gain in log-odds before anything
 is decided: noises that sound like a keyword mostly sound a little like silence as well, and keywords do not.
@@ -30,7 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import SILENCE, ModelConfig
-from models.evaluate_streams import PATIENCE_SAMPLES, Detect, Heard, Tally, decided_at, expit, logit, shifted, total
+from models.evaluate_streams import (
+    PATIENCE_SAMPLES,
+    Detect,
+    Heard,
+    Tally,
+    covered,
+    decided_at,
+    expit,
+    logit,
+    shifted,
+    total,
+)
 from models.features import Array
 from models.streams import SAMPLE_RATE
 
@@ -55,7 +66,10 @@ false alarms says little about which keyword owes them, more of them say more.""
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What to calibrate for, and which smoothing and log-odds for silence to try. Lengths in tokens."""
+    """What to calibrate for, and which smoothing and log-odds for silence to try. Lengths in tokens.
+
+    false_alarms_per_hour: unprovoked ones, per hour in which no keyword is being said.
+    """
 
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
@@ -87,7 +101,8 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
     Returns:
         The calibration, as a checkpoint keeps it, and what the detector does with it on these streams.
     """
-    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
+    exposed = sum(h.stream.hours - covered(h.stream, config.keywords) for h in heard)
+    allowed = goal.false_alarms_per_hour * exposed
     shapes = {
         shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
     }
@@ -131,17 +146,21 @@ def settle(
     Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
     higher one), so shifts are tried one after the other, first by large steps and then by small ones.
     """
-    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
     offset, moved, outcome = LAXEST, calibration, Tally()
     for step in STEPS:
         while True:
             moved = shifted(calibration, offset)
             outcome, _ = total(heard, moved, detect, config)
-            if outcome.unprovoked <= allowed or offset > STRICTEST:
+            if met(outcome, goal) or offset > STRICTEST:
                 break
             offset += step
         offset = max(LAXEST, offset - STEPS[0] + STEPS[1])
     return moved, outcome
+
+
+def met(outcome: Tally, goal: Goal) -> bool:
+    """Whether there are no more false alarms than the target allows."""
+    return outcome.unprovoked <= goal.false_alarms_per_hour * outcome.exposed_hours
 
 
 def wary(posteriors: Array, silence: float, config: ModelConfig) -> Array:

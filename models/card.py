@@ -113,13 +113,14 @@ def streams(evaluation: Facts) -> str:
     """Misses, false alarms and latency of every set."""
     reports = evaluation["streams"]
     alarms = ("false alarms per hour", "of them unprovoked", "95 %")
-    heading = ("set", "hours", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
+    heading = ("set", "hours", "exposed", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
     protocol = evaluation["protocol"]
     return (
         f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
         "from a word's start until 0.75 s after its end; everything else is a false alarm, unprovoked if no keyword "
-        "was being said: that rate is what the thresholds were chosen for. "
+        "was being said. Unprovoked ones are counted per exposed hour, since there can be none until 0.75 s after a "
+        "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)"
     )
@@ -135,14 +136,20 @@ def _places(report: Facts) -> str:
 
 def _stream(report: Facts) -> tuple[str, ...]:
     alarms, unprovoked = report["false_alarms_per_hour"], report["unprovoked_per_hour"]
-    rate = f"{alarms:.2f}", f"{unprovoked:.2f}", "{:.2f} - {:.2f}".format(*report["unprovoked_per_hour_bounds"])
+    bounds = report["unprovoked_per_hour_bounds"]
+    rate = (
+        f"{alarms:.2f}",
+        "-" if unprovoked is None else f"{unprovoked:.2f}",
+        "-" if bounds is None else "{:.2f} - {:.2f}".format(*bounds),
+    )
+    hours = f"{report['hours']:.2f}", f"{report['exposed_hours']:.2f}"
     if not report["keywords"]:
-        return f"{report['hours']:.2f}", "0", "-", "-", *rate, "-"
+        return *hours, "0", "-", "-", *rate, "-"
     misses = "{:.1f} - {:.1f} %".format(*(100 * bound for bound in report["miss_rate_bounds"]))
     latency = (
         "-" if report["latency_ms_p50"] is None else f"{report['latency_ms_p50']:.0f} / {report['latency_ms_p90']:.0f}"
     )
-    return f"{report['hours']:.2f}", str(report["keywords"]), percent(report["miss_rate"]), misses, *rate, latency
+    return *hours, str(report["keywords"]), percent(report["miss_rate"]), misses, *rate, latency
 
 
 def conditions(sweeps: Facts) -> str:

@@ -119,10 +119,17 @@ def test_the_target_is_met_at_the_price_of_misses() -> None:
     alarms = {100 * i + 50: ("go", 0.7) for i in range(1, 30)}
     heard = [stream(words, alarms)]
     calibration, outcome = calibrate(heard, detector(CONFIG), CONFIG, GOAL)
-    assert outcome.unprovoked <= GOAL.false_alarms_per_hour * outcome.hours
+    assert outcome.unprovoked <= GOAL.false_alarms_per_hour * outcome.exposed_hours
     assert outcome.missed == {"go": 9}
     again, _ = total(heard, calibration, detector(CONFIG), CONFIG)
     assert again.report() == outcome.report()
+
+
+def test_hours_in_which_keywords_are_said_allow_no_false_alarms() -> None:
+    words = EASY | {100 * i: ("go", 0.6) for i in range(30, 39)}
+    heard = [stream(words, {2_950: ("go", 0.7)})]
+    goal = replace(GOAL, false_alarms_per_hour=1.1 / heard[0].stream.hours)
+    assert calibrate(heard, detector(CONFIG), CONFIG, goal)[1].unprovoked == 0
 
 
 def test_early_enough_comes_before_fewer_misses() -> None:

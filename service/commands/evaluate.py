@@ -144,12 +144,12 @@ def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any]
     """The curves as a picture; the first one as numbers, too.
 
     Raises:
-        DataError: where no keyword is said, so that none can be missed.
+        DataError: where no keyword is said, so that none can be missed, or nothing else, so that none can be invented.
     """
     from models.plots import draw_trade_off, write_trade_off
 
-    if not marked["keywords"]:
-        raise DataError("a trade-off needs recordings in which keywords are said, and their labels")
+    if not marked["keywords"] or not marked["exposed_hours"]:
+        raise DataError("a trade-off needs recordings in which keywords are said, and not only they, and their labels")
     write_trade_off(next(iter(curves.values())), path.with_suffix(".csv"))
     draw_trade_off(curves, marked, path)
 
@@ -184,10 +184,11 @@ def _read_stream(path: Path, name: str, labels: Path | None) -> Stream:
 
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
     """One row for each set of streams."""
-    table = Table()
+    table = Table(caption="exposed: hours while no keyword is said, by which unprovoked false alarms are divided")
     names = (
         "set",
         "hours",
+        "exposed",
         "keywords",
         "missed",
         "95 %",
@@ -200,15 +201,17 @@ def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if i else "left")
     for name, r in reports.items():
         share, shares = r["miss_rate"], r["miss_rate_bounds"]
+        rate, rates = r["unprovoked_per_hour"], r["unprovoked_per_hour_bounds"]
         table.add_row(
             name,
             f"{r['hours']:.2f}",
+            f"{r['exposed_hours']:.2f}",
             str(r["keywords"]),
             "-" if share is None else f"{share:.1%}",
             "-" if share is None else "{:.1%}..{:.1%}".format(*shares),
             f"{r['false_alarms_per_hour']:.2f}",
-            f"{r['unprovoked_per_hour']:.2f}",
-            "{:.2f}..{:.2f}".format(*r["unprovoked_per_hour_bounds"]),
+            "-" if rate is None else f"{rate:.2f}",
+            "-" if rates is None else "{:.2f}..{:.2f}".format(*rates),
             "-" if r["latency_ms_p50"] is None else f"{r['latency_ms_p50']:.0f} / {r['latency_ms_p90']:.0f} ms",
         )
     return table

@@ -125,7 +125,7 @@ def calibrate_command(
     audio: Annotated[Path | None, typer.Option(help="Your own recordings, in which keywords are said.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their words: TSV of start_s, end_s, word, or a folder.")] = None,
     negatives: Annotated[Path | None, typer.Option(help="Your own recordings in which nothing may fire.")] = None,
-    false_alarms: Annotated[float, typer.Option(min=0, help="False alarms per hour to aim at.")] = 0.5,
+    false_alarms: Annotated[float, typer.Option(min=0, help="Aimed at, per hour while no keyword is said.")] = 0.5,
     latency_ms: Annotated[float, typer.Option(help="Latency from a word's end to aim at, median.")] = 230.0,
     streams: Annotated[int, typer.Option(min=1, help="Streams of ten minutes with keywords.")] = 9,
     seed: Seed = CALIBRATION_SEED,
