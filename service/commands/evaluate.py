@@ -217,6 +217,19 @@ def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def read_material(data: Path) -> Material:
+    """What a data directory holds for validation; what has no use in it is told."""
+    with console.status("reading recordings"):
+        material = gather_material(walk(data))
+    if unused := material.unused:
+        console.print(
+            f"left out: {len(unused)} short recordings, as {unused[0]}, not named <word>/<speaker>_nohash_<take>",
+            soft_wrap=True,
+            markup=False,
+        )
+    return material
+
+
 @app.command("make-stream")
 def make_stream(
     data: Data,
@@ -230,7 +243,7 @@ def make_stream(
     """Lay validation clips at random times over validation noise."""
     plan = Plan(minutes=minutes, snr_db=snr, unknown_share=unknown_share)
     output.mkdir(parents=True, exist_ok=True)
-    for made in build_many(gather_material(walk(data)), plan, count, seed):
+    for made in build_many(read_material(data), plan, count, seed):
         soundfile.write(output / f"{made.name}.wav", made.samples.astype("int16"), SAMPLE_RATE)
         write_labels(made.utterances, output / f"{made.name}.tsv")
         console.print(f"{output / made.name}.wav: {len(made.utterances)} words in {plan.minutes:g} min")
@@ -247,8 +260,7 @@ def report(
     """Everything that the model card tells: clips, streams, trade-off, sweeps. Takes some minutes."""
     network = open_network(model)
     output.mkdir(parents=True, exist_ok=True)
-    with console.status("reading recordings"):
-        material = gather_material(walk(data))
+    material = read_material(data)
     result = {
         "model": {"fingerprint": network.checkpoint.fingerprint, "parameters": network.checkpoint.parameters},
         "protocol": {"streams": streams, "minutes": KEYWORDS_ALONE.minutes, "seed": seed},
