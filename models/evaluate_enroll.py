@@ -81,9 +81,9 @@ def streams_of(material: Material, minutes: float, snr_db: tuple[float, float], 
 
 
 def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Followed]:
-    """Run the network over streams, each from an empty past."""
+    """Run the network over streams, as `hear` does."""
     return [
-        Followed(stream, embed_tokens(network, point, tokens_of(network.config, stream.samples)[None])[0])
+        Followed(stream, embed_tokens(network, point, tokens_of(network.config, stream.samples, ended=True)[None])[0])
         for stream in streams
     ]
 

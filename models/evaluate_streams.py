@@ -154,11 +154,11 @@ class Tally:
 
 
 def hear(network: Network, streams: Sequence[Stream], point: str) -> list[Heard]:
-    """Run the network over streams, each from an empty past."""
+    """Run the network over streams, each from an empty past, and over the silence that follows them at a server."""
     heard = []
     for start in range(0, len(streams), BATCH):
         batch = streams[start : start + BATCH]
-        judged = judge(network, [stream.samples for stream in batch], point=point)
+        judged = judge(network, [stream.samples for stream in batch], point=point, ended=True)
         heard += [Heard(stream, posteriors) for stream, (posteriors, _count) in zip(batch, judged, strict=True)]
     return heard
 

@@ -17,8 +17,13 @@ from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
 from models.data import DataError, walk
 from models.evaluate import judge_clips, read_clips
+from models.features import log_mel
+from models.offline import tokens_of
 from models.streams import read_labels
 from service.commands.evaluate import app
+from service.protocol import Configure, Limits
+from service.session import Session
+from service.spec import Spec
 from tests.test_evaluate import archives, save
 
 CONFIG = ModelConfig()
@@ -73,6 +78,21 @@ def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Pa
     assert nothing["keywords"] == 0
     assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
     assert list(nothing["files"]) == ["commands"]
+
+
+def test_a_word_at_the_very_end_of_a_recording_is_heard_as_a_server_hears_it(tmp_path: Path) -> None:
+    labels = read_labels(SAMPLE / "commands.tsv")
+    samples, rate = soundfile.read(SAMPLE / "commands.flac", dtype="int16")
+    samples = samples[: labels[-1].end]
+    soundfile.write(tmp_path / "cut.wav", samples, rate)
+    report = run("stream", "--audio", str(tmp_path / "cut.wav"), "--labels", str(SAMPLE / "commands.tsv"), "--json")
+    assert report["by_keyword"][labels[-1].word]["missed"] == 0
+    assert report["hours"] == round(len(samples) / rate / 3_600, 5), "silence that follows is no audio"
+    ended = tokens_of(CONFIG, samples.astype(np.float32), ended=True)
+    spec = Spec("default", "0" * 12, CONFIG, {"dense": "dense"}, {"keywords": {}})
+    session = Session("x", spec, Configure(), Limits(frame_bytes=1 << 20, stream_s=10, idle_s=1, speed=10))
+    served = [session.audio(samples.tobytes()), session.end()]
+    np.testing.assert_array_equal(ended, log_mel(served, CONFIG))
 
 
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
