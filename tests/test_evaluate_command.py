@@ -131,6 +131,9 @@ def test_labels_that_cannot_belong_and_recordings_without_sound_are_refused(tmp_
     save(tmp_path / "audio" / "x.wav")
     with pytest.raises(DataError, match="its labels must be one, too"):
         run("stream", "--audio", str(tmp_path / "audio"), "--labels", str(SAMPLE / "commands.tsv"))
+    (tmp_path / "late.tsv").write_text("0.2\t9.0\tyes\n")
+    with pytest.raises(DataError, match=r"late\.tsv, line 1: 'yes' ends at 9 s, the recording at 1 s"):
+        run("stream", "--audio", str(tmp_path / "audio" / "x.wav"), "--labels", str(tmp_path / "late.tsv"))
     save(tmp_path / "audio" / "empty.wav", 0.0)
     with pytest.raises(DataError, match=r"empty\.wav is empty"):
         run("stream", "--audio", str(tmp_path / "audio"))

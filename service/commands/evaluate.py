@@ -126,7 +126,7 @@ def stream(
 ) -> None:
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
     network = open_network(model)
-    heard = hear(network, read_streams(audio, labels), usual_point(network, point))
+    heard = hear(network, read_streams(audio, labels, network.config.keywords), usual_point(network, point))
     calibration, detect = network.checkpoint.calibration, detector(network.config)
     whole, each = total(heard, calibration, detect, network.config)
     report = whole.report()
@@ -154,16 +154,17 @@ def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any]
     draw_trade_off(curves, marked, path)
 
 
-def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
+def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:
     """Recordings with their labels, which carry the recording's name, and its folder's where it lies in one.
 
     Raises:
-        DataError: where there is no recording, one without sound, or a folder without a folder of labels.
+        DataError: where there is no recording, one without sound, a folder without one of labels, or a wrong label.
     """
     if not audio.exists():
         raise DataError(f"no recording at {audio}")
     if audio.is_file():
-        return [_read_stream(audio, audio.stem, labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels)]
+        own = labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels
+        return [_read_stream(audio, audio.stem, own, keywords)]
     if labels is not None and not labels.is_dir():
         raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
     paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
@@ -171,15 +172,16 @@ def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
     names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
     return [
-        _read_stream(path, name, labels and labels / f"{name}.tsv") for path, name in zip(paths, names, strict=True)
+        _read_stream(path, name, labels and labels / f"{name}.tsv", keywords)
+        for path, name in zip(paths, names, strict=True)
     ]
 
 
-def _read_stream(path: Path, name: str, labels: Path | None) -> Stream:
+def _read_stream(path: Path, name: str, labels: Path | None, keywords: Sequence[str]) -> Stream:
     samples = read_audio(path)
     if not len(samples):
         raise DataError(f"{path} is empty: there is nothing to judge")
-    return Stream(name, samples, read_labels(labels) if labels else ())
+    return Stream(name, samples, read_labels(labels, len(samples), keywords) if labels else ())
 
 
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:

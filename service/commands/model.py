@@ -149,9 +149,9 @@ def calibrate_command(
         sets = standard_sets(read_material(data), streams, seed, network.config.keywords)
         sets.pop("mixed", None)  # half of all words being strangers is a test, not a rate
     if audio is not None:
-        sets["own"] = read_streams(audio, labels)
+        sets["own"] = read_streams(audio, labels, network.config.keywords)
     if negatives is not None:
-        sets["own negatives"] = read_streams(negatives, None)
+        sets["own negatives"] = read_streams(negatives, None, network.config.keywords)
     if not sets:
         raise typer.BadParameter("name --data, or --audio with --labels; --negatives as well, if there are any")
     judged = usual_point(network, point)
