@@ -97,14 +97,28 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
+def _within(bounds: Sequence[float] | None) -> str:
+    """Bounds of a share as text."""
+    return "-" if bounds is None else "{:.1f} - {:.1f} %".format(*(100 * bound for bound in bounds))
+
+
 def clips(reports: Sequence[Facts]) -> str:
     """Accuracy and work at each operating point."""
-    heading = ("point", "accuracy", "keywords", "unknown", "silence", "MACs skipped: of window", "of causal")
-    names = ("accuracy", "keywords", "unknown", "silence", "macs_skipped_vs_window", "macs_skipped_vs_causal")
-    rows = [(report["name"], *(percent(report[name]) for name in names)) for report in reports]
+    shares = ("accuracy", "keywords", "unknown", "silence")
+    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "MACs skipped: of window", "of causal")
+    rows = [
+        (
+            report["name"],
+            *(cell for name in shares for cell in (percent(report[name]), _within(report["bounds"][name]))),
+            percent(report["macs_skipped_vs_window"]),
+            percent(report["macs_skipped_vs_causal"]),
+        )
+        for report in reports
+    ]
     return (
         f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
-        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates.\n\n"
+        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates. "
+        "Bounds: Clopper-Pearson.\n\n"
         f"{table(heading, rows)}\n\n![Confusion matrix](confusion.png)"
     )
 
@@ -145,7 +159,7 @@ def _stream(report: Facts) -> tuple[str, ...]:
     hours = f"{report['hours']:.2f}", f"{report['exposed_hours']:.2f}"
     if not report["keywords"]:
         return *hours, "0", "-", "-", *rate, "-"
-    misses = "{:.1f} - {:.1f} %".format(*(100 * bound for bound in report["miss_rate_bounds"]))
+    misses = _within(report["miss_rate_bounds"])
     latency = (
         "-" if report["latency_ms_p50"] is None else f"{report['latency_ms_p50']:.0f} / {report['latency_ms_p90']:.0f}"
     )

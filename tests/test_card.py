@@ -17,7 +17,9 @@ from service.commands.model import app, describe
 
 def point(name: str, accuracy: float) -> dict:
     shares = {"accuracy": accuracy, "keywords": 0.98, "unknown": 0.9, "silence": None}
-    return {"name": name, "clips": 321, **shares, "macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
+    bounds = {share: value and (value - 0.01, value + 0.01) for share, value in shares.items()}
+    skipped = {"macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
+    return {"name": name, "clips": 321, **shares, "bounds": bounds, **skipped}
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def evaluation(facts: dict) -> dict:
 def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None:
     card = write_card(facts, evaluation)
     assert facts["fingerprint"] in card
-    assert "| shipped | 96.54 % |" in card
+    assert "| shipped | 96.54 % | 95.5 - 97.5 % | 98.00 % | 97.0 - 99.0 % | 90.00 % | 89.0 - 91.0 % | - | - |" in card
     figures = "1.50 | 1.00 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 3.69 | 150 / 190"
     assert f"| {SETS['target']} | {figures} |" in card
     assert f"| {SETS['speech']} | 0.75 | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card

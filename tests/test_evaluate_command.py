@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from models.bounds import binomial_bounds
 from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
@@ -45,8 +46,14 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
         assert point["clips"] == 2
         assert point["unknown"] is None
         assert point["accuracy"] == (point["keywords"] + point["silence"]) / 2
+        for name, clips in {"accuracy": 2, "keywords": 1, "silence": 1}.items():
+            assert point["bounds"][name] == list(binomial_bounds(round(clips * point[name]), clips))
+        assert point["bounds"]["unknown"] is None
         assert 0 < point["macs_skipped_vs_causal"] < point["macs_skipped_vs_window"] < 1 or point["name"] == "dense"
         assert np.sum(point["confusion"]) == 2
+    table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path)], catch_exceptions=False).stdout
+    assert "95 % bounds" in table
+    assert "{:.1%}..{:.1%}".format(*points[0]["bounds"]["accuracy"]) in table
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -99,14 +99,15 @@ def clips(
 
 def clips_table(reports: Sequence[ClipReport]) -> Table:
     """One row for each operating point."""
-    table = Table(title=f"{reports[0].clips} clips")
+    table = Table(title=f"{reports[0].clips} clips", caption="below each share of right ones: its 95 % bounds")
     names = ("point", "accuracy", "keywords", "unknown", "silence", "skipped of window", "of causal", "CPU ms / clip")
     for name in names:
         table.add_column(name, justify="left" if name == "point" else "right")
     for r in reports:
-        shares = (r.accuracy, r.keywords, r.unknown, r.silence, r.macs_skipped_vs_window, r.macs_skipped_vs_causal)
-        cells = ("-" if share is None else f"{share:.2%}" for share in shares)
-        table.add_row(r.name, *cells, f"{r.cpu_ms_per_clip:.2f}")
+        shares = zip((r.accuracy, r.keywords, r.unknown, r.silence), r.bounds.values(), strict=True)
+        right = ("-" if b is None else f"{share:.2%}\n{b[0]:.1%}..{b[1]:.1%}" for share, b in shares)
+        skipped = (f"{share:.2%}" for share in (r.macs_skipped_vs_window, r.macs_skipped_vs_causal))
+        table.add_row(r.name, *right, *skipped, f"{r.cpu_ms_per_clip:.2f}")
     return table
 
 

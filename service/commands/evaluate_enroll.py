@@ -70,8 +70,8 @@ def enroll(
 def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:
     """One row for each number of recordings and word."""
     shown = Table(
-        caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour (- where none "
-        "keeps to it); means over the choices of recordings, bounds of one pass over the streams"
+        caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour, if any "
+        "keeps to it; means over the choices of recordings, bounds of one pass over the streams"
     )
     for name in (
         "recordings",
