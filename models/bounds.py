@@ -22,6 +22,9 @@ def poisson_bounds(count: int) -> tuple[float, float]:
 
 def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
     """Bounds on a share of which `count` of `trials` were seen; (0, 1) without trials."""
+    if 2 * count > trials:  # the rest is fewer to sum over
+        lower, upper = binomial_bounds(trials - count, trials)
+        return 1 - upper, 1 - lower
     lower, upper = 0.0, 1.0
     if count > 0:
         lower = _bisect(lambda share: 1 - _binomial_cdf(count - 1, trials, share) > TAIL, 0.0, 1.0)

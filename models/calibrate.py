@@ -1,8 +1,8 @@
 """Thresholds for a target of false alarms per hour, from labelled streams.
 
-What is held to the target are unprovoked false alarms, which happen while no keyword is being said: how often one
-keyword is taken for another depends on how much people speak to the machine, not on the hours. A substitution costs
-as much as a miss.
+What is held to the target are unprovoked false alarms, which happen while no keyword is being said, per hour of such
+time: how often one keyword is taken for another depends on how much people speak to the machine, not on the hours. A
+substitution costs as much as a miss.
 
 On a stream silence is the rule, while in training it is one label of many. So it may gain in log-odds before anything
 is decided: noises that sound like a keyword mostly sound a little like silence as well, and keywords do not.
@@ -30,7 +30,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import SILENCE, ModelConfig
-from models.evaluate_streams import PATIENCE_SAMPLES, Detect, Heard, Tally, decided_at, expit, logit, shifted, total
+from models.data import DataError
+from models.evaluate_streams import (
+    PATIENCE_SAMPLES,
+    Detect,
+    Heard,
+    Tally,
+    covered,
+    decided_at,
+    expit,
+    logit,
+    shifted,
+    total,
+)
 from models.features import Array
 from models.streams import SAMPLE_RATE
 
@@ -55,7 +67,10 @@ false alarms says little about which keyword owes them, more of them say more.""
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What to calibrate for, and which smoothing and log-odds for silence to try. Lengths in tokens."""
+    """What to calibrate for, and which smoothing and log-odds for silence to try. Lengths in tokens.
+
+    false_alarms_per_hour: unprovoked ones, per hour in which no keyword is being said.
+    """
 
     false_alarms_per_hour: float = 0.5
     latency_ms: float = 230.0
@@ -75,7 +90,9 @@ class Scores:
     alarms: NDArray[np.float64]
 
 
-def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal: Goal) -> tuple[dict[str, Any], Tally]:
+def calibrate(
+    heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal: Goal, before: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Tally]:
     """Choose window, patience and every keyword's threshold.
 
     Args:
@@ -83,11 +100,21 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
         detect: calibration and posteriors -> detections.
         config: of the network that made the posteriors.
         goal: what to aim at.
+        before: an earlier calibration: keywords that are never said keep its rules.
 
     Returns:
         The calibration, as a checkpoint keeps it, and what the detector does with it on these streams.
+
+    Raises:
+        DataError: where no keyword is said.
     """
-    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
+    said = {u.word for h in heard for u in h.stream.utterances}
+    if said.isdisjoint(config.keywords):
+        raise DataError("no keyword is said in these recordings: thresholds can be chosen only where some are")
+    known = (before or {}).get("keywords", {})
+    kept = {word: known[word] for word in config.keywords if word in known and word not in said}
+    exposed = sum(h.stream.hours - covered(h.stream, config.keywords) for h in heard)
+    allowed = goal.false_alarms_per_hour * exposed
     shapes = {
         shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
     }
@@ -95,21 +122,21 @@ def calibrate(heard: Sequence[Heard], detect: Detect, config: ModelConfig, goal:
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
         calibration = compose(optimise(shapes[shape], factor * allowed), *shape, goal)
-        return settle(heard, calibration, detect, config, aim)
+        return settle(heard, calibration, kept, detect, config, aim)
 
-    def losses(shape: tuple[int, int, float]) -> tuple[float, float]:
+    def losses(shape: tuple[int, int, float]) -> tuple[float, ...]:
         aims = {factor: replace(goal, false_alarms_per_hour=factor * goal.false_alarms_per_hour) for factor in CHOOSING}
-        late, errors = zip(*(_loss(settled(shape, factor, aim)[1], goal) for factor, aim in aims.items()), strict=True)
-        return sum(late), sum(errors)
+        each = [_loss(settled(shape, factor, aim)[1], aim) for factor, aim in aims.items()]
+        return tuple(map(sum, zip(*each, strict=True)))
 
     chosen = min(shapes, key=losses)
     return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal))
 
 
-def _loss(outcome: Tally, goal: Goal) -> tuple[float, float]:
-    """Misses among what is early enough; what is late comes after all of that, the earliest first."""
+def _loss(outcome: Tally, goal: Goal) -> tuple[float, float, float]:
+    """Misses among what meets the target and is early enough; what is late comes after that, the earliest first."""
     late = float(np.median(outcome.latencies)) if outcome.latencies else 0.0
-    return max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
+    return not met(outcome, goal), max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
 
 
 def compose(thresholds: Mapping[str, float], window: int, patience: int, silence: float, goal: Goal) -> dict[str, Any]:
@@ -124,24 +151,34 @@ def compose(thresholds: Mapping[str, float], window: int, patience: int, silence
 
 
 def settle(
-    heard: Sequence[Heard], calibration: dict[str, Any], detect: Detect, config: ModelConfig, goal: Goal
+    heard: Sequence[Heard],
+    calibration: dict[str, Any],
+    kept: Mapping[str, Any],
+    detect: Detect,
+    config: ModelConfig,
+    goal: Goal,
 ) -> tuple[dict[str, Any], Tally]:
-    """The laxest common shift of all thresholds at which the detector itself meets the target.
+    """The laxest common shift of all thresholds but the `kept` rules' at which the detector itself meets the target.
 
     Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
     higher one), so shifts are tried one after the other, first by large steps and then by small ones.
     """
-    allowed = goal.false_alarms_per_hour * sum(h.stream.hours for h in heard)
     offset, moved, outcome = LAXEST, calibration, Tally()
     for step in STEPS:
         while True:
             moved = shifted(calibration, offset)
+            moved["keywords"].update(kept)
             outcome, _ = total(heard, moved, detect, config)
-            if outcome.unprovoked <= allowed or offset > STRICTEST:
+            if met(outcome, goal) or offset > STRICTEST:
                 break
             offset += step
         offset = max(LAXEST, offset - STEPS[0] + STEPS[1])
     return moved, outcome
+
+
+def met(outcome: Tally, goal: Goal) -> bool:
+    """Whether there are no more false alarms than the target allows."""
+    return outcome.unprovoked <= goal.false_alarms_per_hour * outcome.exposed_hours
 
 
 def wary(posteriors: Array, silence: float, config: ModelConfig) -> Array:

@@ -97,14 +97,28 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
+def _within(bounds: Sequence[float] | None) -> str:
+    """Bounds of a share as text."""
+    return "-" if bounds is None else "{:.1f} - {:.1f} %".format(*(100 * bound for bound in bounds))
+
+
 def clips(reports: Sequence[Facts]) -> str:
     """Accuracy and work at each operating point."""
-    heading = ("point", "accuracy", "keywords", "unknown", "silence", "MACs skipped: of window", "of causal")
-    names = ("accuracy", "keywords", "unknown", "silence", "macs_skipped_vs_window", "macs_skipped_vs_causal")
-    rows = [(report["name"], *(percent(report[name]) for name in names)) for report in reports]
+    shares = ("accuracy", "keywords", "unknown", "silence")
+    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "MACs skipped: of window", "of causal")
+    rows = [
+        (
+            report["name"],
+            *(cell for name in shares for cell in (percent(report[name]), _within(report["bounds"][name]))),
+            percent(report["macs_skipped_vs_window"]),
+            percent(report["macs_skipped_vs_causal"]),
+        )
+        for report in reports
+    ]
     return (
         f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
-        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates.\n\n"
+        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates. "
+        "Bounds: Clopper-Pearson.\n\n"
         f"{table(heading, rows)}\n\n![Confusion matrix](confusion.png)"
     )
 
@@ -113,13 +127,14 @@ def streams(evaluation: Facts) -> str:
     """Misses, false alarms and latency of every set."""
     reports = evaluation["streams"]
     alarms = ("false alarms per hour", "of them unprovoked", "95 %")
-    heading = ("set", "hours", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
+    heading = ("set", "hours", "exposed", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
     protocol = evaluation["protocol"]
     return (
         f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
         "from a word's start until 0.75 s after its end; everything else is a false alarm, unprovoked if no keyword "
-        "was being said: that rate is what the thresholds were chosen for. "
+        "was being said. Unprovoked ones are counted per exposed hour, since there can be none until 0.75 s after a "
+        "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)"
     )
@@ -135,14 +150,20 @@ def _places(report: Facts) -> str:
 
 def _stream(report: Facts) -> tuple[str, ...]:
     alarms, unprovoked = report["false_alarms_per_hour"], report["unprovoked_per_hour"]
-    rate = f"{alarms:.2f}", f"{unprovoked:.2f}", "{:.2f} - {:.2f}".format(*report["unprovoked_per_hour_bounds"])
+    bounds = report["unprovoked_per_hour_bounds"]
+    rate = (
+        f"{alarms:.2f}",
+        "-" if unprovoked is None else f"{unprovoked:.2f}",
+        "-" if bounds is None else "{:.2f} - {:.2f}".format(*bounds),
+    )
+    hours = f"{report['hours']:.2f}", f"{report['exposed_hours']:.2f}"
     if not report["keywords"]:
-        return f"{report['hours']:.2f}", "0", "-", "-", *rate, "-"
-    misses = "{:.1f} - {:.1f} %".format(*(100 * bound for bound in report["miss_rate_bounds"]))
+        return *hours, "0", "-", "-", *rate, "-"
+    misses = _within(report["miss_rate_bounds"])
     latency = (
         "-" if report["latency_ms_p50"] is None else f"{report['latency_ms_p50']:.0f} / {report['latency_ms_p90']:.0f}"
     )
-    return f"{report['hours']:.2f}", str(report["keywords"]), percent(report["miss_rate"]), misses, *rate, latency
+    return *hours, str(report["keywords"]), percent(report["miss_rate"]), misses, *rate, latency
 
 
 def conditions(sweeps: Facts) -> str:

@@ -38,6 +38,8 @@ TAKE = "_nohash_"
 """Between a speaker and a take in a clip's name."""
 CLIP_SAMPLES = 16_000
 CLIP_FRAMES = 98
+LAST_SAMPLES = 8_000
+"""Silence after a stream's last sample; nine words in ten are decided within 0.31 s of their end."""
 FRONTEND = FrontEndConfig()
 NOISE_TRAINING_SHARE = 0.8
 
@@ -136,8 +138,10 @@ def _unpack(path: Path) -> Iterator[Item]:
 def read_audio(source: Path | bytes, name: object = "the data") -> Array:
     """A recording as mono 16 kHz int16 values (S,), whatever its rate and channels; `name` is what bytes are called.
 
+    Floats beyond full scale are clipped, as a server clips them.
+
     Raises:
-        DataError: when there is no such file, or no audio in it that can be decoded.
+        DataError: when there is no such file, no audio in it that can be decoded, or samples that are no numbers.
     """
     if isinstance(source, Path):
         try:
@@ -148,10 +152,12 @@ def read_audio(source: Path | bytes, name: object = "the data") -> Array:
         samples, rate = soundfile.read(io.BytesIO(source), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(f"cannot decode {name}: {error.error_string}") from error
-    mono = samples.mean(axis=1)
+    if not np.isfinite(samples).all():
+        raise DataError(f"{name} holds NaN or infinite samples")
+    mono = np.clip(samples.mean(axis=1) * 32768.0, -32768.0, 32767.0)
     if rate != FRONTEND.sample_rate:
         mono = soxr.resample(mono, rate, FRONTEND.sample_rate)
-    return (mono * 32768.0).astype(np.float32)
+    return mono.astype(np.float32)
 
 
 def pad_clip(samples: Array) -> Array:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bounds import binomial_bounds
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.counting import Count
 from models.data import (
@@ -50,7 +51,8 @@ class LabelledClips:
 class ClipReport:
     """One operating point's verdict on a set of clips.
 
-    Shares are 0..1, or None where the set has no such clip. confusion: (K, K), row = truth, column = verdict.
+    Shares are 0..1, or None where the set has no such clip. bounds: of each share by its name, 95 %. confusion: (K, K),
+    row = truth, column = verdict.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ClipReport:
     keywords: float | None
     unknown: float | None
     silence: float | None
+    bounds: dict[str, tuple[float, float] | None]
     macs_skipped_vs_window: float
     macs_skipped_vs_causal: float
     cpu_ms_per_clip: float
@@ -142,18 +145,24 @@ def _report(
     np.add.at(confusion, (targets, verdicts), 1)
     kinds = np.array([KEYWORD if label not in (SILENCE, UNKNOWN) else label for label in labels])
 
-    def share(kind: str) -> float | None:
-        rows = kinds == kind
-        total = int(confusion[rows].sum())
-        return float(confusion[rows][:, rows].trace() / total) if total else None
+    def counts(rows: NDArray[np.bool_]) -> tuple[int, int]:
+        return int(confusion[rows][:, rows].trace()), int(confusion[rows].sum())
 
+    counted = {
+        "accuracy": counts(kinds != ""),
+        "keywords": counts(kinds == KEYWORD),
+        "unknown": counts(kinds == UNKNOWN),
+        "silence": counts(kinds == SILENCE),
+    }
+    shares = {name: right / total if total else None for name, (right, total) in counted.items()}
     return ClipReport(
         name=point,
         clips=len(targets),
         accuracy=float((targets == verdicts).mean()),
-        keywords=share(KEYWORD),
-        unknown=share(UNKNOWN),
-        silence=share(SILENCE),
+        keywords=shares["keywords"],
+        unknown=shares["unknown"],
+        silence=shares["silence"],
+        bounds={name: binomial_bounds(*seen) if shares[name] is not None else None for name, seen in counted.items()},
         macs_skipped_vs_window=count.skipped_vs_window,
         macs_skipped_vs_causal=count.skipped_vs_causal,
         cpu_ms_per_clip=1000 * spent / len(targets),

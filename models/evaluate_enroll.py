@@ -81,9 +81,9 @@ def streams_of(material: Material, minutes: float, snr_db: tuple[float, float], 
 
 
 def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Followed]:
-    """Run the network over streams, each from an empty past."""
+    """Run the network over streams, as `hear` does."""
     return [
-        Followed(stream, embed_tokens(network, point, tokens_of(network.config, stream.samples)[None])[0])
+        Followed(stream, embed_tokens(network, point, tokens_of(network.config, stream.samples, ended=True)[None])[0])
         for stream in streams
     ]
 
@@ -115,11 +115,12 @@ class Enrolment:
         return [total(heard, shifted(calibration, offset), detector(config), config)[0] for offset in offsets]
 
 
-def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int:
-    """The laxest threshold from which on, stricter ones included, the rate of false alarms is allowed."""
+def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int | None:
+    """The laxest threshold from which on, stricter ones included, the rate of false alarms is allowed, if any."""
     rates = [tally.false_alarms.total() / tally.hours for tally in tallies]
     over = [i for i, rate in enumerate(rates) if rate > allowed]
-    return min(over[-1] + 1, len(tallies) - 1) if over else 0
+    laxest = over[-1] + 1 if over else 0
+    return laxest if laxest < len(tallies) else None
 
 
 def point_report(trials: Sequence[Tally], offset: float) -> dict[str, Any]:
@@ -154,15 +155,22 @@ def judge_word(
     detector: Detector,
     trials: int,
 ) -> dict[str, Any]:
-    """One word from `count` recordings, `trials` times with others: means at the usual threshold, and at the best."""
+    """One word from `count` recordings, `trials` times with others: means at the usual threshold, and at the best.
+
+    No best one where a trial has none: the others' mean would flatter.
+    """
     outcomes: dict[str, list[Tally]] = {"usual": [], "best": [], "mixed": []}
     offsets = []
     for trial in range(trials):
         keyword = enrolment.keyword(word, count, trial)
         tallies = enrolment.trade_off(keyword, [*followed[word], *followed["speech"]], detector, OFFSETS)
-        offsets.append(OFFSETS[best(tallies)])
         outcomes["usual"].append(tallies[OFFSETS.index(0.0)])
-        outcomes["best"].append(tallies[best(tallies)])
+        if (at := best(tallies)) is not None:
+            offsets.append(OFFSETS[at])
+            outcomes["best"].append(tallies[at])
         outcomes["mixed"] += enrolment.trade_off(keyword, followed["mixed"], detector, [0.0])
-    mean = float(np.mean(offsets))
-    return {name: point_report(parts, mean if name == "best" else 0.0) for name, parts in outcomes.items()}
+    return {
+        "usual": point_report(outcomes["usual"], 0.0),
+        "best": point_report(outcomes["best"], float(np.mean(offsets))) if len(offsets) == trials else None,
+        "mixed": point_report(outcomes["mixed"], 0.0),
+    }

@@ -29,7 +29,7 @@ Progress = Callable[[Sequence[str]], Iterable[str]]
 class Difference:
     """Differences of posteriors, 0..1, over streams at one operating point.
 
-    against: `dense`, `torch` at the same point, or `another`, the dense network's answer to another stream.
+    against: `dense`, `torch` at the same point, or `another`, the dense network's answer to another stream, if any.
     token_...: of a token's posteriors, the one that differs most; over all tokens.
     check_...: the mean of these over `COMPARED_TOKENS` tokens, wherever a check may begin; what the bound is about.
     """
@@ -98,7 +98,9 @@ def differences(
     dense, rows = posteriors(network, DENSE), []
     for point in progress(network.points):
         ours = posteriors(network, point)
-        others = {} if point == DENSE else {DENSE: dense, "another": dense[1:] + dense[:1]}
+        others = {} if point == DENSE else {DENSE: dense}
+        if point != DENSE and len(recordings) > 1:
+            others["another"] = dense[1:] + dense[:1]
         if reference is not None:
             others["torch"] = posteriors(reference, point)
         rows += [

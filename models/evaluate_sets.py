@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -42,11 +43,12 @@ HISS = 1.0
 
 @dataclass(slots=True)
 class Material:
-    """What a data directory holds for one split: clips, backgrounds (S,), and running speech."""
+    """What a data directory holds for one split: clips, backgrounds (S,), running speech, and what is none of these."""
 
     clips: list[Clip] = field(default_factory=list)
     noise: list[Array] = field(default_factory=list)
     speech: list[Stream] = field(default_factory=list)
+    unused: list[PurePosixPath] = field(default_factory=list)
 
 
 def gather_material(items: Iterable[Item], split: str = "validation") -> Material:
@@ -54,7 +56,7 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
 
     Clips are sorted by speaker and noise is cut, so nothing is used that the other splits may use. Recordings longer
     than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as that of
-    `SPEECH_FOLDER` is for training only.
+    `SPEECH_FOLDER` is for training only. Shorter ones that are not named as clips are have no speaker, and no use.
     """
     material = Material()
     for item in items:
@@ -71,6 +73,8 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
             material.clips.append(Clip(samples, item.word, *spoken_span(samples)))
         elif len(samples) > LONGEST_CLIP:
             material.speech.append(Stream(item.path.stem, samples))
+        else:
+            material.unused.append(item.path)
     return material
 
 

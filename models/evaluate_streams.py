@@ -5,14 +5,15 @@ posteriors into detections is handed in (`Detect`), so this module does not know
 
 A detection is right if it names a keyword that is being said, from its start until `PATIENCE_MS` after its end, and
 is the first to do so. Everything else is a false alarm: another keyword's name in its place (a substitution), the
-same one again (a repetition), or, unprovoked, a word that is no keyword, a noise, nothing at all. Latency is counted
-from the word's end to the sample that decided; a word recognised before it ended has a negative one.
+same one again (a repetition), or, unprovoked, a word that is no keyword, a noise, nothing at all. Where a keyword is
+being said nothing can be unprovoked, so the rate of these is one per exposed hour: of all the other time. Latency is
+counted from the word's end to the sample that decided; a word recognised before it ended has a negative one.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,6 +70,7 @@ class Tally:
     """What came of a set of streams, times in ms.
 
     Attributes:
+        covered: hours of them in which keywords were being said: a false alarm there is never unprovoked.
         off: keyword -> how far start and end of each right detection lie behind the word's own.
     """
 
@@ -81,12 +83,18 @@ class Tally:
     others_fired: int = 0
     repeated: int = 0
     latencies: list[float] = field(default_factory=list)
+    covered: float = 0.0
     off: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def unprovoked(self) -> int:
         """False alarms while no keyword was being said: neither substitutions nor repetitions."""
         return self.false_alarms.total() - self.substitutions - self.repeated
+
+    @property
+    def exposed_hours(self) -> float:
+        """Hours in which a false alarm would be unprovoked."""
+        return self.hours - self.covered
 
     def add(self, other: Tally) -> None:
         """Count another set's outcome in."""
@@ -99,18 +107,21 @@ class Tally:
         self.others_fired += other.others_fired
         self.repeated += other.repeated
         self.latencies += other.latencies
+        self.covered += other.covered
         for word, places in other.off.items():
             self.off[word] += places
 
     def report(self) -> dict[str, Any]:
         """Plain figures with 95 % bounds; None where there was nothing to measure."""
         keywords, missed, alarms = (c.total() for c in (self.keywords, self.missed, self.false_alarms))
+        exposed = self.exposed_hours
         p50, p90 = np.percentile(self.latencies, [50, 90]).round(1).tolist() if self.latencies else (None, None)
         off = np.abs([places for found in self.off.values() for places in found])
         start_p50, end_p50 = np.median(off, axis=0).round(1).tolist() if len(off) else (None, None)
         start_p90, end_p90 = np.quantile(off, 0.9, axis=0).round(1).tolist() if len(off) else (None, None)
         return {
             "hours": round(self.hours, 5),
+            "exposed_hours": round(exposed, 5),
             "keywords": keywords,
             "missed": missed,
             "miss_rate": missed / keywords if keywords else None,
@@ -123,10 +134,8 @@ class Tally:
             "repeated": self.repeated,
             "false_alarms_per_hour": alarms / self.hours if self.hours else None,
             "false_alarms_per_hour_bounds": [b / self.hours for b in poisson_bounds(alarms)] if self.hours else None,
-            "unprovoked_per_hour": self.unprovoked / self.hours if self.hours else None,
-            "unprovoked_per_hour_bounds": [b / self.hours for b in poisson_bounds(self.unprovoked)]
-            if self.hours
-            else None,
+            "unprovoked_per_hour": self.unprovoked / exposed if exposed else None,
+            "unprovoked_per_hour_bounds": [b / exposed for b in poisson_bounds(self.unprovoked)] if exposed else None,
             "latency_ms_p50": p50,
             "latency_ms_p90": p90,
             "start_off_ms_p50": start_p50,
@@ -145,11 +154,11 @@ class Tally:
 
 
 def hear(network: Network, streams: Sequence[Stream], point: str) -> list[Heard]:
-    """Run the network over streams, each from an empty past."""
+    """Run the network over streams, each from an empty past, and over the silence that follows them at a server."""
     heard = []
     for start in range(0, len(streams), BATCH):
         batch = streams[start : start + BATCH]
-        judged = judge(network, [stream.samples for stream in batch], point=point)
+        judged = judge(network, [stream.samples for stream in batch], point=point, ended=True)
         heard += [Heard(stream, posteriors) for stream, (posteriors, _count) in zip(batch, judged, strict=True)]
     return heard
 
@@ -159,10 +168,22 @@ def decided_at(token: float, config: ModelConfig) -> float:
     return (token + 1) * config.token_samples + config.frontend.window - config.frontend.hop
 
 
+def covered(stream: Stream, keywords: Collection[str]) -> float:
+    """Hours of a stream in which a keyword is being said, until `PATIENCE_MS` after its end."""
+    samples = done = 0
+    for word in stream.utterances:
+        if word.word in keywords:
+            end = min(word.end + PATIENCE_SAMPLES, len(stream.samples))
+            samples += max(0, end - max(word.start, done))
+            done = max(done, end)
+    return samples / SAMPLE_RATE / 3600
+
+
 def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
     """Match one stream's detections with what was said in it."""
     stream, keywords = heard.stream, set(config.keywords)
     result = Tally(hours=stream.hours, others=sum(u.word not in keywords for u in stream.utterances))
+    result.covered = covered(stream, keywords)
     result.keywords.update(u.word for u in stream.utterances if u.word in keywords)
     open_words = list(stream.utterances)
     for hit in hits:
@@ -187,7 +208,7 @@ def _blame(result: Tally, near: Sequence[Utterance], named: Sequence[Utterance],
     """Say what a false alarm was about."""
     if named:
         result.repeated += 1
-    elif near and near[-1].word in keywords:
+    elif any(u.word in keywords for u in near):
         result.substitutions += 1
     elif near:
         result.others_fired += 1

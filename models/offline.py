@@ -9,6 +9,7 @@ from numba import njit
 
 from models.config import ModelConfig
 from models.counting import Count, count
+from models.data import LAST_SAMPLES
 from models.engines import AnyNetwork
 from models.features import Array, FrameStream, log_mel
 
@@ -39,11 +40,15 @@ def _softmax(logits: Array, posteriors: Array) -> None:
             posteriors[row, label] /= total
 
 
-def tokens_of(config: ModelConfig, samples: Array, *, flush: bool = True) -> Array:
-    """Samples (S,), int16 values -> network input by token (N, stride, bands)."""
+def tokens_of(config: ModelConfig, samples: Array, *, flush: bool = True, ended: bool = False) -> Array:
+    """Samples (S,), int16 values -> network input by token (N, stride, bands); see `judge`."""
     stream = FrameStream(config)
-    whole = stream.feed(samples)
-    return log_mel([whole, stream.flush()] if flush else [whole], config)
+    parts = [stream.feed(samples)]
+    if ended:
+        parts.append(stream.feed(np.zeros(LAST_SAMPLES, np.float32)))
+    elif flush:
+        parts.append(stream.flush())
+    return log_mel(parts, config)
 
 
 def judge(
@@ -53,6 +58,7 @@ def judge(
     point: str = "shipped",
     scale: float = 1.0,
     flush: bool = True,
+    ended: bool = False,
 ) -> list[tuple[Array, Count]]:
     """Judge recordings (S,) of int16 values, all at once.
 
@@ -62,6 +68,7 @@ def judge(
         point: operating point.
         scale: factor on its thresholds.
         flush: whether the last samples, short of a whole token, are judged too.
+        ended: whether `LAST_SAMPLES` of silence follow instead, as they do a stream that ends at the server.
 
     Returns:
         Per recording, posteriors (N, K) and the MACs they took.
@@ -70,7 +77,7 @@ def judge(
     index = network.points.index(point)
     for row in range(len(recordings)):
         cache.configure(row, index, scale)
-    tokens = [tokens_of(network.config, samples, flush=flush) for samples in recordings]
+    tokens = [tokens_of(network.config, samples, flush=flush, ended=ended) for samples in recordings]
     logits: list[list[Array]] = [[] for _ in recordings]
     at = np.zeros(len(recordings), np.int64)
     lengths = np.array([len(t) for t in tokens], np.int64)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 COLUMNS = (
     "offset",
     "hours",
+    "exposed_hours",
     "keywords",
     "missed",
     "miss_rate",
@@ -46,7 +47,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], pa
 def draw_trade_off(curves: Mapping[str, Sequence[Mapping[str, Any]]], marked: Mapping[str, Any], path: Path) -> None:
     """Miss rate over unprovoked false alarms per hour, one line for each curve; the calibrated point is marked.
 
-    No false alarm at all is drawn at half an event in the hours heard.
+    No false alarm at all is drawn at half an event in the hours in which no keyword was said.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -66,7 +67,7 @@ def draw_trade_off(curves: Mapping[str, Sequence[Mapping[str, Any]]], marked: Ma
 
 
 def _rate(report: Mapping[str, Any]) -> float:
-    return float(max(report["unprovoked"], 0.5) / report["hours"])
+    return float(max(report["unprovoked"], 0.5) / report["exposed_hours"])
 
 
 def write_trade_off(curve: Sequence[Mapping[str, Any]], path: Path) -> None:

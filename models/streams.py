@@ -10,7 +10,8 @@ Levels are in dB, samples carry int16 values, times are counted in samples.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ SAMPLE_RATE = FRONTEND.sample_rate
 FULL_SCALE = 32_767.0
 SPOKEN_SHARE = 0.3
 """A frame belongs to the word where its loudness is above this share of the way from the clip's floor to its peak."""
+BEYOND = SAMPLE_RATE // 10
+"""Samples by which a label may end behind its recording: times are rounded."""
 TELEPHONE_RATE = 8_000
 MU = 255.0
 
@@ -214,11 +217,16 @@ def reverberate(samples: Array, decay_s: float, direct_db: float, seed: int) -> 
     return quantise(echoed[: len(samples)].astype(np.float32))
 
 
-def read_labels(path: Path) -> tuple[Utterance, ...]:
+def read_labels(path: Path, length: float = math.inf, keywords: Collection[str] = ()) -> tuple[Utterance, ...]:
     """Words of a tab-separated file: start_s, end_s, word; a heading and lines that start with # are skipped.
 
+    Args:
+        path: the file.
+        length: samples of the recording.
+        keywords: words that may not be spelt in another case.
+
     Raises:
-        DataError: naming the line that cannot be read.
+        DataError: naming the line that cannot be read, or cannot be true.
     """
     words = []
     with path.open(encoding="utf-8", newline="") as file:
@@ -227,10 +235,24 @@ def read_labels(path: Path) -> tuple[Utterance, ...]:
                 continue
             try:
                 start, end, word = (field.strip() for field in row[:3])
-                words.append(Utterance(round(float(start) * SAMPLE_RATE), round(float(end) * SAMPLE_RATE), word))
-            except ValueError as error:
+                said = Utterance(round(float(start) * SAMPLE_RATE), round(float(end) * SAMPLE_RATE), word)
+            except (ValueError, OverflowError) as error:
                 raise DataError(f"{path}, line {number}: expected start_s, end_s, word between tabs") from error
+            if wrong := _wrong(said, length, keywords):
+                raise DataError(f"{path}, line {number}: {wrong}")
+            words.append(said)
     return tuple(sorted(words, key=lambda w: w.start))
+
+
+def _wrong(said: Utterance, length: float, keywords: Collection[str]) -> str | None:
+    """What cannot be true of a label, if anything."""
+    if not 0 <= said.start < said.end:
+        return f"{said.word!r} must start at 0 s or later and end after its start"
+    if said.end > length + BEYOND:
+        return f"{said.word!r} ends at {said.end / SAMPLE_RATE:g} s, the recording at {length / SAMPLE_RATE:g} s"
+    if meant := [word for word in keywords if word != said.word and word.casefold() == said.word.casefold()]:
+        return f"{said.word!r} is no keyword, {meant[0]!r} is: write it so"
+    return None
 
 
 def write_labels(utterances: Iterable[Utterance], path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from models.data import LAST_SAMPLES
 from models.features import FrameStream, Tokens
 from service.audio import SAMPLE_RATE, Array, Decoder, Recent
 from service.detector import Detector, Hit, Rule
@@ -40,8 +41,6 @@ from service.spec import Spec, Vitals
 from service.telling import heartbeat, scores
 from service.timeline import Timeline
 
-LAST_SAMPLES = SAMPLE_RATE // 2
-"""Silence after the last sample; nine words in ten are decided within 0.31 s of their end."""
 KNOWN = 100
 """Detections that feedback may still speak of."""
 ACTIONS = 10_000

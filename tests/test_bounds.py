@@ -16,7 +16,14 @@ def test_poisson_bounds_are_garwoods(count: int, lower: float, upper: float) -> 
 
 @pytest.mark.parametrize(
     ("count", "trials", "lower", "upper"),
-    [(0, 10, 0.0, 0.3085), (5, 10, 0.1871, 0.8129), (10, 10, 0.6915, 1.0), (50, 1000, 0.0373, 0.0654), (0, 0, 0, 1)],
+    [
+        (0, 10, 0.0, 0.3085),
+        (5, 10, 0.1871, 0.8129),
+        (10, 10, 0.6915, 1.0),
+        (50, 1000, 0.0373, 0.0654),
+        (950, 1000, 0.9346, 0.9627),
+        (0, 0, 0, 1),
+    ],
 )
 def test_binomial_bounds_are_clopper_and_pearsons(count: int, trials: int, lower: float, upper: float) -> None:
     assert binomial_bounds(count, trials) == pytest.approx((lower, upper), abs=1e-4)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-from models.calibrate import CHOOSING, Goal, Scores, calibrate, compose, fall, gather, optimise, peaks, smooth
+from models.calibrate import CHOOSING, Goal, Scores, calibrate, compose, fall, gather, met, optimise, peaks, smooth
 from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS, SILENCE, ModelConfig
 from models.evaluate_streams import Heard, Tally, expit, logit, total
@@ -119,10 +119,17 @@ def test_the_target_is_met_at_the_price_of_misses() -> None:
     alarms = {100 * i + 50: ("go", 0.7) for i in range(1, 30)}
     heard = [stream(words, alarms)]
     calibration, outcome = calibrate(heard, detector(CONFIG), CONFIG, GOAL)
-    assert outcome.unprovoked <= GOAL.false_alarms_per_hour * outcome.hours
+    assert outcome.unprovoked <= GOAL.false_alarms_per_hour * outcome.exposed_hours
     assert outcome.missed == {"go": 9}
     again, _ = total(heard, calibration, detector(CONFIG), CONFIG)
     assert again.report() == outcome.report()
+
+
+def test_hours_in_which_keywords_are_said_allow_no_false_alarms() -> None:
+    words = EASY | {100 * i: ("go", 0.6) for i in range(30, 39)}
+    heard = [stream(words, {2_950: ("go", 0.7)})]
+    goal = replace(GOAL, false_alarms_per_hour=1.1 / heard[0].stream.hours)
+    assert calibrate(heard, detector(CONFIG), CONFIG, goal)[1].unprovoked == 0
 
 
 def test_early_enough_comes_before_fewer_misses() -> None:
@@ -172,6 +179,30 @@ def test_odds_and_shares_are_inverse() -> None:
     assert expit(logit(shares)) == pytest.approx(shares)
 
 
+def test_a_keyword_nobody_said_keeps_the_threshold_that_it_had() -> None:
+    before = {"keywords": {word: {"threshold": 0.123, "patience": 2} for word in KEYWORDS}}
+    words = {at: (word, level) for at, (word, level) in EASY.items() if word not in {"off", "up"}}
+    calibration, outcome = calibrate([stream(words, {})], detector(CONFIG), CONFIG, GOAL, before)
+    kept = {word for word, rule in calibration["keywords"].items() if rule == before["keywords"][word]}
+    assert kept == {"off", "up"}
+    assert list(calibration["keywords"]) == list(KEYWORDS)
+    assert outcome.missed.total() == 0
+    lost = {3_950 - 200 * i: ("up", 0.9) for i in range(10)}
+    strict, whole = calibrate([stream(words, lost)], detector(CONFIG), CONFIG, GOAL, before)
+    assert strict["keywords"]["up"] == before["keywords"]["up"]
+    assert not met(whole, GOAL)
+
+
+def test_what_meets_the_target_comes_before_fewer_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(_heard: object, calibration: dict, *_: object) -> tuple[dict, Tally]:
+        wide = calibration["window_tokens"] == 8
+        return calibration, Tally(1.0, missed=Counter(yes=5 * wide), false_alarms=Counter(yes=0 if wide else 9))
+
+    monkeypatch.setattr("models.calibrate.settle", settle)
+    chosen, _ = calibrate([stream(EASY, {})], detector(CONFIG), CONFIG, GOAL)
+    assert chosen["window_tokens"] == 8
+
+
 def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path: Path) -> None:
     sample = Path(__file__).resolve().parent.parent / "client" / "samples"
     quiet = tmp_path / "quiet.wav"
@@ -187,6 +218,41 @@ def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path
     assert set(after.calibration["keywords"]) == set(KEYWORDS)
     told = json.loads(CliRunner().invoke(app, ["info", str(output), "--json"], catch_exceptions=False).stdout)
     assert told["calibration"] == json.loads(json.dumps(dict(after.calibration)))
+
+
+def refused(*words: str) -> str:
+    """What a calibration that does not happen says."""
+    result = CliRunner().invoke(app, ["calibrate", *words], env={"DELTASPOT_DATA": "", "COLUMNS": "200"})
+    assert result.exit_code
+    return f"{result.output} {result.exception}"
+
+
+def test_calibration_needs_keywords_and_where_they_are_said(tmp_path: Path) -> None:
+    sample = Path(__file__).resolve().parent.parent / "client" / "samples" / "commands.flac"
+    output = tmp_path / "own.safetensors"
+    assert "--audio and --labels together" in refused("--output", str(output), "--audio", str(sample))
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(SAMPLE_RATE, np.int16), SAMPLE_RATE)
+    assert "no keyword is said" in refused("--output", str(output), "--negatives", str(tmp_path / "quiet.wav"))
+    data = tmp_path / "data" / "yes"
+    data.mkdir(parents=True)
+    for name in ("plain.wav", "other.wav"):
+        soundfile.write(data / name, np.ones(SAMPLE_RATE, np.int16), SAMPLE_RATE)
+    told = refused("--output", str(output), "--data", str(data.parent), "--negatives", str(tmp_path / "quiet.wav"))
+    assert "left out: 2 short recordings, as yes/other.wav" in told
+    assert not output.exists()
+
+
+def test_what_a_calibration_could_not_do_is_told(tmp_path: Path) -> None:
+    sample = Path(__file__).resolve().parent.parent / "client" / "samples" / "commands"
+    lines = sample.with_suffix(".tsv").read_text().splitlines()
+    (tmp_path / "some.tsv").write_text("\n".join(line for line in lines if line.endswith(("yes", "no"))))
+    words = ["--audio", str(sample.with_suffix(".flac")), "--labels", str(tmp_path / "some.tsv")]
+    result = CliRunner().invoke(app, ["calibrate", "--output", str(tmp_path / "own.safetensors"), *words])
+    assert result.exit_code == 0, result.output
+    assert "keep the thresholds that they had: up, down, left" in result.stderr
+    assert "the target is missed" in result.stderr
+    before, after = (load_checkpoint(path).calibration for path in (shipped_path(), tmp_path / "own.safetensors"))
+    assert after["keywords"]["up"] == before["keywords"]["up"]
 
 
 def test_calibration_needs_recordings(tmp_path: Path) -> None:

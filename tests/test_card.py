@@ -17,7 +17,9 @@ from service.commands.model import app, describe
 
 def point(name: str, accuracy: float) -> dict:
     shares = {"accuracy": accuracy, "keywords": 0.98, "unknown": 0.9, "silence": None}
-    return {"name": name, "clips": 321, **shares, "macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
+    bounds = {share: value and (value - 0.01, value + 0.01) for share, value in shares.items()}
+    skipped = {"macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
+    return {"name": name, "clips": 321, **shares, "bounds": bounds, **skipped}
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def facts() -> dict:
 
 @pytest.fixture
 def evaluation(facts: dict) -> dict:
-    words = Tally(hours=1.5, latencies=[100.0, 200.0])
+    words = Tally(hours=1.5, covered=0.5, latencies=[100.0, 200.0])
     words.keywords.update({"yes": 40})
     words.missed.update({"yes": 3})
     words.off["yes"] = [(-40.0, 80.0), (60.0, -20.0)]
@@ -50,9 +52,10 @@ def evaluation(facts: dict) -> dict:
 def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None:
     card = write_card(facts, evaluation)
     assert facts["fingerprint"] in card
-    assert "| shipped | 96.54 % |" in card
-    assert f"| {SETS['target']} | 1.50 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 2.46 | 150 / 190 |" in card
-    assert f"| {SETS['speech']} | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
+    assert "| shipped | 96.54 % | 95.5 - 97.5 % | 98.00 % | 97.0 - 99.0 % | 90.00 % | 89.0 - 91.0 % | - | - |" in card
+    figures = "1.50 | 1.00 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 3.69 | 150 / 190"
+    assert f"| {SETS['target']} | {figures} |" in card
+    assert f"| {SETS['speech']} | 0.75 | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
     assert "within 50 and 50 ms of the word's own for half of them, within 58 and 74 ms for 90 %" in card
     assert SETS["noise"] not in card
     for word in KEYWORDS:

@@ -28,6 +28,7 @@ from models.data import (
     split_of,
     walk,
 )
+from service.audio import clip_blocks
 
 TRAINING, VALIDATION, TESTING = "0a7c2a8d", "026290a7", "0c40e715"
 """Speakers of the public data, in the split that its own lists name for them."""
@@ -262,6 +263,26 @@ def test_folder_that_is_absent_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training clips"):
         load_corpus(tmp_path, "training", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def floats(*values: float) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.array(values), RATE, format="WAV", subtype="FLOAT")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "broken.wav"
+    path.write_bytes(floats(0.1, value, 0.1))
+    with pytest.raises(DataError, match=r"broken\.wav holds NaN or infinite samples"):
+        read_audio(path)
+
+
+def test_floats_beyond_full_scale_are_clipped_as_a_server_does() -> None:
+    data = floats(0.5, 1.5, -3.0)
+    np.testing.assert_array_equal(read_audio(data), [16384, 32767, -32768])
+    np.testing.assert_array_equal(read_audio(data), np.concatenate(list(clip_blocks(data, 1))))
 
 
 def test_noise_is_cut_once() -> None:

@@ -16,6 +16,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.bounds import poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, walk
 from models.evaluate import cut_silence, read_clips
@@ -76,6 +77,27 @@ def test_every_detection_is_right_or_somebodys_fault(case: str) -> None:
     assert blame == dict.fromkeys(blame, 0) | blamed
     assert result.others == 1
     assert result.unprovoked == alarms - blame["repeated"] - blame["substitutions"]
+
+
+def test_a_word_that_begins_before_a_keyword_is_over_takes_no_blame_from_it() -> None:
+    result = tally(heard(("yes", 0.5, 1.0), ("bed", 1.6, 2.0)), [Fired("no", at(1.65)), Fired("no", at(2.2))], CONFIG)
+    assert (result.substitutions, result.others_fired, result.unprovoked) == (1, 1, 1)
+
+
+def test_nothing_is_unprovoked_while_a_keyword_is_said() -> None:
+    """Hours without whole words, overlapping ones and one at the very end; a word that is no keyword takes none."""
+    said = heard(("yes", 0.5, 1.0), ("no", 1.5, 2.0), ("up", 1.6, 1.8), ("bed", 4.5, 5.0), ("go", 9.0, 9.8))
+    whole = Tally()
+    for _ in range(2):
+        whole.add(tally(said, [Fired("up", at(5.2))], CONFIG))
+    exposed = 2 * (10 - 2.25 - 1.0) / 3_600
+    assert whole.exposed_hours == pytest.approx(exposed)
+    report = whole.report()
+    assert (report["hours"], report["exposed_hours"]) == (round(20 / 3_600, 5), round(exposed, 5))
+    assert report["unprovoked_per_hour"] == pytest.approx(2 / exposed)
+    assert report["unprovoked_per_hour_bounds"] == pytest.approx([b / exposed for b in poisson_bounds(2)])
+    assert report["false_alarms_per_hour"] == pytest.approx(2 * 3_600 / 20)
+    assert tally(heard(("yes", 0.0, 10.0)), [], CONFIG).report()["unprovoked_per_hour"] is None
 
 
 def test_latency_runs_from_the_end_of_the_word_to_the_sample_that_decided() -> None:

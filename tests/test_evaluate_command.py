@@ -12,13 +12,19 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from models.bounds import binomial_bounds
 from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
 from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
 from models.data import DataError, walk
 from models.evaluate import judge_clips, read_clips
+from models.features import log_mel
+from models.offline import tokens_of
 from models.streams import read_labels
 from service.commands.evaluate import app
+from service.protocol import Configure, Limits
+from service.session import Session
+from service.spec import Spec
 from tests.test_evaluate import archives, save
 
 CONFIG = ModelConfig()
@@ -40,8 +46,14 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
         assert point["clips"] == 2
         assert point["unknown"] is None
         assert point["accuracy"] == (point["keywords"] + point["silence"]) / 2
+        for name, clips in {"accuracy": 2, "keywords": 1, "silence": 1}.items():
+            assert point["bounds"][name] == list(binomial_bounds(round(clips * point[name]), clips))
+        assert point["bounds"]["unknown"] is None
         assert 0 < point["macs_skipped_vs_causal"] < point["macs_skipped_vs_window"] < 1 or point["name"] == "dense"
         assert np.sum(point["confusion"]) == 2
+    table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path)], catch_exceptions=False).stdout
+    assert "95 % bounds" in table
+    assert "{:.1%}..{:.1%}".format(*points[0]["bounds"]["accuracy"]) in table
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -73,6 +85,21 @@ def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Pa
     assert nothing["keywords"] == 0
     assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
     assert list(nothing["files"]) == ["commands"]
+
+
+def test_a_word_at_the_very_end_of_a_recording_is_heard_as_a_server_hears_it(tmp_path: Path) -> None:
+    labels = read_labels(SAMPLE / "commands.tsv")
+    samples, rate = soundfile.read(SAMPLE / "commands.flac", dtype="int16")
+    samples = samples[: labels[-1].end]
+    soundfile.write(tmp_path / "cut.wav", samples, rate)
+    report = run("stream", "--audio", str(tmp_path / "cut.wav"), "--labels", str(SAMPLE / "commands.tsv"), "--json")
+    assert report["by_keyword"][labels[-1].word]["missed"] == 0
+    assert report["hours"] == round(len(samples) / rate / 3_600, 5), "silence that follows is no audio"
+    ended = tokens_of(CONFIG, samples.astype(np.float32), ended=True)
+    spec = Spec("default", "0" * 12, CONFIG, {"dense": "dense"}, {"keywords": {}})
+    session = Session("x", spec, Configure(), Limits(frame_bytes=1 << 20, stream_s=10, idle_s=1, speed=10))
+    served = [session.audio(samples.tobytes()), session.end()]
+    np.testing.assert_array_equal(ended, log_mel(served, CONFIG))
 
 
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
@@ -111,6 +138,9 @@ def test_labels_that_cannot_belong_and_recordings_without_sound_are_refused(tmp_
     save(tmp_path / "audio" / "x.wav")
     with pytest.raises(DataError, match="its labels must be one, too"):
         run("stream", "--audio", str(tmp_path / "audio"), "--labels", str(SAMPLE / "commands.tsv"))
+    (tmp_path / "late.tsv").write_text("0.2\t9.0\tyes\n")
+    with pytest.raises(DataError, match=r"late\.tsv, line 1: 'yes' ends at 9 s, the recording at 1 s"):
+        run("stream", "--audio", str(tmp_path / "audio" / "x.wav"), "--labels", str(tmp_path / "late.tsv"))
     save(tmp_path / "audio" / "empty.wav", 0.0)
     with pytest.raises(DataError, match=r"empty\.wav is empty"):
         run("stream", "--audio", str(tmp_path / "audio"))

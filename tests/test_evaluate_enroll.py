@@ -39,7 +39,8 @@ def test_best_is_the_laxest_threshold_that_stays_allowed() -> None:
 
     assert best(alarms(5, 1, 3, 1, 0)) == 3
     assert best(alarms(0, 0)) == 0
-    assert best(alarms(5, 4)) == 1
+    assert best(alarms(5, 4)) is None
+    assert best(alarms(0, 4)) is None
     assert 0.0 in OFFSETS
 
 
@@ -79,6 +80,7 @@ def test_a_word_is_judged_where_it_is_said(network: Network) -> None:
     assert (heard["best"]["missed"], heard["mixed"]["keywords"], heard["mixed"]["false_alarms"]) == (0, 3, 1)
     loud = judge_word(enrolment, "bed", 3, {**quiet, "speech": [stream("speech", places, ())]}, detector, 1)
     assert loud["usual"]["false_alarms"] == 4
+    assert loud["best"] is None, "no threshold tells the word from itself"
 
 
 def test_the_same_streams_heard_again_are_no_more_evidence() -> None:
@@ -99,7 +101,11 @@ def test_the_same_streams_heard_again_are_no_more_evidence() -> None:
 def test_the_table_has_one_pass_of_each_word() -> None:
     tally = Tally(3.0, Counter(x=200), Counter(x=20), false_alarms=Counter(x=6))
     at = {name: point_report([tally] * 3, 0.0) for name in ("usual", "best", "mixed")}
-    columns = [list(column.cells) for column in table({5: {"bed": at}}).columns]
-    assert columns == [
+
+    def cells(at: dict) -> list[list[str]]:
+        return [list(column.cells) for column in table({5: {"bed": at}}).columns]
+
+    assert cells({**at, "best": None})[6:] == [["-"], ["-"], ["-"], ["2.00"]]
+    assert cells(at) == [
         ["5"], ["bed"], ["200"], ["10.0%"], ["6.2%..15.0%"], ["2.00"], ["10.0%"], ["6.2%..15.0%"], ["2.00"], ["2.00"],
     ]  # fmt: skip

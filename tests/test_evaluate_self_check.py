@@ -51,6 +51,11 @@ def test_differences_are_those_of_the_points(network: Network, spoken: np.ndarra
     assert rows["shipped", "torch"].hours == pytest.approx(2 * len(spoken) / SECOND / 3600, rel=0.01)
 
 
+def test_a_lone_stream_is_compared_with_no_other(network: Network, spoken: np.ndarray) -> None:
+    rows = differences(network, None, [spoken.astype(np.float32)])
+    assert {row.against for row in rows} == {"dense"}
+
+
 def test_healthy_streams_stay_within_the_bound(shared_data: Path, tmp_path: Path) -> None:
     for archive in shared_data.glob("*.tar"):
         if "validation" in archive.name or "noise" in archive.name:

@@ -16,6 +16,7 @@ from client.connection import connect
 from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.config import ConfigError, ModelConfig, gate_names
 from models.counting import Count, causal_macs, count
+from models.data import LAST_SAMPLES
 from models.finetune import _mac_shares
 from models.folding import FoldedBlock, FoldedKWT, fold, network_of, unfold
 from models.offline import judge
@@ -24,7 +25,6 @@ from models.transformer import Gates, Past, StreamingKWT
 from service import cli
 from service.commands.train import read_folds
 from service.protocol import Scores
-from service.session import LAST_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

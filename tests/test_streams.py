@@ -107,8 +107,30 @@ def test_labels_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "words.tsv") == words
 
 
-@pytest.mark.parametrize("line", ["1.0\tyes", "one\t2.0\tyes", "1.0,2.0,yes"])
+@pytest.mark.parametrize("line", ["1.0\tyes", "one\t2.0\tyes", "1.0,2.0,yes", "nan\t2.0\tyes", "1.0\tinf\tyes"])
 def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "words.tsv").write_text(f"start_s\tend_s\tword\n0\t1\tno\n{line}\n")
     with pytest.raises(DataError, match="line 3"):
         read_labels(tmp_path / "words.tsv")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("1.0\t1.0\tyes", "'yes' must start at 0 s or later and end after its start"),
+        ("2.0\t1.0\tyes", "'yes' must start at 0 s or later and end after its start"),
+        ("-0.1\t1.0\tyes", "'yes' must start at 0 s or later and end after its start"),
+        ("2.5\t3.2\tyes", "'yes' ends at 3.2 s, the recording at 3 s"),
+        ("1.0\t1.5\tYes", "'Yes' is no keyword, 'yes' is: write it so"),
+    ],
+)
+def test_a_label_that_cannot_be_true_is_named(tmp_path: Path, line: str, told: str) -> None:
+    words = tmp_path / "words.tsv"
+    words.write_text(f"start_s\tend_s\tword\n0\t1\tno\n{line}\n")
+    with pytest.raises(DataError, match=rf"words\.tsv, line 3: {told}$"):
+        read_labels(words, 3 * SECOND, KEYWORDS)
+
+
+def test_labels_may_be_rounded_and_have_words_that_are_no_keywords(tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text("0\t1\tBed\n2.5\t3.05\tno\n")
+    assert [word.word for word in read_labels(tmp_path / "words.tsv", 3 * SECOND, KEYWORDS)] == ["Bed", "no"]

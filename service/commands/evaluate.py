@@ -99,14 +99,15 @@ def clips(
 
 def clips_table(reports: Sequence[ClipReport]) -> Table:
     """One row for each operating point."""
-    table = Table(title=f"{reports[0].clips} clips")
+    table = Table(title=f"{reports[0].clips} clips", caption="below each share of right ones: its 95 % bounds")
     names = ("point", "accuracy", "keywords", "unknown", "silence", "skipped of window", "of causal", "CPU ms / clip")
     for name in names:
         table.add_column(name, justify="left" if name == "point" else "right")
     for r in reports:
-        shares = (r.accuracy, r.keywords, r.unknown, r.silence, r.macs_skipped_vs_window, r.macs_skipped_vs_causal)
-        cells = ("-" if share is None else f"{share:.2%}" for share in shares)
-        table.add_row(r.name, *cells, f"{r.cpu_ms_per_clip:.2f}")
+        shares = zip((r.accuracy, r.keywords, r.unknown, r.silence), r.bounds.values(), strict=True)
+        right = ("-" if b is None else f"{share:.2%}\n{b[0]:.1%}..{b[1]:.1%}" for share, b in shares)
+        skipped = (f"{share:.2%}" for share in (r.macs_skipped_vs_window, r.macs_skipped_vs_causal))
+        table.add_row(r.name, *right, *skipped, f"{r.cpu_ms_per_clip:.2f}")
     return table
 
 
@@ -126,7 +127,7 @@ def stream(
 ) -> None:
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
     network = open_network(model)
-    heard = hear(network, read_streams(audio, labels), usual_point(network, point))
+    heard = hear(network, read_streams(audio, labels, network.config.keywords), usual_point(network, point))
     calibration, detect = network.checkpoint.calibration, detector(network.config)
     whole, each = total(heard, calibration, detect, network.config)
     report = whole.report()
@@ -144,26 +145,27 @@ def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any]
     """The curves as a picture; the first one as numbers, too.
 
     Raises:
-        DataError: where no keyword is said, so that none can be missed.
+        DataError: where no keyword is said, so that none can be missed, or nothing else, so that none can be invented.
     """
     from models.plots import draw_trade_off, write_trade_off
 
-    if not marked["keywords"]:
-        raise DataError("a trade-off needs recordings in which keywords are said, and their labels")
+    if not marked["keywords"] or not marked["exposed_hours"]:
+        raise DataError("a trade-off needs recordings in which keywords are said, and not only they, and their labels")
     write_trade_off(next(iter(curves.values())), path.with_suffix(".csv"))
     draw_trade_off(curves, marked, path)
 
 
-def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
+def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:
     """Recordings with their labels, which carry the recording's name, and its folder's where it lies in one.
 
     Raises:
-        DataError: where there is no recording, one without sound, or a folder without a folder of labels.
+        DataError: where there is no recording, one without sound, a folder without one of labels, or a wrong label.
     """
     if not audio.exists():
         raise DataError(f"no recording at {audio}")
     if audio.is_file():
-        return [_read_stream(audio, audio.stem, labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels)]
+        own = labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels
+        return [_read_stream(audio, audio.stem, own, keywords)]
     if labels is not None and not labels.is_dir():
         raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
     paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
@@ -171,23 +173,25 @@ def read_streams(audio: Path, labels: Path | None) -> list[Stream]:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
     names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
     return [
-        _read_stream(path, name, labels and labels / f"{name}.tsv") for path, name in zip(paths, names, strict=True)
+        _read_stream(path, name, labels and labels / f"{name}.tsv", keywords)
+        for path, name in zip(paths, names, strict=True)
     ]
 
 
-def _read_stream(path: Path, name: str, labels: Path | None) -> Stream:
+def _read_stream(path: Path, name: str, labels: Path | None, keywords: Sequence[str]) -> Stream:
     samples = read_audio(path)
     if not len(samples):
         raise DataError(f"{path} is empty: there is nothing to judge")
-    return Stream(name, samples, read_labels(labels) if labels else ())
+    return Stream(name, samples, read_labels(labels, len(samples), keywords) if labels else ())
 
 
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
     """One row for each set of streams."""
-    table = Table()
+    table = Table(caption="exposed: hours while no keyword is said, by which unprovoked false alarms are divided")
     names = (
         "set",
         "hours",
+        "exposed",
         "keywords",
         "missed",
         "95 %",
@@ -200,18 +204,33 @@ def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
         table.add_column(name, justify="right" if i else "left")
     for name, r in reports.items():
         share, shares = r["miss_rate"], r["miss_rate_bounds"]
+        rate, rates = r["unprovoked_per_hour"], r["unprovoked_per_hour_bounds"]
         table.add_row(
             name,
             f"{r['hours']:.2f}",
+            f"{r['exposed_hours']:.2f}",
             str(r["keywords"]),
             "-" if share is None else f"{share:.1%}",
             "-" if share is None else "{:.1%}..{:.1%}".format(*shares),
             f"{r['false_alarms_per_hour']:.2f}",
-            f"{r['unprovoked_per_hour']:.2f}",
-            "{:.2f}..{:.2f}".format(*r["unprovoked_per_hour_bounds"]),
+            "-" if rate is None else f"{rate:.2f}",
+            "-" if rates is None else "{:.2f}..{:.2f}".format(*rates),
             "-" if r["latency_ms_p50"] is None else f"{r['latency_ms_p50']:.0f} / {r['latency_ms_p90']:.0f} ms",
         )
     return table
+
+
+def read_material(data: Path) -> Material:
+    """What a data directory holds for validation; what has no use in it is told."""
+    with console.status("reading recordings"):
+        material = gather_material(walk(data))
+    if unused := material.unused:
+        console.print(
+            f"left out: {len(unused)} short recordings, as {unused[0]}, not named <word>/<speaker>_nohash_<take>",
+            soft_wrap=True,
+            markup=False,
+        )
+    return material
 
 
 @app.command("make-stream")
@@ -227,7 +246,7 @@ def make_stream(
     """Lay validation clips at random times over validation noise."""
     plan = Plan(minutes=minutes, snr_db=snr, unknown_share=unknown_share)
     output.mkdir(parents=True, exist_ok=True)
-    for made in build_many(gather_material(walk(data)), plan, count, seed):
+    for made in build_many(read_material(data), plan, count, seed):
         soundfile.write(output / f"{made.name}.wav", made.samples.astype("int16"), SAMPLE_RATE)
         write_labels(made.utterances, output / f"{made.name}.tsv")
         console.print(f"{output / made.name}.wav: {len(made.utterances)} words in {plan.minutes:g} min")
@@ -244,8 +263,7 @@ def report(
     """Everything that the model card tells: clips, streams, trade-off, sweeps. Takes some minutes."""
     network = open_network(model)
     output.mkdir(parents=True, exist_ok=True)
-    with console.status("reading recordings"):
-        material = gather_material(walk(data))
+    material = read_material(data)
     result = {
         "model": {"fingerprint": network.checkpoint.fingerprint, "parameters": network.checkpoint.parameters},
         "protocol": {"streams": streams, "minutes": KEYWORDS_ALONE.minutes, "seed": seed},

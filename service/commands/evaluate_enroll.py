@@ -70,8 +70,8 @@ def enroll(
 def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:
     """One row for each number of recordings and word."""
     shown = Table(
-        caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour; "
-        "means over the choices of recordings, bounds of one pass over the streams"
+        caption="usual: threshold as enrolled; best: chosen on these streams, at most 1 false alarm per hour, if any "
+        "keeps to it; means over the choices of recordings, bounds of one pass over the streams"
     )
     for name in (
         "recordings",
@@ -89,12 +89,15 @@ def table(results: dict[int, dict[str, dict[str, Any]]]) -> Table:
     for count, words in results.items():
         for word, at in words.items():
             cells = [str(count), word, str(at["usual"]["keywords"])]
-            for name in ("usual", "best"):
-                low, high = at[name]["miss_rate_bounds"]
+            for point in (at["usual"], at["best"]):
+                if point is None:
+                    cells += ["-"] * 3
+                    continue
+                low, high = point["miss_rate_bounds"]
                 cells += [
-                    f"{at[name]['miss_rate']:.1%}",
+                    f"{point['miss_rate']:.1%}",
                     f"{low:.1%}..{high:.1%}",
-                    f"{at[name]['false_alarms_per_hour']:.2f}",
+                    f"{point['false_alarms_per_hour']:.2f}",
                 ]
             shown.add_row(*cells, f"{at['mixed']['false_alarms_per_hour']:.2f}")
     return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,14 @@ from rich.progress import track
 
 from models import spans
 from models.background import embed_all_words, embed_speech, fit
-from models.calibrate import Goal, calibrate
+from models.calibrate import Goal, calibrate, met
 from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
 from models.evaluate import read_clips
-from models.evaluate_sets import gather_material, standard_sets
-from models.evaluate_streams import hear, total
+from models.evaluate_sets import standard_sets
+from models.evaluate_streams import Tally, hear, total
 from models.network import Network
-from service.commands.evaluate import Model, Point, Seed, read_streams, streams_table, usual_point
+from service.commands.evaluate import Model, Point, Seed, read_material, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
 from service.commands.model_info import describe, info
 from service.commands.replay import detector
@@ -125,7 +125,7 @@ def calibrate_command(
     audio: Annotated[Path | None, typer.Option(help="Your own recordings, in which keywords are said.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their words: TSV of start_s, end_s, word, or a folder.")] = None,
     negatives: Annotated[Path | None, typer.Option(help="Your own recordings in which nothing may fire.")] = None,
-    false_alarms: Annotated[float, typer.Option(min=0, help="False alarms per hour to aim at.")] = 0.5,
+    false_alarms: Annotated[float, typer.Option(min=0, help="Aimed at, per hour while no keyword is said.")] = 0.5,
     latency_ms: Annotated[float, typer.Option(help="Latency from a word's end to aim at, median.")] = 230.0,
     streams: Annotated[int, typer.Option(min=1, help="Streams of ten minutes with keywords.")] = 9,
     seed: Seed = CALIBRATION_SEED,
@@ -134,32 +134,49 @@ def calibrate_command(
 ) -> None:
     """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are.
 
-    Learns as well where a keyword begins and ends, seen from where its posterior rises.
+    Learns as well where a keyword begins and ends, seen from where its posterior rises. A keyword that is never said
+    keeps its threshold.
+
+    Raises:
+        DataError: where no keyword is said at all.
     """
+    if (audio is None) != (labels is None):
+        raise typer.BadParameter("name --audio and --labels together: recordings, and which words are said in them")
     checkpoint = load_checkpoint(model)
     network = Network(checkpoint)
     sets = {}
     if data is not None:
-        with console.status("reading recordings"):
-            sets = standard_sets(gather_material(walk(data)), streams, seed, network.config.keywords)
+        sets = standard_sets(read_material(data), streams, seed, network.config.keywords)
         sets.pop("mixed", None)  # half of all words being strangers is a test, not a rate
     if audio is not None:
-        sets["own"] = read_streams(audio, labels)
+        sets["own"] = read_streams(audio, labels, network.config.keywords)
     if negatives is not None:
-        sets["own negatives"] = read_streams(negatives, None)
+        sets["own negatives"] = read_streams(negatives, None, network.config.keywords)
     if not sets:
-        raise typer.BadParameter("name --data, or --audio with --labels, or --negatives")
+        raise typer.BadParameter("name --data, or --audio with --labels; --negatives as well, if there are any")
     judged = usual_point(network, point)
     heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
     goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
     with console.status("choosing thresholds"):
         detect = detector(network.config)
-        calibration, _ = calibrate(heard, detect, network.config, goal)
+        calibration, _ = calibrate(heard, detect, network.config, goal, checkpoint.calibration)
         calibration = spans.learn(heard, calibration, detect, network.config, checkpoint.calibration)
         outcome, _ = total(heard, calibration, detect, network.config)
+    _warn(outcome, goal, [word for word in network.config.keywords if not outcome.keywords[word]])
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
     show(streams_table({"calibrated on": outcome.report()}))
+
+
+def _warn(outcome: Tally, goal: Goal, unsaid: Sequence[str]) -> None:
+    """Say what a calibration could not do."""
+    if unsaid:
+        console.print(f"never said, so they keep the thresholds that they had: {', '.join(unsaid)}")
+    if not met(outcome, goal):
+        console.print(
+            f"the target is missed: {outcome.unprovoked} false alarms in {outcome.exposed_hours:.2f} hours while no "
+            f"keyword was said, {goal.false_alarms_per_hour:g} an hour were wanted"
+        )
 
 
 @app.command()
