@@ -37,10 +37,8 @@ def self_check(
     reference = make_network(checkpoint, "torch") if torch else None
     count = max(1, round(hours * 60))
     with console.status("making streams"):
-        streams = [
-            stream.samples
-            for stream in build_many(gather_material(walk(data)), replace(MIXED, minutes=1.0), count, seed)
-        ]
+        plan, keywords = replace(MIXED, minutes=1.0), checkpoint.config.keywords
+        streams = [one.samples for one in build_many(gather_material(walk(data)), plan, count, seed, keywords)]
     rows = differences(
         make_network(checkpoint), reference, streams, scale, lambda points: track(points, "points", console=console)
     )
