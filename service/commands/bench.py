@@ -17,6 +17,7 @@ from rich.table import Table
 from service.commands.bench_churn import churn
 from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
+from service.commands.options import data_option
 from service.commands.tables import show
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SAMPLE = Path(str(files("client"))) / "samples" / "commands.flac"
 STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
 
-Data = Annotated[Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")]
+Data = Annotated[Path | None, data_option("Validation clips and noise; the sample recording if left out.")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure kernels and the service on this machine.")

@@ -28,6 +28,7 @@ from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.methods import methods
+from service.commands.options import data_option
 from service.commands.replay import detector
 from service.commands.tables import show
 
@@ -39,7 +40,7 @@ app.command()(self_check)
 console = Console(stderr=True)
 
 
-Data = Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")]
+Data = Annotated[Path, data_option()]
 Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]

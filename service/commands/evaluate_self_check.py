@@ -18,13 +18,14 @@ from models.engines import make_network
 from models.evaluate_self_check import Difference, differences
 from models.evaluate_sets import MIXED, build_many, gather_material
 from models.self_check import BOUND
+from service.commands.options import data_option
 from service.commands.tables import show
 
 console = Console(stderr=True)
 
 
 def self_check(
-    data: Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")],
+    data: Annotated[Path, data_option()],
     hours: Annotated[float, typer.Option(min=0.01, help="Audio in all, in streams of a minute.")] = 1.0,
     scale: Annotated[float, typer.Option(min=0, help="Factor on the thresholds, as under load.")] = 1.0,
     torch: Annotated[bool, typer.Option("--torch", help="Compare with the torch network, too; takes minutes.")] = False,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from service.commands.options import data_option
+
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.kwt import KWT
@@ -20,7 +22,7 @@ PUBLISHED = "kwt1_v2_12.tflite"
 
 
 def methods(
-    data: Annotated[Path, typer.Option(help="Directory with Speech Commands clips, loose or in archives.")],
+    data: Annotated[Path, data_option("Folder with Speech Commands clips, loose or in archives.")],
     split: Annotated[str, typer.Option(help="training, validation, testing or all.")] = "validation",
     stock: Annotated[
         Path | None,

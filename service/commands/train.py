@@ -28,6 +28,7 @@ from models.train_state import (
     read_settings,
 )
 from models.tutor import Tutor
+from service.commands.options import data_option
 from service.commands.train_options import Plan, changed, read_folds, read_words
 
 app = typer.Typer(add_completion=False)
@@ -42,7 +43,7 @@ class Stage(StrEnum):
 
 @app.command("train")
 def train_command(
-    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder with clips and noise, or their tars.")],
+    data: Annotated[Path, data_option("Folder with clips and noise, or their tars.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, state, log and curves.")],
     stage: Annotated[
         Stage | None,
