@@ -105,9 +105,11 @@ def prune(
     To be run after `points` and before `calibrate`, since a model's fingerprint covers its points.
     """
     from models.methods import training_clips
+    from models.methods_streaming import check_plain
     from models.pruning_points import learn
 
     checkpoint = load_checkpoint(model)
+    check_plain(checkpoint.config)
     with console.status("reading recordings"):
         clips = training_clips(walk(data), checkpoint.config.labels)
     save(learn(checkpoint, clips, tau=tau, tell=console.print), output)
