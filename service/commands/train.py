@@ -123,7 +123,7 @@ def train_command(
             if report.validation:
                 console.print(judged(report), soft_wrap=True)
     judge = shlex.join(["deltaspot", "evaluate", "clips", "--data", str(data), "--model", str(out / MODEL)])
-    console.print(f"wrote {out / MODEL}; this judges it:\n{judge}", soft_wrap=True)
+    console.print(f"wrote {out / MODEL}; this judges it:\n{judge}", soft_wrap=True, markup=False)
 
 
 def go_on(out: Path, stage: Stage | None = None) -> State:
