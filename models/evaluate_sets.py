@@ -78,9 +78,7 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     return material
 
 
-def build_many(
-    material: Material, plan: Plan, count: int, seed: int, keywords: Sequence[str] = KEYWORDS
-) -> list[Stream]:
+def build_many(material: Material, plan: Plan, count: int, seed: int, keywords: Sequence[str]) -> list[Stream]:
     """`count` streams of a plan, with seeds from `seed` on."""
     return [build(material.clips, material.noise, plan, keywords, seed + i) for i in range(count)]
 

@@ -31,8 +31,8 @@ SCALES = (0.3, 1.6)
 STEER = 0.02
 """How fast the price follows; it stays within `PRICES`."""
 PRICES = (0.05, 20.0)
-RELAXED = 0.35
-"""Share of MACs aimed at in the beginning; the target is reached half-way."""
+RELAXED, TARGET = 0.35, 0.20
+"""Share of MACs aimed at in the beginning, and from half-way on."""
 
 
 class Gated(nn.Module):
@@ -45,7 +45,9 @@ class Gated(nn.Module):
     target: Tensor
     SCHEDULE: ClassVar[Schedule] = Schedule(steps=11_000, warmup=100, learning_rate=4.5e-4, average=0.998)
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, points: Points | None = None, target: float = 0.20) -> None:
+    def __init__(
+        self, config: ModelConfig, recipe: Recipe, points: Points | None = None, target: float = TARGET
+    ) -> None:
         """Begin at the thresholds of a checkpoint's points, where it has any."""
         super().__init__()
         self.gates, self.naming = LearnedGates(config), Naming(config, recipe)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.checkpoint import CheckpointError
 from models.folding import filled
 from models.kwt import Attention, Judge
 from models.offline import tokens_of
@@ -54,11 +55,26 @@ class SteppedAttention(SelfAttention):
         return self.out(attention.mix(weights, v).transpose(1, 2).flatten(2))
 
 
+def check_plain(config: ModelConfig) -> None:
+    """Refuse layers that fold: their attention has other steps.
+
+    Raises:
+        CheckpointError: if there are any.
+    """
+    if max(config.factors) > 1:
+        raise CheckpointError("folded layers are not pruned; `evaluate methods --folded` judges networks that have any")
+
+
 class StreamingJudge(Judge):
-    """A checkpoint that judges clips by their last token."""
+    """A checkpoint that judges clips by their last token.
+
+    Raises:
+        CheckpointError: if its layers fold.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
+        check_plain(checkpoint.config)
         self.config = checkpoint.config
         self.model = StreamingKWT(self.config)
         for layer, block in enumerate(self.model.blocks):

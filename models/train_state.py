@@ -113,15 +113,16 @@ def new_state(
 ) -> State:
     """The beginning of a run: random weights from the schedule's seed, or those of a checkpoint.
 
-    Layers that the checkpoint folds otherwise begin anew.
+    Layers that the checkpoint folds otherwise begin anew, and so does the head where its labels are others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         model = network_of(config)
     if start:
         folds = zip(config.factors, start.config.factors, strict=True)
-        anew = tuple(f"blocks.{layer}." for layer, (mine, theirs) in enumerate(folds) if mine != theirs)
-        taken = {name: torch.tensor(a) for name, a in start.weights.items() if not name.startswith(anew)}
+        anew = [f"blocks.{layer}." for layer, (mine, theirs) in enumerate(folds) if mine != theirs]
+        anew += ["readout.head."] if config.labels != start.config.labels else []
+        taken = {name: torch.tensor(a) for name, a in start.weights.items() if not name.startswith(tuple(anew))}
         model.load_state_dict(model.state_dict() | taken)
     optimizer = build_optimizer(model, objective, schedule)
     generator = torch.Generator().manual_seed(schedule.seed)

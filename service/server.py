@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,13 +18,12 @@ from models.checkpoint import load_checkpoint, shipped_path
 from models.config import KEYWORDS
 from models.engines import make_network
 from models.kwt_weights import is_stock
-from service import upkeep
+from service import logs, upkeep
 from service.auth import Anyone, Guard, Keys
 from service.bodies import Bodies
 from service.engine import Engine
 from service.errors import Capacity, Draining, NotReady, UnknownModel, reason
 from service.headroom import Headroom
-from service.logs import log
 from service.metrics import Metrics
 from service.protocol import Configure, Warned, WarningCode
 from service.rehearsal import rehearse
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from service.auth import Caller
     from service.protocol import ServerMessage, WireError
     from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "default"
 READY = "ready"
@@ -113,7 +115,7 @@ class Server:
         self._tasks = [asyncio.create_task(task(self)) for task in (upkeep.watch, upkeep.check_models, upkeep.tidy)]
         for task in self._tasks:
             task.add_done_callback(self.ended)
-        log.info("ready", streams=self.engine.places.room)
+        log.info("ready", extra={"streams": self.engine.places.room})
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """Take note of the end of a task on which everything depends; a failure is the end of the service."""
@@ -149,7 +151,7 @@ class Server:
         self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
             hosted = self.engine.host(name, network, self.settings.methods)
-            log.info("model ready", model=name, fingerprint=hosted.spec.fingerprint)
+            log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
         first = self.engine.find(None).spec
         self.metrics.model(first.name, first.fingerprint, first.default_point)
 
@@ -166,7 +168,7 @@ class Server:
         """
         self.engine.places.draining = True
         self.metrics.ready(False)
-        log.info("draining", streams=len(self.streams))
+        log.info("draining", extra={"streams": len(self.streams)})
         for stream in self.streams:
             stream.warn(WarningCode.DRAINING, f"the server stops within {self.settings.drain_s:g} s")
         half_s = self.settings.drain_s / 2
@@ -223,7 +225,7 @@ class Server:
         """Count who was not served, and write it down, unless there was no room: a crowd needs no lines as well."""
         self.metrics.refused(reason(error))
         if not isinstance(error, Capacity):
-            log.info("refused", reason=reason(error), message=error.message, field=error.field)
+            logs.log.info("refused", reason=reason(error), message=error.message, field=error.field)
 
     def open(self, configure: Configure, caller: Caller) -> Stream:
         """Turn a reserved place into a stream.
@@ -254,7 +256,7 @@ class Server:
         self.metrics.cache_bytes(-stream.vitals.cache_bytes)
         why = {"message": stream.error.message, "field": stream.error.field} if stream.error else {}
         what = {"model": stream.hosted.name, "point": stream.session.point}
-        log.info("session", session=stream.session.id, outcome=outcome, **why, **what, **totals.model_dump())
+        logs.log.info("session", session=stream.session.id, outcome=outcome, **why, **what, **totals.model_dump())
         return last
 
     def make_room(self) -> None:

@@ -210,8 +210,10 @@ def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path
     output = tmp_path / "own.safetensors"
     words = ["calibrate", "--output", str(output), "--audio", str(sample / "commands.flac")]
     words += ["--labels", str(sample / "commands.tsv"), "--negatives", str(quiet)]
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    elsewhere = str(tmp_path / "none")
+    result = CliRunner().invoke(app, words, catch_exceptions=False, env={"DELTASPOT_DATA": elsewhere})
     assert result.exit_code == 0, result.output
+    assert "no folder" in str(CliRunner().invoke(app, [*words, "--data", elsewhere]).exception)
     before, after = load_checkpoint(shipped_path()), load_checkpoint(output)
     assert after.fingerprint == before.fingerprint
     assert set(after.calibration) == {*before.calibration, "silence"}

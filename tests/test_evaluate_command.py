@@ -13,12 +13,13 @@ import soundfile
 from typer.testing import CliRunner
 
 from models.bounds import binomial_bounds
-from models.checkpoint import CheckpointError, load_checkpoint, shipped_path
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, shipped_path
 from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
-from models.data import DataError, walk
+from models.data import DataError, split_of, walk
 from models.evaluate import judge_clips, read_clips
 from models.features import log_mel
+from models.folding import network_of
 from models.offline import tokens_of
 from models.streams import read_labels
 from service.commands.evaluate import app
@@ -29,6 +30,8 @@ from tests.test_evaluate import archives, save
 
 CONFIG = ModelConfig()
 SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
+VALIDATION = next(name for name in map(str, range(99)) if split_of(name) == "validation")
+"""A speaker of that split."""
 
 
 def run(*words: str) -> dict:
@@ -40,7 +43,8 @@ def run(*words: str) -> dict:
 def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) -> None:
     save(tmp_path / "yes/a_nohash_0.wav")
     save(tmp_path / "_silence_/b.wav")
-    points = run("clips", "--data", str(tmp_path), "--confusion", str(tmp_path / "c.png"), "--json")["points"]
+    words = ("--split", "all", "--confusion", str(tmp_path / "c.png"), "--json")
+    points = run("clips", "--data", str(tmp_path), *words)["points"]
     assert [point["name"] for point in points] == list(network.points)
     for point in points:
         assert point["clips"] == 2
@@ -51,10 +55,23 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
         assert point["bounds"]["unknown"] is None
         assert 0 < point["macs_skipped_vs_causal"] < point["macs_skipped_vs_window"] < 1 or point["name"] == "dense"
         assert np.sum(point["confusion"]) == 2
-    table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path)], catch_exceptions=False).stdout
+    table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path), "--split", "all"], catch_exceptions=False).stdout
     assert "95 % bounds" in table
     assert "{:.1%}..{:.1%}".format(*points[0]["bounds"]["accuracy"]) in table
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_clips_are_those_of_validation_speakers_where_no_others_are_asked_for(tmp_path: Path) -> None:
+    training = next(name for name in map(str, range(99)) if split_of(name) == "training")
+    save(tmp_path / "yes" / f"{training}_nohash_0.wav")
+    with pytest.raises(DataError, match="validation.*--split all judges all"):
+        run("clips", "--data", str(tmp_path))
+    save(tmp_path / "yes" / f"{VALIDATION}_nohash_0.wav")
+    for split, count in ((), 1), (("--split", "all"), 2):
+        judged = run("clips", "--data", str(tmp_path), *split, "--json")
+        assert (judged["split"], judged["points"][0]["clips"]) == (split[-1] if split else "validation", count)
+    told = CliRunner().invoke(app, ["clips", "--data", str(tmp_path)])
+    assert "1 clips, split: validation" in told.stdout
 
 
 def test_a_clip_of_the_real_thing_is_judged_right(network, shared_data: Path, tmp_path: Path) -> None:
@@ -124,6 +141,19 @@ def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data:
     report = run("stream", "--audio", str(made), "--labels", str(made), "--json")
     assert report["hours"] == pytest.approx(0.5 / 60, abs=1e-5)
     assert report["keywords"] + report["other_words"] == len(read_labels(made / "stream-007.tsv"))
+
+
+def test_made_streams_have_the_keywords_of_the_model(tmp_path: Path) -> None:
+    for word in ("yes", "bed"):
+        save(tmp_path / "data" / word / f"{VALIDATION}_nohash_0.wav")
+    config = replace(CONFIG, labels=("_silence_", "_unknown_", "bed"))
+    weights = {name: value.numpy() for name, value in network_of(config).state_dict().items()}
+    save_checkpoint(Checkpoint(config, weights), tmp_path / "bed.safetensors")
+    common = ["make-stream", "--data", str(tmp_path / "data"), "--minutes", "0.2", "--unknown-share", "0"]
+    for word, model in (("yes", ()), ("bed", ("--model", str(tmp_path / "bed.safetensors")))):
+        result = CliRunner().invoke(app, [*common, "--output", str(tmp_path / word), *model], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert {said.word for said in read_labels(tmp_path / word / "stream-000.tsv")} == {word}
 
 
 def test_recordings_of_one_name_are_judged_apart_each_with_its_own_labels(tmp_path: Path) -> None:

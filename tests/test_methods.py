@@ -8,8 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ import torch
 import typer.testing
 
 from models import kwt_weights
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save
 from models.config import ModelConfig, gate_names
-from models.data import Item, pad_clip, read_audio, split_of, walk
+from models.data import DataError, Item, pad_clip, read_audio, split_of, walk
 from models.evaluate import LabelledClips
 from models.folding import network_of
 from models.kwt import KWT
@@ -43,10 +42,9 @@ from models.network import Network
 from models.pruning_tuned import tune
 from models.transformer import StreamingKWT
 from service.commands.evaluate import app
+from service.commands.methods import check
+from service.commands.model import app as model_app
 from tests.stock import random_kwt
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SMALL = KWTConfig(channels=8, layers=2, hidden=8)
 
@@ -226,14 +224,47 @@ def test_command_prints_rows_and_writes_a_report(tmp_path: Path, shared_data: Pa
 
 def test_import_command_writes_a_checkpoint(tmp_path: Path, shared_models: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="needs the litert extra")
-    from service.commands.model import app as model
-
     out = tmp_path / "kwt1.safetensors"
     result = typer.testing.CliRunner().invoke(
-        model, ["import", str(shared_models / "kwt1_v2_12.tflite"), "--out", str(out), "--json"]
+        model_app, ["import", str(shared_models / "kwt1_v2_12.tflite"), "--out", str(out), "--json"]
     )
     assert json.loads(result.stdout)["parameters"] == 607_308
     assert kwt_weights.load(out)[0] == KWTConfig()
+
+
+def folded_checkpoint(path: Path) -> Path:
+    config = ModelConfig(channels=32, heads=2, layers=2, hidden=32, folds=(1, 2))
+    save(Checkpoint(config, {name: value.numpy() for name, value in network_of(config).state_dict().items()}), path)
+    return path
+
+
+def test_command_learns_only_into_files_that_are_named_and_can_be_written(tmp_path: Path) -> None:
+    """It finds out before it reads anything: there are no recordings."""
+
+    def trouble(*words: str) -> BaseException:
+        words = ("methods", "--data", str(tmp_path), "--learn", *words)
+        return typer.testing.CliRunner().invoke(app, words, standalone_mode=False).exception
+
+    before = FOUND.read_bytes(), FOUND.stat().st_mtime_ns
+    assert "name it with --found" in str(trouble("skwt"))
+    assert "nothing to learn for 'x'" in str(trouble("x"))
+    assert "--stock" in str(trouble("kwt1-tuned"))
+    assert isinstance(trouble("skwt", "--found", str(tmp_path)), IsADirectoryError)
+    assert isinstance(trouble("skwt", "--found", str(tmp_path / "new" / "found.json")), DataError)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert before == (FOUND.read_bytes(), FOUND.stat().st_mtime_ns)
+    with pytest.raises(typer.BadParameter, match="name it with --tuned"):
+        check({"kwt1-tuned"}, random_kwt(SMALL), tmp_path / "found.json", None)
+
+
+def test_folded_networks_are_told_where_they_are_judged(tmp_path: Path) -> None:
+    path = str(folded_checkpoint(tmp_path / "folded.safetensors"))
+    for command, *words in ((app, "methods"), (model_app, "prune", "--output", str(tmp_path / "out"))):
+        refused = typer.testing.CliRunner().invoke(command, [*words, "--data", str(tmp_path), "--model", path])
+        assert isinstance(refused.exception, CheckpointError)
+        assert "--folded" in str(refused.exception)
+    with pytest.raises(CheckpointError, match="folded layers"):
+        learn_streaming(load_checkpoint(Path(path)), LabelledClips([np.zeros(16_000, np.float32)], np.zeros(1)))
 
 
 def test_help_tells_what_the_command_compares() -> None:

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from client.keywords import write_keyword
+from service.cli import COMMANDS, load
 from service.commands.demo import SAMPLE
 from service.commands.detect import app as detect
 from service.commands.enroll import app as enroll
@@ -46,6 +47,25 @@ def test_what_works_here_only_is_not_asked_of_a_server_that_was_named(tmp_path):
         error = trouble(app, *arguments, "--url", NOBODY)
         assert isinstance(error, typer.BadParameter)
         assert f"{arguments[-2]} works here: leave out --url" in str(error)
+
+
+def commands(command):
+    """A command and all below it."""
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from commands(below)
+
+
+def test_recordings_may_be_named_by_the_environment_wherever_there_are_any():
+    found = [
+        (one.name, option.envvar)
+        for name in COMMANDS
+        for one in commands(load(name))
+        for option in one.params
+        if option.name == "data"
+    ]
+    assert {"train", "clips", "methods", "engine", "calibrate"} <= {name for name, _ in found}
+    assert {variable for _, variable in found} == {"DELTASPOT_DATA"}
 
 
 def test_words_may_have_thresholds():

@@ -11,12 +11,12 @@ import torch
 from models import pruning_points
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
-from models.evaluate import LabelledClips
+from models.evaluate import ClipReport, LabelledClips
+from models.features import Array
 from models.network import Network
 from models.offline import judge
 from models.operating import method_of
-from models.points import PointError
-from models.pruning_points import BOTH, PRICES, PRUNED, learn, with_pruning
+from models.pruning_points import BOTH, PRICES, PRUNED, is_worth, learn, with_pruning
 from models.transformer import StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
@@ -30,13 +30,25 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(CONFIG, weights, {"dense": dict.fromkeys(gates, 0.0), "shipped": gates})
 
 
-@pytest.fixture
-def clips(checkpoint: Checkpoint) -> LabelledClips:
-    """Noise, labelled by what the dense network hears."""
-    rng = np.random.default_rng(0)
-    samples = [rng.normal(0, 1000, 16_000).astype(np.float32) for _ in range(4)]
+def labelled(checkpoint: Checkpoint, samples: list[Array]) -> LabelledClips:
+    """Clips, labelled by what the dense network hears."""
     heard = judge(Network(checkpoint), samples, point="dense")
     return LabelledClips(samples, np.array([posteriors[-1].argmax() for posteriors, _ in heard]))
+
+
+@pytest.fixture
+def clips(checkpoint: Checkpoint) -> LabelledClips:
+    """Noise, all of it alike."""
+    rng = np.random.default_rng(0)
+    return labelled(checkpoint, [rng.normal(0, 1000, 16_000).astype(np.float32) for _ in range(4)])
+
+
+@pytest.fixture
+def others(checkpoint: Checkpoint) -> LabelledClips:
+    """Noise that swells and fades, at levels and with labels of all kinds."""
+    rng = np.random.default_rng(1)
+    shape = np.hanning(16_000) ** rng.integers(0, 4, (12, 1)) * 10.0 ** rng.uniform(0, 4, (12, 1))
+    return labelled(checkpoint, [*(rng.normal(0, 1, (12, 16_000)) * shape).astype(np.float32)])
 
 
 def test_centred_keys_are_the_same_network(checkpoint: Checkpoint, clips: LabelledClips) -> None:
@@ -63,16 +75,34 @@ def test_points_carry_what_was_learned_on_top_of_the_gates(checkpoint: Checkpoin
     assert BOTH not in with_pruning(replace(checkpoint, points={}), [[1.0, 2.0], [3.0, 4.0]]).points
 
 
-def test_learning_stops_where_accuracy_goes(
-    checkpoint: Checkpoint, clips: LabelledClips, monkeypatch: pytest.MonkeyPatch
+def test_learning_stops_where_clips_that_were_held_out_are_judged_wrong(
+    checkpoint: Checkpoint, clips: LabelledClips, others: LabelledClips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
+    monkeypatch.setattr(pruning_points, "PRICES", PRICES[::3])
+    assert learn(checkpoint, clips, others, steps=1, tell=told.append).points.keys() == {"dense", "shipped"}
+    assert len(told) == 1
+    assert PRUNED in learn(checkpoint, clips, clips, steps=1, tell=told.append).points
+    assert len(told) == 3
     monkeypatch.setattr(pruning_points, "ALLOWED", {"shipped": 1.0})
-    learned = learn(checkpoint, clips, tau=0.1, steps=4, tell=told.append)
-    assert learned.points[BOTH]["block0.head.1"] == 0.1
-    assert len(told) == len(PRICES)
+    learned = learn(checkpoint, clips, others, tau=5.0, steps=1, tell=told.append)
+    assert len(told) == 5
+    assert learned.points[BOTH]["block0.head.1"] == learned.points[PRUNED]["block0.head.1"] == 5.0
     judged = judge(Network(learned), clips.samples, point=PRUNED)
-    assert sum(count.left[0] for _, count in judged) > 0
-    monkeypatch.setattr(pruning_points, "ALLOWED", {"shipped": -1.0})
-    with pytest.raises(PointError, match="every price"):
-        learn(checkpoint, clips, steps=1, tell=told.append)
+    assert sum(count.left.sum() for _, count in judged) > 0
+
+
+def test_points_that_are_worth_nothing_are_left_out(checkpoint: Checkpoint, clips: LabelledClips) -> None:
+    """Where all scores are equal none can be dropped; points of before are gone, too."""
+    flat = {name: value * ("qkv" not in name) for name, value in checkpoint.weights.items()}
+    flat = with_pruning(replace(checkpoint, weights=flat), [[1.0, 2.0], [3.0, 4.0]])
+    assert learn(flat, clips, clips, steps=1, tell=str).points.keys() == {"dense", "shipped"}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "skipped", "worth"),
+    [(0.9, 0.5, False), (0.91, 0.5, True), (0.91, 0.4, True), (0.8, 0.51, True), (0.9, 0.49, False)],
+)
+def test_points_are_worth_something_by_accuracy_or_by_work(accuracy: float, skipped: float, worth: bool) -> None:
+    plain = ClipReport("shipped", 100, 0.9, None, None, None, {}, 0.9, 0.5, 1.0, [])
+    assert is_worth(replace(plain, accuracy=accuracy, macs_skipped_vs_causal=skipped), plain) == worth

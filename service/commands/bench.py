@@ -17,6 +17,7 @@ from rich.table import Table
 from service.commands.bench_churn import churn
 from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
+from service.commands.options import data_option
 from service.commands.tables import show
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SAMPLE = Path(str(files("client"))) / "samples" / "commands.flac"
 STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
 
-Data = Annotated[Path | None, typer.Option(help="Validation clips and noise; the sample recording if left out.")]
+Data = Annotated[Path | None, data_option("Validation clips and noise; the sample recording if left out.")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure kernels and the service on this machine.")
@@ -60,7 +61,7 @@ def engine(
     with pinned():
         network = Network(load_checkpoint(model))
         network.warm_up()
-        table, notes = lines(network, recordings(data), against, plan)
+        table, notes = lines(network, recordings(data, network.config.keywords), against, plan)
         rows = run_table(table, plan)
     if as_json:
         print(json.dumps({"rows": [asdict(row) for row in rows], "notes": notes}))
@@ -92,7 +93,7 @@ def curves(
     with pinned():
         network = Network(load_checkpoint(model))
         network.warm_up()
-        table = compiled_lines(network, recordings(data), sessions)
+        table = compiled_lines(network, recordings(data, network.config.keywords), sessions)
         points = run_curves(table, plan, lambda turns: track(turns, "turns", console=console))
     for file in draw_curves(points, plan, output):
         console.print(file)
@@ -100,9 +101,8 @@ def curves(
     (output / "curves.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def recordings(data: Path | None) -> list[Array]:
+def recordings(data: Path | None, keywords: Sequence[str]) -> list[Array]:
     """Streams (S,) of keywords and other words in noise, or the sample where there is no data."""
-    from models.config import KEYWORDS
     from models.data import read_audio, walk
     from models.evaluate_sets import gather_material
     from models.streams import Plan, build
@@ -110,7 +110,7 @@ def recordings(data: Path | None) -> list[Array]:
     if data is None:
         return [read_audio(SAMPLE)]
     material = gather_material(walk(data))
-    return [build(material.clips, material.noise, Plan(minutes=1.0), KEYWORDS, seed).samples for seed in range(STREAMS)]
+    return [build(material.clips, material.noise, Plan(minutes=1.0), keywords, seed).samples for seed in range(STREAMS)]
 
 
 def as_table(rows: Sequence[Row]) -> Table:

@@ -18,8 +18,8 @@ from rich.progress import track
 from rich.table import Table
 
 from models.checkpoint import load_checkpoint
-from models.data import AUDIO, DataError, read_audio, walk
-from models.evaluate import ALL, ClipReport, cut_silence, join, judge_clips, read_clips
+from models.data import AUDIO, SPLITS, DataError, read_audio, walk
+from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_clips
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
 from models.evaluate_streams import Detect, Heard, hear, total, trade_off
 from models.network import Network
@@ -28,6 +28,7 @@ from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.methods import methods
+from service.commands.options import data_option
 from service.commands.replay import detector
 from service.commands.tables import show
 
@@ -39,7 +40,7 @@ app.command()(self_check)
 console = Console(stderr=True)
 
 
-Data = Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")]
+Data = Annotated[Path, data_option()]
 Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]
@@ -70,7 +71,10 @@ def usual_point(network: Network, wanted: str | None) -> str:
 @app.command()
 def clips(
     data: Data,
-    split: Annotated[str, typer.Option(help="training, validation or testing, by speaker; or all.")] = ALL,
+    split: Annotated[
+        str,
+        typer.Option(help="training, validation or testing, by speaker; or all, for a folder that is one of these."),
+    ] = "validation",
     silence: Annotated[
         Path | None, typer.Option(help="Folder that holds a folder of noise; its validation part counts as silence.")
     ] = None,
@@ -80,9 +84,18 @@ def clips(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge one-second clips at every operating point."""
+    """Judge one-second clips at every operating point.
+
+    Raises:
+        DataError: where nobody of the split says anything.
+    """
     network = open_network(model)
-    heard = read_clips(walk(data), network.config, split)
+    try:
+        heard = read_clips(walk(data), network.config, split)
+    except DataError as error:
+        if split not in SPLITS:
+            raise
+        raise DataError(f"{error}; --split all judges all speakers") from error
     if silence is not None:
         heard = join(heard, cut_silence(walk(silence), network.config))
     reports = [judge_clips(network, heard, point) for point in network.points]
@@ -92,14 +105,16 @@ def clips(
         drawn = next(report for report in reports if report.name == usual_point(network, None))
         draw_confusion(drawn.confusion, network.config.labels, confusion)
     if as_json:
-        print(json.dumps({"points": [asdict(report) for report in reports]}))
+        print(json.dumps({"split": split, "points": [asdict(report) for report in reports]}))
     else:
-        show(clips_table(reports))
+        show(clips_table(reports, split))
 
 
-def clips_table(reports: Sequence[ClipReport]) -> Table:
+def clips_table(reports: Sequence[ClipReport], split: str) -> Table:
     """One row for each operating point."""
-    table = Table(title=f"{reports[0].clips} clips", caption="below each share of right ones: its 95 % bounds")
+    table = Table(
+        title=f"{reports[0].clips} clips, split: {split}", caption="below each share of right ones: its 95 % bounds"
+    )
     names = ("point", "accuracy", "keywords", "unknown", "silence", "skipped of window", "of causal", "CPU ms / clip")
     for name in names:
         table.add_column(name, justify="left" if name == "point" else "right")
@@ -242,11 +257,13 @@ def make_stream(
     snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
     unknown_share: Annotated[float, typer.Option(min=0, max=1, help="Share of words that are no keyword.")] = 0.5,
     seed: Seed = 0,
+    model: Model = None,
 ) -> None:
-    """Lay validation clips at random times over validation noise."""
+    """Lay validation clips at random times over validation noise; a model's keywords, and other words between them."""
+    keywords = load_checkpoint(model).config.keywords
     plan = Plan(minutes=minutes, snr_db=snr, unknown_share=unknown_share)
     output.mkdir(parents=True, exist_ok=True)
-    for made in build_many(read_material(data), plan, count, seed):
+    for made in build_many(read_material(data), plan, count, seed, keywords):
         soundfile.write(output / f"{made.name}.wav", made.samples.astype("int16"), SAMPLE_RATE)
         write_labels(made.utterances, output / f"{made.name}.tsv")
         console.print(f"{output / made.name}.wav: {len(made.utterances)} words in {plan.minutes:g} min")

@@ -18,15 +18,14 @@ from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
 from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
 from models.evaluate_sets import gather_material
 from models.network import Network
+from service.commands.options import data_option
 from service.commands.tables import show
 
 console = Console(stderr=True)
 
 
 def enroll(
-    data: Annotated[
-        Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings, running_speech/ among them.")
-    ],
+    data: Annotated[Path, data_option("Folder of recordings, running_speech/ among them.")],
     cache: Annotated[
         Path | None, typer.Option(help="Folder for the training speakers' data as pixels; not kept if left out.")
     ] = None,

@@ -18,13 +18,14 @@ from models.engines import make_network
 from models.evaluate_self_check import Difference, differences
 from models.evaluate_sets import MIXED, build_many, gather_material
 from models.self_check import BOUND
+from service.commands.options import data_option
 from service.commands.tables import show
 
 console = Console(stderr=True)
 
 
 def self_check(
-    data: Annotated[Path, typer.Option("--data", envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")],
+    data: Annotated[Path, data_option()],
     hours: Annotated[float, typer.Option(min=0.01, help="Audio in all, in streams of a minute.")] = 1.0,
     scale: Annotated[float, typer.Option(min=0, help="Factor on the thresholds, as under load.")] = 1.0,
     torch: Annotated[bool, typer.Option("--torch", help="Compare with the torch network, too; takes minutes.")] = False,
@@ -37,10 +38,8 @@ def self_check(
     reference = make_network(checkpoint, "torch") if torch else None
     count = max(1, round(hours * 60))
     with console.status("making streams"):
-        streams = [
-            stream.samples
-            for stream in build_many(gather_material(walk(data)), replace(MIXED, minutes=1.0), count, seed)
-        ]
+        plan, keywords = replace(MIXED, minutes=1.0), checkpoint.config.keywords
+        streams = [one.samples for one in build_many(gather_material(walk(data)), plan, count, seed, keywords)]
     rows = differences(
         make_network(checkpoint), reference, streams, scale, lambda points: track(points, "points", console=console)
     )

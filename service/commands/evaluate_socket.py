@@ -22,6 +22,7 @@ from models.evaluate_sets import Material, gather_material
 from models.features import Array
 from models.streams import SAMPLE_RATE, Plan, Stream, build
 from service.commands.demo import free_port, server
+from service.commands.options import data_option
 from service.protocol import Detection
 
 ONE_WORD: Final = Plan(minutes=3 / 60, scene_s=3.0, gap_s=(1.0, 1.6), unknown_share=0.0, words=1)
@@ -39,7 +40,7 @@ class Answer:
 
 
 def socket(
-    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings and archives.")],
+    data: Annotated[Path, data_option()],
     url: Annotated[str | None, typer.Option(help="A running server; one is started if left out.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint for the server that is started.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many words.")] = 200,

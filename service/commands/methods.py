@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from service.commands.options import data_option
+
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.kwt import KWT
@@ -20,7 +22,7 @@ PUBLISHED = "kwt1_v2_12.tflite"
 
 
 def methods(
-    data: Annotated[Path, typer.Option(help="Directory with Speech Commands clips, loose or in archives.")],
+    data: Annotated[Path, data_option("Folder with Speech Commands clips, loose or in archives.")],
     split: Annotated[str, typer.Option(help="training, validation, testing or all.")] = "validation",
     stock: Annotated[
         Path | None,
@@ -40,10 +42,10 @@ def methods(
         ),
     ] = None,
     found: Annotated[
-        Path | None, typer.Option(help="JSON file of what was learned; the shipped one if left out.")
+        Path | None, typer.Option(help="JSON file of what was learned; the shipped one if left out, but for --learn.")
     ] = None,
     tuned: Annotated[
-        Path | None, typer.Option(help="File of kwt1's tuned weights; the shipped one if left out.")
+        Path | None, typer.Option(help="File of kwt1's tuned weights; the shipped one if left out, but for --learn.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
     *,
@@ -63,14 +65,18 @@ def methods(
     from models.methods_engines import folding_rows, streaming_rows
     from models.methods_report import draw_trajectories, sliding_table, table, write_report
     from models.methods_sliding import end_to_end, sliding_rows
+    from models.methods_streaming import check_plain
     from models.network import Network
 
     kwt, checkpoint = load_stock(stock or find_stock(data)), load_checkpoint(model)
+    check_plain(checkpoint.config)
+    check(set(learn or ()), kwt, found, tuned)
     found, tuned = found or FOUND, tuned or pruning_tuned.TUNED
     learned = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
     if learn:
         _learn(set(learn), kwt, checkpoint, data, learned, tuned)
-        found.write_text(json.dumps(learned) + "\n", encoding="utf-8")
+        if {"kwt1", "skwt"} & set(learn):
+            found.write_text(json.dumps(learned) + "\n", encoding="utf-8")
     if not compare:
         return
     clips = read_clips(walk(data), checkpoint.config, split)
@@ -90,23 +96,37 @@ def methods(
         print(table(rows), sliding_table(sliding), sep="\n\n")
 
 
+def check(what: set[str], kwt: KWT | None, found: Path | None, tuned: Path | None) -> None:
+    """Refuse, before minutes of it, what cannot be learned or kept.
+
+    Raises:
+        BadParameter: for a name that is none, for kwt1 where there is no file of it, and where no file is named.
+        OSError: where that cannot be written.
+    """
+    if strange := what - {"kwt1", "skwt", "kwt1-tuned"}:
+        raise typer.BadParameter(f"nothing to learn for {min(strange)!r}: name kwt1, skwt or kwt1-tuned")
+    if kwt is None and what - {"skwt"}:
+        raise typer.BadParameter(f"no {PUBLISHED} to learn from: name it with --stock")
+    for name in sorted(what):
+        option, file = ("--tuned", tuned) if name == "kwt1-tuned" else ("--found", found)
+        if file is None:
+            raise typer.BadParameter(f"--learn {name} writes a file: name it with {option}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        exists = file.exists()
+        file.open("ab").close()
+        if not exists:
+            file.unlink()
+
+
 def _learn(
     what: set[str], kwt: KWT | None, checkpoint: Checkpoint, data: Path, learned: dict[str, Any], tuned: Path
 ) -> None:
-    """Learn what was asked for, from training clips, into `learned` and into the file `tuned`.
-
-    Raises:
-        BadParameter: for a name that is none, or for kwt1 where there is no file of it.
-    """
+    """Learn what was asked for, from training clips, into `learned` and into the file `tuned`."""
     from models import pruning_tuned
     from models.data import walk
     from models.evaluate import read_clips
     from models.methods import learn_stock, learn_streaming, stock_bench, training_clips
 
-    if strange := what - {"kwt1", "skwt", "kwt1-tuned"}:
-        raise typer.BadParameter(f"nothing to learn for {min(strange)!r}: name kwt1, skwt or kwt1-tuned")
-    if kwt is None and what != {"skwt"}:
-        raise typer.BadParameter(f"no {PUBLISHED} to learn from: name it with --stock")
     labels = checkpoint.config.labels
     if "skwt" in what:
         learned["skwt"] = learn_streaming(checkpoint, training_clips(walk(data), labels))

@@ -19,13 +19,14 @@ from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate, met
 from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
-from models.evaluate import read_clips
+from models.evaluate import cut_silence, join, read_clips
 from models.evaluate_sets import standard_sets
 from models.evaluate_streams import Tally, hear, total
 from models.network import Network
 from service.commands.evaluate import Model, Point, Seed, read_material, read_streams, streams_table, usual_point
 from service.commands.model_import import import_stock
 from service.commands.model_info import describe, info
+from service.commands.options import data_option, is_given
 from service.commands.replay import detector
 from service.commands.tables import show
 
@@ -45,9 +46,7 @@ CALIBRATION_SEED = 50_000
 @app.command("points")
 def points_command(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
-    data: Annotated[
-        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; validation speakers choose.")
-    ],
+    data: Annotated[Path, data_option("Folder of recordings; validation speakers choose.")],
     model: Annotated[Path, typer.Option(help="Checkpoint of `deltaspot train --stage gated`.")],
 ) -> None:
     """Choose `shipped` and `aggressive`: multiples of the learned thresholds that lose little accuracy.
@@ -73,9 +72,7 @@ def points_command(
 @app.command("balance")
 def balance_command(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its new bias goes.")],
-    data: Annotated[
-        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers choose.")
-    ],
+    data: Annotated[Path, data_option("Folder of recordings; training speakers choose.")],
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")] = None,
     point: Point = None,
     model: Model = None,
@@ -99,29 +96,37 @@ def balance_command(
 @app.command()
 def prune(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
-    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings; training speakers teach.")],
+    data: Annotated[Path, data_option("Folder of recordings; training speakers teach, validation speakers choose.")],
     tau: Annotated[float, typer.Option(min=0, help="Mean |score| under which a head is silent; 0: never.")] = 0.0,
     model: Model = None,
 ) -> None:
     """Add the points `pruned` and `shipped-pruned`: thresholds under which scores are dropped, learned on clips.
 
-    To be run after `points` and before `calibrate`, since a model's fingerprint covers its points.
+    Each only where it loses little and is more accurate than `dense` or `shipped`, or does less. To be run after
+    `points` and before `calibrate`, since a model's fingerprint covers its points.
+
+    Raises:
+        CheckpointError: if its layers fold.
     """
     from models.methods import training_clips
+    from models.methods_streaming import check_plain
     from models.pruning_points import learn
 
     checkpoint = load_checkpoint(model)
+    check_plain(checkpoint.config)
     with console.status("reading recordings"):
         clips = training_clips(walk(data), checkpoint.config.labels)
-    save(learn(checkpoint, clips, tau=tau, tell=console.print), output)
+        held = join(read_clips(walk(data), checkpoint.config, "validation"), cut_silence(walk(data), checkpoint.config))
+    pruned = learn(checkpoint, clips, held, tau=tau, tell=console.print)
+    save(pruned, output)
+    console.print(f"operating points: {', '.join(pruned.points)}")
 
 
 @app.command("calibrate")
 def calibrate_command(
+    context: typer.Context,
     output: Annotated[Path, typer.Option(help="Where the calibrated checkpoint goes.")],
-    data: Annotated[
-        Path | None, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings, to build streams from.")
-    ] = None,
+    data: Annotated[Path | None, data_option("Folder of recordings, to build streams from.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Your own recordings, in which keywords are said.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their words: TSV of start_s, end_s, word, or a folder.")] = None,
     negatives: Annotated[Path | None, typer.Option(help="Your own recordings in which nothing may fire.")] = None,
@@ -135,7 +140,7 @@ def calibrate_command(
     """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are.
 
     Learns as well where a keyword begins and ends, seen from where its posterior rises. A keyword that is never said
-    keeps its threshold.
+    keeps its threshold. Where recordings of your own are named, data that only the environment names is left alone.
 
     Raises:
         DataError: where no keyword is said at all.
@@ -145,7 +150,7 @@ def calibrate_command(
     checkpoint = load_checkpoint(model)
     network = Network(checkpoint)
     sets = {}
-    if data is not None:
+    if data is not None and (is_given(context, "data") or (audio, negatives) == (None, None)):
         sets = standard_sets(read_material(data), streams, seed, network.config.keywords)
         sets.pop("mixed", None)  # half of all words being strangers is a test, not a rate
     if audio is not None:
@@ -181,9 +186,7 @@ def _warn(outcome: Tally, goal: Goal, unsaid: Sequence[str]) -> None:
 
 @app.command()
 def background(
-    data: Annotated[
-        Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder of recordings, running_speech/ among them.")
-    ],
+    data: Annotated[Path, data_option("Folder of recordings, running_speech/ among them.")],
     output: Annotated[
         Path | None, typer.Option(help="Where the checkpoint with its background goes; over the old one if left out.")
     ] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,17 @@ def read_keywords(text: str | None) -> dict[str, KeywordSettings] | None:
         raise typer.BadParameter(f"--keywords: {error}") from None
 
 
+def data_option(text: str = "Folder of recordings and archives.") -> Any:  # noqa: ANN401 (as typer has it)
+    """`--data` of every command, which the environment may name once and for all; `text` is its help."""
+    return typer.Option("--data", envvar="DELTASPOT_DATA", help=text)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was named, and not only its variable of the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"  # the type itself moved between versions
+
+
 def server_for(context: typer.Context, url: str | None, here_only: str | None) -> str | None:
     """The server to ask; an option that works `here_only` goes before a server that only the environment names.
 
@@ -38,7 +49,6 @@ def server_for(context: typer.Context, url: str | None, here_only: str | None) -
     """
     if not (url and here_only):
         return url
-    source = context.get_parameter_source("url")
-    if source is not None and source.name == "COMMANDLINE":  # the type itself moved between versions
+    if is_given(context, "url"):
         raise typer.BadParameter(f"{here_only} works here: leave out --url, and the model runs on this machine")
     return None

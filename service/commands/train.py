@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,15 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.checkpoint import load_checkpoint, shipped_path
-from models.config import ModelConfig
-from models.gated import Gated
+from models.checkpoint import load_checkpoint
+from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.gated import TARGET, Gated
 from models.recipe import Recipe
 from models.teachers import load_teacher
 from models.train import MODEL, Dense, Report, share_cores, train
 from models.train_state import (
     STATE,
-    Objective,
     Schedule,
     State,
     TrainingError,
@@ -28,6 +28,8 @@ from models.train_state import (
     read_settings,
 )
 from models.tutor import Tutor
+from service.commands.options import data_option
+from service.commands.train_options import Plan, changed, read_folds, read_words
 
 app = typer.Typer(add_completion=False)
 
@@ -41,12 +43,21 @@ class Stage(StrEnum):
 
 @app.command("train")
 def train_command(
-    data: Annotated[Path, typer.Option(envvar="DELTASPOT_DATA", help="Folder with clips and noise, or their tars.")],
+    data: Annotated[Path, data_option("Folder with clips and noise, or their tars.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, state, log and curves.")],
-    stage: Annotated[Stage, typer.Option(help="Dense: from nothing. Gated: on from a checkpoint, gates learned.")] = (
-        Stage.DENSE
-    ),
+    stage: Annotated[
+        Stage | None,
+        typer.Option(help="Dense, as if left out: from nothing. Gated: on from a checkpoint, gates learned."),
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; the gated stage needs one.")] = None,
+    keywords: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Words of DATA to spot, such as marvin,sheila; if left out, those of --init, or the ten of Speech "
+            "Commands. Dense stage only.",
+        ),
+    ] = None,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Checkpoint, ours or stock, that has a say in the targets; may be repeated."),
@@ -62,6 +73,20 @@ def train_command(
         str,
         typer.Option(help="Sub-tokens of each layer, such as 1,1,2,2,1,1; dense stage only. What folds begins anew."),
     ] = "",
+    target: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help=f"Share of the causal work to aim at, {TARGET} if left out. Gated stage only."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON or TOML with other settings: sections model, recipe and schedule, fields as models/config.py, "
+            "models/recipe.py and models/train_state.py have them. Options go before it.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; runs repeat to the bit.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; OUT/cache if left out.")] = None,
 ) -> None:
@@ -71,15 +96,18 @@ def train_command(
     in _background_noise_. Words that are no keyword are unknown words; speakers are split by the published rule.
     """
     if resume:
-        if fold or any(asked is not None for asked in (steps, seed, init, rate)):
+        if fold or any(asked is not None for asked in (steps, seed, init, rate, keywords, target, config)):
             raise TrainingError(
-                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold"
+                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold, "
+                "--keywords, --target, --config"
             )
-        state = load_state(out / STATE, objective_of(out))
+        state = go_on(out, stage)
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        state = begin(stage, init, steps, seed, rate, read_folds(fold))
+        words = read_words(keywords) if keywords is not None else ()
+        stage = stage or Stage.DENSE
+        state = begin(stage, init, steps, seed, rate, read_folds(fold), words=words, target=target, settings=config)
     teachers = [load_teacher(path) for path in teacher or ()]
     heard = Tutor(load_checkpoint(tutor)) if tutor else None
     share_cores(state.schedule)
@@ -94,26 +122,21 @@ def train_command(
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
                 console.print(judged(report), soft_wrap=True)
-    console.print(f"wrote {out / MODEL}; `deltaspot evaluate clips` judges it")
+    judge = shlex.join(["deltaspot", "evaluate", "clips", "--data", str(data), "--model", str(out / MODEL)])
+    console.print(f"wrote {out / MODEL}; this judges it:\n{judge}", soft_wrap=True, markup=False)
 
 
-def read_folds(text: str) -> tuple[int, ...]:
-    """Sub-tokens of each layer, from 1,1,2.
+def go_on(out: Path, stage: Stage | None = None) -> State:
+    """The run in a folder, of a stage where one is named.
 
     Raises:
-        TrainingError: for anything else.
+        TrainingError: where there is none, or it is of another stage.
     """
-    try:
-        return tuple(int(factor) for factor in text.split(",") if factor)
-    except ValueError as error:
-        raise TrainingError(f"--fold takes whole numbers between commas, such as 1,1,2,2; not {text!r}") from error
-
-
-def objective_of(out: Path) -> Objective:
-    """The objective of the run in a folder, for `load_state` to fill."""
     settings = read_settings(out / STATE)
+    if stage not in (None, settings["stage"]):
+        raise TrainingError(f"the run in {out} is of the {settings['stage']} stage: leave out --stage")
     kind = Dense if settings["stage"] == Stage.DENSE else Gated
-    return kind(settings["config"], settings["recipe"])
+    return load_state(out / STATE, kind(settings["config"], settings["recipe"]))
 
 
 def begin(
@@ -123,23 +146,50 @@ def begin(
     seed: int | None = None,
     rate: float | None = None,
     folds: tuple[int, ...] = (),
+    *,
+    words: tuple[str, ...] = (),
+    target: float | None = None,
+    settings: Path | None = None,
 ) -> State:
-    """A new run of a stage."""
-    schedule = Schedule() if stage is Stage.DENSE else Gated.SCHEDULE
-    asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
-    schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
-    schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
-    if folds and stage is Stage.GATED:
-        raise TrainingError("--fold is for the dense stage; the gated one keeps the folds of its checkpoint")
-    if len(set(folds) - {1}) > 1:
-        raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
+    """A new run of a stage, of which a tenth at most warms up. No keyword is named among the other words.
+
+    Raises:
+        TrainingError: for what the stage does not do, or not without a checkpoint.
+    """
+    gated = stage is Stage.GATED
+    if gated and (folds or words):
+        raise TrainingError("--fold and --keywords are for the dense stage; the gated one keeps its checkpoint's")
+    if gated and init is None:
+        raise TrainingError("the gated stage goes on from a checkpoint, such as the dense stage's: name it with --init")
+    if target is not None and not gated:
+        raise TrainingError("--target is for the gated stage; the dense one leaves no work out")
     start = load_checkpoint(init) if init else None
-    if stage is Stage.GATED:
-        start = start or load_checkpoint(shipped_path())
-        return new_state(start.config, Recipe(), schedule, Gated(start.config, Recipe(), start.points), start)
-    config = start.config if start else ModelConfig()
-    config = replace(config, folds=folds or config.folds)
-    return new_state(config, Recipe(), schedule, Dense(config, Recipe()), start)
+    plan = Plan(start.config if start else ModelConfig(), Recipe(), Gated.SCHEDULE if gated else Schedule())
+    plan = changed(plan, settings) if settings else plan
+    if start and plan.model != start.config:
+        raise TrainingError("the model's shape comes with --init: leave the section model out of --config")
+    config = shape(plan.model, folds, words if words or start else plan.model.keywords)
+    recipe = replace(plan.recipe, named=tuple(word for word in plan.recipe.named if word not in config.labels))
+    asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
+    schedule = replace(plan.schedule, **{name: value for name, value in asked.items() if value is not None})
+    schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
+    points = start.points if start else None
+    objective = Gated(config, recipe, points, target or TARGET) if gated else Dense(config, recipe)
+    return new_state(config, recipe, schedule, objective, start)
+
+
+def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ...] = ()) -> ModelConfig:
+    """The shape of a model with other folds and keywords, where any are given.
+
+    Raises:
+        ConfigError: for folds or keywords that no model can have.
+        TrainingError: for folds that the compiled step cannot have.
+    """
+    labels = (SILENCE, UNKNOWN, *words) if words else config.labels
+    config = replace(config, folds=folds or config.folds, labels=labels)
+    if len(set(config.factors) - {1}) > 1:
+        raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
+    return config
 
 
 def described(figures: dict[str, float]) -> str:
