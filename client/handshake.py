@@ -141,7 +141,7 @@ def parsed(text: str | bytes) -> ServerMessage | None:
 def told(body: bytes | bytearray) -> str | None:
     """What a server of ours says in the body of a refusal; None if it is another's."""
     try:
-        return Failed.model_validate_json(body).message
+        return Failed.model_validate_json(body, extra="ignore").message
     except ValidationError:
         return None
 
