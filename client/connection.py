@@ -6,7 +6,8 @@
         events = [event async for event in spotter]
 
 If the connection breaks, the stream goes on with the next: what was not acknowledged is sent again, and no detection
-is told twice. Knows nothing of microphones and screens.
+is told twice. Where the next server is of another version and cannot go on, it begins with what is kept; detections are
+numbered from 0 then. Knows nothing of microphones and screens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFinished
+from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFailed, StreamFinished
 from client.handshake import Busy, configured, dial, introduce, parsed, stream_url, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
@@ -44,6 +45,8 @@ from service.protocol import (
 )
 
 LONGEST_PAUSE_S: Final = 5.0
+TOKEN: Final = "resume.token"  # noqa: S105 (a field's name)
+"""What a server is at odds with that is of another version than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,11 @@ class Spotter:
                 return await self._open()
             except (OSError, ConnectionClosed) as error:
                 reason = str(error)
+            except StreamFailed as error:
+                if error.field != TOKEN:
+                    raise
+                reason = str(error)
+                self._memory.begin_anew()
             except Busy as busy:
                 reason = str(busy)
                 await asyncio.sleep(min(busy.retry_after, LONGEST_PAUSE_S))
