@@ -23,8 +23,9 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from client.address import stream_url
 from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFailed, StreamFinished
-from client.handshake import Busy, configured, dial, introduce, parsed, stream_url, why_closed
+from client.handshake import Busy, configured, dial, introduce, parsed, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
 from client.pace import Pace
@@ -77,7 +78,8 @@ def connect(
     """A stream to the server at `url`, to be entered with `async with`.
 
     Args:
-        url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out.
+        url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out, and what a
+            proxy puts before it ends in `/`: `https://host/deltaspot/`.
         keywords: the words to detect, or settings for each; the model's own if left out.
         enrolled: keywords of one's own, detected as well: files of `deltaspot enroll`, or what is in them.
         key: sent as a bearer token.

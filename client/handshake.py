@@ -1,4 +1,4 @@
-"""From a server's address to a socket on which audio may be sent, and what it means when there is none.
+"""From a stream's address to a socket on which audio may be sent, and what it means when there is none.
 
 Knows nothing of what a stream has sent or heard before.
 """
@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
@@ -33,14 +32,6 @@ class Busy(CannotConnect):
         """Keep when to ask again."""
         super().__init__(message)
         self.retry_after = retry_after
-
-
-def stream_url(url: str) -> str:
-    """Any way to name a server -> its WebSocket's address."""
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    path = parts.path if parts.path.strip("/") else "/v1/stream"
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
 def configured(settings: Mapping[str, Any]) -> Configure:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import blocking, handshake, memory
-from client.connection import Interrupted, connect, stream_url
+from client.address import rest_url, stream_url
+from client.connection import Interrupted, connect
 from client.errors import CannotConnect, SettingError, SourceError, StreamFinished
 from client.outbox import Outbox
 from service.protocol import (
@@ -46,10 +47,18 @@ def test_outbox_repeats_all_that_may_be_needed(chunks, frame, piece, data):
     assert max(0, acknowledged - replay) - start <= max(piece // frame, 1), "kept more than it must"
 
 
-@pytest.mark.parametrize("given", ["ws://h:1/v1/stream", "http://h:1", "h:1", "ws://h:1/"])
-def test_a_server_can_be_named_in_many_ways(given):
-    assert stream_url(given) == "ws://h:1/v1/stream"
-    assert stream_url("https://h/own/path?x=1") == "wss://h/own/path?x=1"
+@pytest.mark.parametrize(
+    ("given", "stream", "rest"),
+    [
+        *((name, "ws://h:1/v1/stream", "http://h:1") for name in ("ws://h:1/v1/stream", "http://h:1", "h:1", "h:1/")),
+        ("http://h/deltaspot/", "ws://h/deltaspot/v1/stream", "http://h/deltaspot"),
+        ("wss://h/deltaspot/v1/stream?x=1", "wss://h/deltaspot/v1/stream?x=1", "https://h/deltaspot"),
+        ("https://h/own/path?x=1", "wss://h/own/path?x=1", "https://h"),
+    ],
+)
+def test_a_server_can_be_named_in_many_ways(given, stream, rest):
+    assert stream_url(given) == stream
+    assert rest_url(given, "/v1/detect?point=dense") == f"{rest}/v1/detect?point=dense"
 
 
 async def test_settings_are_taken_as_python_has_them():

@@ -82,6 +82,25 @@ def test_types_are_those_of_the_wire(name: str) -> None:
     assert set(re.findall(r"^  (\w+)\??:", body, re.MULTILINE)) == set(MESSAGES[name].model_fields) - OWN
 
 
+def test_a_server_can_be_named_in_many_ways() -> None:
+    code = """
+    import { streamUrl } from "./deltaspot.js";
+    import { enroll } from "./enroll.js";
+    globalThis.fetch = async ({ href }) => ({ ok: true, json: async () => ({ href }) });
+    const told = [];
+    for (const name of names) told.push([streamUrl(name), (await enroll(name, "hey", [])).href]);
+    console.log(JSON.stringify(told));
+    """
+    names = {
+        "ws://h:1/v1/stream?x=1": ["ws://h:1/v1/stream?x=1", "http://h:1/v1/enroll"],
+        "http://h:1": ["ws://h:1/v1/stream", "http://h:1/v1/enroll"],
+        "https://h/deltaspot/": ["wss://h/deltaspot/v1/stream", "https://h/deltaspot/v1/enroll"],
+        "ws://h/deltaspot/v1/stream": ["ws://h/deltaspot/v1/stream", "http://h/deltaspot/v1/enroll"],
+        "http://h/own/path": ["ws://h/own/path", "http://h/v1/enroll"],
+    }
+    assert node(code, names=[*names]) == [*names.values()]
+
+
 def test_sample_is_streamed_and_heard(running: Running) -> None:
     samples, _ = soundfile.read(SAMPLE / "commands.flac", dtype="int16")
     code = """

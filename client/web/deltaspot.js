@@ -43,11 +43,11 @@ export async function connect(url, { retrySeconds = 60, ticket = null, ...config
   return spotter;
 }
 
-/** Any way to name a server -> its stream's address. */
+/** Any way to name a server -> its stream's address; a path that ends in "/" is where a proxy has the server. */
 export function streamUrl(url) {
   const parsed = new URL(url, globalThis.location?.href);
   parsed.protocol = parsed.protocol.replace("http", "ws");
-  if (parsed.pathname === "/") parsed.pathname = "/v1/stream";
+  parsed.pathname = parsed.pathname.replace(/\/+$/, "/v1/stream");
   return parsed.href;
 }
 

@@ -18,9 +18,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from client.address import stream_url
 from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
-from client.handshake import Busy, stream_url
+from client.handshake import Busy
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
 from service.commands.options import Keywords, read_keywords
 from service.protocol import Detection
