@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 from client.address import stream_url
 from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFailed, StreamFinished
-from client.handshake import Busy, configured, dial, introduce, parsed, why_closed
+from client.handshake import NotNow, configured, dial, introduce, parsed, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
 from client.pace import Pace
@@ -46,6 +46,8 @@ from service.protocol import (
 )
 
 LONGEST_PAUSE_S: Final = 5.0
+AGAIN_S: Final = 1.0
+"""When whoever waits for a server may look for it again, s."""
 TOKEN: Final = "resume.token"  # noqa: S105 (a field's name)
 """What a server is at odds with that is of another version than the one before."""
 
@@ -134,7 +136,7 @@ class Spotter:
         try:
             socket = await self._open()
         except (OSError, ConnectionClosed) as error:
-            raise CannotConnect(f"no server answers at {self.url}: {error}") from None
+            raise NotNow(f"no server answers at {self.url}: {error}", AGAIN_S) from None
         self._tasks.append(asyncio.create_task(self._run(socket)))
         return self
 
@@ -297,9 +299,9 @@ class Spotter:
                     raise
                 reason = str(error)
                 self._memory.begin_anew()
-            except Busy as busy:
-                reason = str(busy)
-                await asyncio.sleep(min(busy.retry_after, LONGEST_PAUSE_S))
+            except NotNow as error:
+                reason = str(error)
+                await asyncio.sleep(min(error.retry_after, LONGEST_PAUSE_S))
 
     async def _open(self) -> ClientConnection:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""

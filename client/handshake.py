@@ -21,8 +21,8 @@ PATIENCE_S: Final = 10.0
 """Time in which a server must answer the upgrade, and then `configure`, s."""
 
 
-class Busy(CannotConnect):
-    """No room now.
+class NotNow(CannotConnect):
+    """No room, or nobody there; later there may be.
 
     Attributes:
         retry_after: when to ask again, s.
@@ -61,7 +61,7 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
 
     Raises:
         OSError: nobody answers, or not to the end.
-        Busy: the server has no room now.
+        NotNow: the server has no room.
         CannotConnect: it refuses, or is no server of this kind.
     """
     try:
@@ -142,7 +142,7 @@ def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     status, headers = error.response.status_code, error.response.headers
     if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
         reason = told(error.response.body or b"") or "there is no room for another stream now"
-        return Busy(f"{url}: {reason} (HTTP {status})", _seconds(headers.get("Retry-After")))
+        return NotNow(f"{url}: {reason} (HTTP {status})", _seconds(headers.get("Retry-After")))
     why = {
         401: "the key is missing or wrong",
         403: "this key or origin may not stream, or the path is not /v1/stream",
