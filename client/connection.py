@@ -6,7 +6,8 @@
         events = [event async for event in spotter]
 
 If the connection breaks, the stream goes on with the next: what was not acknowledged is sent again, and no detection
-is told twice. Knows nothing of microphones and screens.
+is told twice. Where the next server is of another version and cannot go on, it begins with what is kept; detections are
+numbered from 0 then. Knows nothing of microphones and screens.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFinished
-from client.handshake import Busy, configured, dial, introduce, parsed, stream_url, why_closed
+from client.address import stream_url
+from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFailed, StreamFinished
+from client.handshake import NotNow, configured, dial, introduce, parsed, why_closed
 from client.keywords import read_keyword
 from client.memory import Memory, News
 from client.pace import Pace
@@ -44,6 +46,10 @@ from service.protocol import (
 )
 
 LONGEST_PAUSE_S: Final = 5.0
+AGAIN_S: Final = 1.0
+"""When whoever waits for a server may look for it again, s."""
+TOKEN: Final = "resume.token"  # noqa: S105 (a field's name)
+"""What a server is at odds with that is of another version than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ def connect(
     """A stream to the server at `url`, to be entered with `async with`.
 
     Args:
-        url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out.
+        url: `ws://host:port`, `http://host:port` or `host:port`; the path `/v1/stream` may be left out, and what a
+            proxy puts before it ends in `/`: `https://host/deltaspot/`.
         keywords: the words to detect, or settings for each; the model's own if left out.
         enrolled: keywords of one's own, detected as well: files of `deltaspot enroll`, or what is in them.
         key: sent as a bearer token.
@@ -129,7 +136,7 @@ class Spotter:
         try:
             socket = await self._open()
         except (OSError, ConnectionClosed) as error:
-            raise CannotConnect(f"no server answers at {self.url}: {error}") from None
+            raise NotNow(f"no server answers at {self.url}: {error}", AGAIN_S) from None
         self._tasks.append(asyncio.create_task(self._run(socket)))
         return self
 
@@ -287,9 +294,14 @@ class Spotter:
                 return await self._open()
             except (OSError, ConnectionClosed) as error:
                 reason = str(error)
-            except Busy as busy:
-                reason = str(busy)
-                await asyncio.sleep(min(busy.retry_after, LONGEST_PAUSE_S))
+            except StreamFailed as error:
+                if error.field != TOKEN:
+                    raise
+                reason = str(error)
+                self._memory.begin_anew()
+            except NotNow as error:
+                reason = str(error)
+                await asyncio.sleep(min(error.retry_after, LONGEST_PAUSE_S))
 
     async def _open(self) -> ClientConnection:
         """Connect, configure, and be ready to send from where the server wants the stream to go on."""

@@ -1,4 +1,4 @@
-"""From a server's address to a socket on which audio may be sent, and what it means when there is none.
+"""From a stream's address to a socket on which audio may be sent, and what it means when there is none.
 
 Knows nothing of what a stream has sent or heard before.
 """
@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,8 +21,8 @@ PATIENCE_S: Final = 10.0
 """Time in which a server must answer the upgrade, and then `configure`, s."""
 
 
-class Busy(CannotConnect):
-    """No room now.
+class NotNow(CannotConnect):
+    """No room, or nobody there; later there may be.
 
     Attributes:
         retry_after: when to ask again, s.
@@ -33,14 +32,6 @@ class Busy(CannotConnect):
         """Keep when to ask again."""
         super().__init__(message)
         self.retry_after = retry_after
-
-
-def stream_url(url: str) -> str:
-    """Any way to name a server -> its WebSocket's address."""
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    path = parts.path if parts.path.strip("/") else "/v1/stream"
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
 def configured(settings: Mapping[str, Any]) -> Configure:
@@ -70,7 +61,7 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
 
     Raises:
         OSError: nobody answers, or not to the end.
-        Busy: the server has no room now.
+        NotNow: the server has no room.
         CannotConnect: it refuses, or is no server of this kind.
     """
     try:
@@ -141,7 +132,7 @@ def parsed(text: str | bytes) -> ServerMessage | None:
 def told(body: bytes | bytearray) -> str | None:
     """What a server of ours says in the body of a refusal; None if it is another's."""
     try:
-        return Failed.model_validate_json(body).message
+        return Failed.model_validate_json(body, extra="ignore").message
     except ValidationError:
         return None
 
@@ -151,7 +142,7 @@ def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
     status, headers = error.response.status_code, error.response.headers
     if status in {429, 502, 503, 504}:  # 502 and 504 are a proxy's, while no server stands behind it
         reason = told(error.response.body or b"") or "there is no room for another stream now"
-        return Busy(f"{url}: {reason} (HTTP {status})", _seconds(headers.get("Retry-After")))
+        return NotNow(f"{url}: {reason} (HTTP {status})", _seconds(headers.get("Retry-After")))
     why = {
         401: "the key is missing or wrong",
         403: "this key or origin may not stream, or the path is not /v1/stream",

@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 
 import typer
 
+from client.address import stream_url
 from client.errors import CannotConnect, ClientError, SourceError
 from client.frames import BINARY, CLOSE, PING, PONG, TEXT, Reader, client_frame, upgrade
-from client.handshake import configured, stream_url, told
+from client.handshake import configured, told
 from client.sources import AudioFile
 from service.protocol import Configure
 

@@ -37,6 +37,8 @@ IN_FLIGHT_S: Final = 4.0
 BACKLOG_S: Final = 60.0
 """Audio kept through an outage, s; then `send` waits, which is the back-pressure."""
 SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
+TIMES: Final = ("at_s", "start_s", "end_s")
+"""Fields of messages that are stream time."""
 News = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed
 """Messages of the server that a client is told of; a `Failed` is raised, or only breaks the connection."""
 
@@ -66,6 +68,7 @@ class Memory:
         self._second = self._frame * configure.sample_rate
         self._outbox = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
+        self._origin, self._told = 0, -1
         self._verdicts: deque[str] = deque()
         self._markers: Counter[int | str] = Counter()
 
@@ -100,8 +103,16 @@ class Memory:
         """
         self.failed, sample = None, self._outbox.rewind()
         self._verdicts.clear()
-        resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample)
+        if self._checkpoint is None:
+            self._origin = sample
+        resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample - self._origin)
         return self.configure.model_copy(update={"resume": resume})
+
+    def begin_anew(self) -> None:
+        """No server goes on from the checkpoint: to the next, what is kept is all of a stream; its times stay ours."""
+        if self._checkpoint is not None:
+            self._told = max(self._told, self._origin + self._checkpoint.sample)
+        self._checkpoint = None
 
     def unsent(self) -> Iterator[bytes | str]:
         """What to send next, keeping at most `IN_FLIGHT_S` unacknowledged."""
@@ -131,9 +142,18 @@ class Memory:
             self.ready = message
         elif isinstance(message, Detection | Heartbeat):
             self._checkpoint = message.checkpoint
-            if self._outbox.acknowledge(message.checkpoint.sample, self.ready.replay_samples):
+            sample = self._origin + message.checkpoint.sample
+            if self._outbox.acknowledge(sample, self.ready.replay_samples):
                 self.stuck_since = None
-        return message
+            if isinstance(message, Detection) and sample <= self._told:
+                return None  # by a server before, whose stream could not be gone on with
+        return self._timed(message)
+
+    def _timed(self, message: News) -> News:
+        """A message with its times in this stream, of which its server may know a part only."""
+        later_s = self._origin / self.configure.sample_rate
+        times = {name: getattr(message, name) + later_s for name in TIMES if hasattr(message, name)}
+        return message.model_copy(update=times) if later_s else message
 
     def _fitting(self, item: bytes | str) -> Iterator[bytes | str]:
         """Audio in frames that the server takes."""

@@ -6,9 +6,9 @@ import json
 from http.client import HTTPException
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from client.address import rest_url
 from client.errors import CannotConnect
 
 WAIT_S: Final = 120.0
@@ -26,10 +26,8 @@ def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream
     Raises:
         CannotConnect: there is no server, or it refuses; the message says why.
     """
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = Request(f"{scheme}://{parts.netloc}{path}", body, headers)  # noqa: S310 (the user's own)
+    request = Request(rest_url(url, path), body, headers)  # noqa: S310 (the user's own)
     try:
         with urlopen(request, timeout=WAIT_S) as answer:  # noqa: S310
             return json.load(answer)

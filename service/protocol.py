@@ -1,7 +1,8 @@
 """The wire format of `/v1/stream`, one class per message, with the codes of service/codes.py; both ends import it.
 
 Binary frames are audio; a text frame is one JSON object with a `type`. Times are stream time: seconds since the first
-sample, or samples per channel at the client's rate. Unknown fields are refused; a client ignores unknown types.
+sample, or samples per channel at the client's rate. A server refuses what it does not know; a client ignores it, so
+that fields, types and warnings of a later server do no harm.
 
 Knows nothing of sockets, sessions or models.
 """
@@ -19,6 +20,8 @@ PROTOCOL: Final = 1
 """The version of this format; it changes only when an old client would break."""
 MAX_TEXT_BYTES: Final = 65_536
 """Longest text frame that is read at all, in bytes."""
+LATER: Final = {"union_tag_invalid", "enum"}
+"""What pydantic says of a message, and of a warning, that this version does not know."""
 
 Name = Annotated[str, Field(max_length=32)]
 Seconds = Annotated[float, Field(ge=0, description="stream time, s")]
@@ -184,7 +187,7 @@ class Ready(Strict):
     keywords: dict[str, KeywordSettings] = Field(description="those that are detected, with every setting in force")
     point: str = Field(description="operating point in force")
     points: tuple[str, ...] = Field(description="those that may be chosen")
-    methods: dict[str, Method] = Field({}, description="method of each of `points`")
+    methods: dict[str, Method | Name] = Field({}, description="method of each of `points`; one may be new")
     hop_samples: int = Field(gt=0, description="16 kHz samples between two posteriors")
     replay_samples: Samples = Field(description="how far before a checkpoint a resuming client begins")
     sample: Samples = Field(0, description="position that the next audio has in the stream")
@@ -300,15 +303,15 @@ def encode(message: ServerMessage) -> bytes:
 
 
 def parse_server(text: str | bytes) -> ServerMessage | None:
-    """One text frame from a server -> its message, or None for a type of a later version.
+    """One text frame from a server -> its message, less fields of a later version; None for a type or code of one.
 
     Raises:
         BadMessage: naming the first field at fault.
     """
     try:
-        return _server.validate_json(text)
+        return _server.validate_json(text, extra="ignore")
     except ValidationError as error:
-        if error.errors(include_input=False, include_url=False)[0]["type"] == "union_tag_invalid":
+        if error.errors(include_input=False, include_url=False)[0]["type"] in LATER:
             return None
         raise _bad(error) from None
 

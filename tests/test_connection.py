@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client import blocking, handshake, memory
-from client.connection import Interrupted, connect, stream_url
+from client.address import rest_url, stream_url
+from client.connection import Interrupted, connect
 from client.errors import CannotConnect, SettingError, SourceError, StreamFinished
 from client.outbox import Outbox
 from service.protocol import (
@@ -46,10 +47,18 @@ def test_outbox_repeats_all_that_may_be_needed(chunks, frame, piece, data):
     assert max(0, acknowledged - replay) - start <= max(piece // frame, 1), "kept more than it must"
 
 
-@pytest.mark.parametrize("given", ["ws://h:1/v1/stream", "http://h:1", "h:1", "ws://h:1/"])
-def test_a_server_can_be_named_in_many_ways(given):
-    assert stream_url(given) == "ws://h:1/v1/stream"
-    assert stream_url("https://h/own/path?x=1") == "wss://h/own/path?x=1"
+@pytest.mark.parametrize(
+    ("given", "stream", "rest"),
+    [
+        *((name, "ws://h:1/v1/stream", "http://h:1") for name in ("ws://h:1/v1/stream", "http://h:1", "h:1", "h:1/")),
+        ("http://h/deltaspot/", "ws://h/deltaspot/v1/stream", "http://h/deltaspot"),
+        ("wss://h/deltaspot/v1/stream?x=1", "wss://h/deltaspot/v1/stream?x=1", "https://h/deltaspot"),
+        ("https://h/own/path?x=1", "wss://h/own/path?x=1", "https://h"),
+    ],
+)
+def test_a_server_can_be_named_in_many_ways(given, stream, rest):
+    assert stream_url(given) == stream
+    assert rest_url(given, "/v1/detect?point=dense") == f"{rest}/v1/detect?point=dense"
 
 
 async def test_settings_are_taken_as_python_has_them():
@@ -187,6 +196,35 @@ async def test_draining_server_is_left_for_the_next():
     assert [event.reason for event in events if isinstance(event, Interrupted)] == ["the server is stopping"]
     assert peers[1].audio == PCM
     assert peers[1].hello.resume is None, "nothing was acknowledged, so the stream begins again"
+
+
+async def test_server_of_another_version_begins_with_what_is_kept(running, spoken):
+    async def before(peer: Peer) -> None:
+        await peer.say(ready().model_copy(update={"replay_samples": 40_000}))
+        await peer.until(2 * 60_000)
+        await peer.say(heartbeat(50_000))  # whose token the real server cannot read
+        await peer.until(2 * 80_000)  # which goes once that is known
+        peer.socket.transport.abort()
+
+    pcm = spoken.tobytes()
+    async with connect(running.http, point="dense") as whole:
+        whole.play(in_blocks(pcm))
+        wanted = [(event.keyword, event.at_s) async for event in whole if isinstance(event, Detection)]
+    async with server(before) as (url, _peers), connect(url, point="dense") as spotter:
+        spotter.url = running.stream
+        spotter.play(in_blocks(pcm))
+        events = [event async for event in spotter]
+    told = [(event.keyword, event.at_s) for event in events if isinstance(event, Detection)]
+    reasons = [event.reason for event in events if isinstance(event, Interrupted)]
+    assert reasons[0] == "the connection broke"
+    assert "not made by a server of this version" in reasons[1]
+    assert told == [(word, pytest.approx(at_s, abs=0.25)) for word, at_s in wanted if at_s * 16_000 > 50_000] != []
+    assert spotter.totals.samples < len(spoken) - 5_000, "what was judged is forgotten"
+
+
+async def in_blocks(pcm: bytes):
+    for start in range(0, len(pcm), 16_000):
+        yield pcm[start : start + 16_000]
 
 
 async def test_server_that_accepts_and_says_nothing_is_left_for_the_next(monkeypatch):

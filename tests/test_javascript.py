@@ -16,7 +16,8 @@ import soundfile
 from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running
-from tests.peer import Peer, greet, ready, server
+from tests.peer import Peer, greet, heartbeat, ready, server
+from tests.talk import play, words
 from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
 
 WEB = SAMPLE.parent / "web"
@@ -79,6 +80,25 @@ def test_every_export_is_typed(name: str) -> None:
 def test_types_are_those_of_the_wire(name: str) -> None:
     body = re.search(rf"export interface {name} {{\n(.*?)^}}", TYPES, re.DOTALL | re.MULTILINE)[1]
     assert set(re.findall(r"^  (\w+)\??:", body, re.MULTILINE)) == set(MESSAGES[name].model_fields) - OWN
+
+
+def test_a_server_can_be_named_in_many_ways() -> None:
+    code = """
+    import { streamUrl } from "./deltaspot.js";
+    import { enroll } from "./enroll.js";
+    globalThis.fetch = async ({ href }) => ({ ok: true, json: async () => ({ href }) });
+    const told = [];
+    for (const name of names) told.push([streamUrl(name), (await enroll(name, "hey", [])).href]);
+    console.log(JSON.stringify(told));
+    """
+    names = {
+        "ws://h:1/v1/stream?x=1": ["ws://h:1/v1/stream?x=1", "http://h:1/v1/enroll"],
+        "http://h:1": ["ws://h:1/v1/stream", "http://h:1/v1/enroll"],
+        "https://h/deltaspot/": ["wss://h/deltaspot/v1/stream", "https://h/deltaspot/v1/enroll"],
+        "ws://h/deltaspot/v1/stream": ["ws://h/deltaspot/v1/stream", "http://h/deltaspot/v1/enroll"],
+        "http://h/own/path": ["ws://h/own/path", "http://h/v1/enroll"],
+    }
+    assert node(code, names=[*names]) == [*names.values()]
 
 
 def test_sample_is_streamed_and_heard(running: Running) -> None:
@@ -223,6 +243,37 @@ async def test_connection_that_is_closed_before_everything_was_judged_was_interr
     """
     async with server(first, second) as (url, _peers):
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 16_000
+
+
+async def test_server_of_another_version_begins_with_what_is_kept(running: Running, spoken: np.ndarray) -> None:
+    async def before(peer: Peer) -> None:
+        await peer.say(ready().model_copy(update={"replay_samples": 40_000}))
+        await peer.until(2 * 60_000)
+        await peer.say(heartbeat(50_000))  # whose token the real server cannot read
+        await peer.until(2 * 80_000)  # which goes once that is known
+        peer.socket.transport.abort()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url, { point: "dense" });
+    spotter.url = next;
+    const reasons = [];
+    const told = [];
+    spotter.addEventListener("interrupted", ({ detail }) => reasons.push(detail.reason));
+    spotter.addEventListener("detection", ({ detail }) => told.push([detail.keyword, detail.at_s]));
+    spotter.send(Int16Array.from(samples));
+    const { samples: heard } = await spotter.finish();
+    console.log(JSON.stringify({ reasons, told, heard }));
+    """
+    wanted = words(await play(running.stream, spoken, protocol.Configure(point="dense")))
+    async with server(before) as (url, _peers):
+        more = {"next": running.stream, "samples": spoken.tolist()}
+        answer = await asyncio.to_thread(node, code, url=f"ws://{url}", **more)
+    assert answer["reasons"][0] == "the connection broke"
+    assert "not made by a server of this version" in answer["reasons"][1]
+    after = [[word, pytest.approx(at_s, abs=0.25)] for word, at_s in wanted if at_s * 16_000 > 50_000]
+    assert answer["told"] == after != []
+    assert answer["heard"] < len(spoken) - 5_000, "what was judged is forgotten"
 
 
 async def test_server_that_accepts_and_says_nothing_is_left_for_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,7 +26,7 @@ from client.connection import connect
 from client.display import PlainLines
 from client.errors import CannotConnect, SourceError
 from client.sources import AudioFile
-from service.commands.demo import SAMPLE, script
+from service.commands.demo import SAMPLE, free_port, script
 from service.commands.detect import app as detect_command
 from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
@@ -158,7 +159,40 @@ async def test_server_that_is_not_ready_is_waited_for_and_not_for_ever(tmp_path,
         with nullcontext() if opens else pytest.raises(CannotConnect, match="not ready yet"):
             await follow(spotter, AudioFile(tmp_path / "a.wav", 0), PlainLines(console), [])
     assert (spotter.connections == 1) is opens
-    assert ("not ready yet (HTTP 503); trying again in 0 s" in console.file.getvalue()) is opens
+    assert ("not ready yet (HTTP 503); trying again" in console.file.getvalue()) is opens
+
+
+async def test_server_that_is_not_there_yet_is_waited_for(tmp_path):
+    async def handle(socket):
+        peer = Peer(socket, parse_client(await socket.recv()))
+        await greet(peer)
+        await peer.close()
+
+    waits = asyncio.Event()
+    display = PlainLines(Console(file=io.StringIO(), width=200))
+    display.note = lambda text: waits.set() if "no server answers" in text else None
+    soundfile.write(tmp_path / "a.wav", np.zeros(3_200), 16_000)
+    port = free_port(0)
+    spotter = connect(f"127.0.0.1:{port}")
+    following = asyncio.create_task(follow(spotter, AudioFile(tmp_path / "a.wav", 0), display, []))
+    await waits.wait()
+    async with serve(handle, "127.0.0.1", port):
+        await following
+    assert spotter.totals.samples == 3_200
+
+
+async def test_server_is_waited_for_as_long_as_is_asked(tmp_path):
+    async def leave(peer: Peer) -> None:
+        await greet(peer)
+        peer.socket.server.close()
+
+    soundfile.write(tmp_path / "a.wav", np.zeros(3_200), 16_000)
+    async with server(leave) as (url, _peers):
+        for reason in ("gave up on ws://.* after 0 s: ", "no server answers at"):
+            arguments = [str(tmp_path / "a.wav"), "--url", url, "--retry", "0"]
+            done = await asyncio.to_thread(CliRunner().invoke, listen_command, arguments, standalone_mode=False)
+            with pytest.raises(CannotConnect, match=reason):
+                raise done.exception
 
 
 def test_words_run_a_command_and_leave_their_sound(running, tmp_path):

@@ -80,6 +80,25 @@ def test_a_stream_goes_on_before_its_checkpoint(stream: Memory) -> None:
     assert stream.stuck_since == 8.0, "which it knew before"
 
 
+def test_a_stream_that_no_server_goes_on_with_begins_anew_with_what_is_kept(stream: Memory) -> None:
+    for start in range(0, len(PCM), 64):
+        stream.add(PCM[start : start + 64])
+    list(stream.unsent())
+    stream.note(detection(0, 600))
+    begin = stream.hello().resume.sample
+    stream.begin_anew()
+    assert stream.hello().resume is None
+    assert b"".join(stream.unsent()) == PCM[2 * begin :]
+    assert stream.note(detection(0, 600 - begin)) is None, "which the server before has told"
+    told = stream.note(detection(1, 900 - begin))
+    assert (told.start_s, told.end_s, told.at_s) == (begin / 16_000, 0.5 + begin / 16_000, 0.6 + begin / 16_000)
+    resume = stream.hello().resume
+    assert resume is not None
+    assert resume.token == f"t{900 - begin}"
+    assert b"".join(stream.unsent()) == PCM[2 * (begin + resume.sample) :]
+    assert begin < begin + resume.sample <= 900 - REPLAY, "as the second server counts"
+
+
 def test_an_outage_is_bounded(stream: Memory) -> None:
     stream.add(bytes(int(2 * 16_000 * memory.BACKLOG_S)))
     assert not stream.full

@@ -1,6 +1,10 @@
-"""The page's streams where a person or a server is not as quick as the page: Stop holds, and nothing is lost."""
+"""The page's streams where a person or a server is not as quick as the page, and where a proxy lies between them."""
 
 from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
@@ -79,3 +83,43 @@ async def test_file_waits_for_a_slow_server(monkeypatch, tmp_path):
             await page.until(f"{STATUS}.endsWith(' words.')", 120)
             assert await page.run(STATUS) == "long.wav: 100.0 s, 0 words."
     assert page.complaints == []
+
+
+async def poured(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """All that one side says, to the other."""
+    with suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
+
+
+@asynccontextmanager
+async def proxy(port: int, host: bytes = rb"\g<0>"):
+    """Puts a server under `/deltaspot/` and has nothing else; may call it by another name."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        head = re.sub(rb"^(\w+) (/deltaspot)?", lambda line: line[1] + (b" " if line[2] else b" /nothing"), head)
+        head = re.sub(rb"(?<=\nHost: )[^\r]+", host, head.replace(b"\nConnection: keep-alive", b"\nConnection: close"))
+        back.write(head)
+        await asyncio.gather(poured(reader, back), poured(there, writer))
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/deltaspot/"
+
+
+async def test_page_works_under_a_path(port, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(16_000, np.int16), 16_000)
+    async with proxy(port) as url, browser() as page:
+        await page.open(url)
+        await page.choose("#file", tmp_path / "short.wav")
+        await page.until(f"{STATUS} === 'short.wav: 1.0 s, 0 words.'", 60)
+    assert page.complaints == []
+
+
+async def test_refused_stream_is_no_absent_server(port):
+    async with proxy(port, b"elsewhere") as url, browser() as page:  # so that the page's origin is a stranger's
+        await page.open(url)
+        await page.run(CLICK)
+        await page.until(f"{STATUS}.startsWith('The server is there (ready), but refused the stream.')", 60)

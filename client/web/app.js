@@ -13,6 +13,8 @@ const FRAME_MS = 30;
 const CALM_MS = 500;
 
 const $ = (id) => document.getElementById(id);
+/** Where a proxy may have put it under a path. */
+const server = new URL(".", document.baseURI);
 const timeline = new Timeline({ mel: $("mel"), posteriors: $("posteriors"), work: $("work"), axis: $("axis") });
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -21,6 +23,7 @@ let session = null;
 /** What the person chose, kept from one stream to the next. */
 const chosen = { keywords: {}, point: undefined };
 const own = new OwnWords({
+  server,
   status: (text, bad) => status(text instanceof Error ? explained(text) : text, bad),
   level: (samples) => level(decibels(samples)),
   key: () => $("key").value,
@@ -52,7 +55,7 @@ async function begin(title, open, seconds = LIVE_S) {
   clear(seconds);
   status("Connecting …");
   try {
-    mine.spotter = await connect(location.origin, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(), ...wishes() });
+    mine.spotter = await connect(server, { scores: true, heartbeat_ms: 500, ticket: $("key").value ? ticket : null, enrolled: own.fitting(), ...wishes() });
     if (session === mine) {
       listenTo(mine.spotter);
       mine.source = await open((samples) => take(mine, samples));
@@ -63,10 +66,18 @@ async function begin(title, open, seconds = LIVE_S) {
   } catch (error) {
     if (session !== mine) return null;
     await end();
-    if (!mine.spotter && (await wantsKey())) askForKey(error);
-    else status(explained(error), true);
+    const reason = mine.spotter || error.code !== 0 ? error : await refusal(error);
+    if (!mine.spotter && (await wantsKey())) askForKey(reason);
+    else status(explained(reason), true);
     return null;
   }
+}
+
+/** Browsers do not tell a refused WebSocket from one that nobody answers; the server's probe does. */
+async function refusal(error) {
+  const health = await fetch("readyz").then((answer) => answer.json()).catch(() => null);
+  const advice = `It may have no room, or not allow pages of ${location.origin}: try again, or read its log.`;
+  return health ? new Error(`The server is there (${health.status}), but refused the stream. ${advice}`) : error;
 }
 
 /** Browsers cannot send a key with a WebSocket: it is exchanged for a ticket that is good for a minute. */

@@ -133,5 +133,6 @@ export class Spotter extends EventTarget {
   addEventListener<K extends keyof Events>(type: K, listener: (event: CustomEvent<Events[K]>) => void): void;
 }
 
+/** `url` names a server; a path that ends in "/" is where a proxy has it, any other is the stream's own. */
 export function connect(url: string | URL, options?: Options): Promise<Spotter>;
 export function streamUrl(url: string | URL): string;

@@ -20,6 +20,9 @@ const LONGEST_PAUSE_MS = 5_000;
 /** Time in which a server must be ready. */
 const PATIENCE_MS = 10_000;
 
+/** Fields of messages that are stream time. */
+const TIMES = ["at_s", "start_s", "end_s"];
+
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
 
@@ -40,11 +43,11 @@ export async function connect(url, { retrySeconds = 60, ticket = null, ...config
   return spotter;
 }
 
-/** Any way to name a server -> its stream's address. */
+/** Any way to name a server -> its stream's address; a path that ends in "/" is where a proxy has the server. */
 export function streamUrl(url) {
   const parsed = new URL(url, globalThis.location?.href);
   parsed.protocol = parsed.protocol.replace("http", "ws");
-  if (parsed.pathname === "/") parsed.pathname = "/v1/stream";
+  parsed.pathname = parsed.pathname.replace(/\/+$/, "/v1/stream");
   return parsed.href;
 }
 
@@ -105,6 +108,8 @@ export class Spotter extends EventTarget {
     this.retryMs = retrySeconds * 1_000;
     this.ticket = ticket;
     this.checkpoint = null;
+    this.origin = 0; // where the server's stream begins in ours
+    this.told = -1; // sample up to which servers before told everything, if this one does not know
     this.asked = new Map(); // marker -> how often it is still to come back
     this.troubleSince = 0;
     this.finished = false;
@@ -201,7 +206,8 @@ export class Spotter extends EventTarget {
     const socket = new WebSocket(url);
     const hello = { ...this.configuration };
     const sample = this.outbox.rewind();
-    if (this.checkpoint) hello.resume = { token: this.checkpoint.token, sample };
+    if (this.checkpoint) hello.resume = { token: this.checkpoint.token, sample: sample - this.origin };
+    else this.origin = sample;
     this.ready = this.error = null;
     this.socket = socket;
     socket.onopen = () => socket.send(JSON.stringify(hello));
@@ -227,9 +233,12 @@ export class Spotter extends EventTarget {
   receive(message) {
     if (message.checkpoint) {
       this.checkpoint = message.checkpoint;
-      if (this.outbox.acknowledge(message.checkpoint.sample, this.ready.replay_samples)) this.troubleSince = 0;
+      const sample = this.origin + message.checkpoint.sample;
+      if (this.outbox.acknowledge(sample, this.ready.replay_samples)) this.troubleSince = 0;
       this.pump();
+      if (message.type === "detection" && sample <= this.told) return;
     }
+    for (const time of TIMES) if (time in message) message[time] += this.origin / this.configuration.sample_rate;
     if (message.type === "marker" && !this.answered(message.id)) return;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
@@ -245,6 +254,12 @@ export class Spotter extends EventTarget {
     if (left > 1) this.asked.set(id, left - 1);
     else this.asked.delete(id);
     return left > 0;
+  }
+
+  /** No server goes on from the checkpoint, one of another version: to the next, what is kept is all of a stream. */
+  beginAnew() {
+    this.told = Math.max(this.told, this.origin + (this.checkpoint?.sample ?? -1));
+    this.checkpoint = null;
   }
 
   tell(type, detail) {
@@ -278,8 +293,9 @@ export class Spotter extends EventTarget {
     try {
       await this.open();
     } catch (error) {
-      if (FINAL.has(error.code)) this.fail(error);
-      else this.reopen(error, attempt + 1);
+      if (error.field === "resume.token") this.beginAnew();
+      else if (FINAL.has(error.code)) return this.fail(error);
+      this.reopen(error, attempt + 1);
     }
   }
 }

@@ -7,7 +7,7 @@
  *     const spotter = await connect("http://127.0.0.1:8770", { enrolled: [jarvis] });
  */
 
-import { SpotterError } from "./deltaspot.js";
+import { SpotterError, streamUrl } from "./deltaspot.js";
 
 const RATE = 16_000;
 /** Root mean square, of int16 values, that a word reaches in the quietest room. */
@@ -62,7 +62,9 @@ export class Takes {
  * @returns {Promise<import("./deltaspot.js").Enrolled>} what goes into `enrolled`
  */
 export async function enroll(url, name, clips, { key = null, ...wishes } = {}) {
-  const server = new URL("/v1/enroll", new URL(url, globalThis.location?.href));
+  const stream = new URL(streamUrl(url));
+  const [, prefix] = /^(.*)\/v1\/stream/.exec(stream.pathname) ?? ["", ""];
+  const server = new URL(`${prefix}/v1/enroll`, stream);
   server.protocol = server.protocol.replace("ws", "http");
   const form = new FormData();
   for (const [field, value] of Object.entries({ name, ...wishes })) form.append(field, value);

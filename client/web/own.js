@@ -13,7 +13,7 @@ const AGAIN = "Say it three times here again, or give its recordings to deltaspo
 const $ = (id) => document.getElementById(id);
 
 export class OwnWords {
-  /** @param {{status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
+  /** @param {{server: URL, status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
   constructor(page) {
     this.page = page;
     this.words = parsed(localStorage.getItem(KEPT)) ?? []; // what an earlier visit left here
@@ -33,13 +33,13 @@ export class OwnWords {
 
   /** Record a word, have the server make a keyword of it, and listen for it. */
   async teach(name) {
-    const { before, after, key } = this.page;
+    const { server, before, after, key } = this.page;
     await before();
     try {
       const clips = await this.record(name);
       this.tell(`Making a keyword of “${name}” …`);
       $("say").disabled = true;
-      this.add(await enroll(location.origin, name, clips, { key: key() }));
+      this.add(await enroll(server, name, clips, { key: key() }));
       $("word").value = "";
       this.tell("");
       after(`Say “${name}”.`);

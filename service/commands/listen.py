@@ -18,9 +18,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from client.address import stream_url
 from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
-from client.handshake import Busy, stream_url
+from client.handshake import NotNow
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
 from service.commands.options import Keywords, read_keywords
 from service.protocol import Detection
@@ -29,8 +30,8 @@ app = typer.Typer(add_completion=False)
 
 SERVER: Final = "ws://127.0.0.1:8770"
 PREROLL_MS: Final = 300
-PATIENCE_S: Final = 90.0
-"""Time in which a server must have room, s: the first start of one takes up to a minute."""
+RETRY_S: Final = 90.0
+"""Time in which a server must be there, s: the first start of one takes up to a minute."""
 STDERR: Final = 2
 PLACE: Final = re.compile(r"\{(\w+)\}")
 PLACES: Final = {"keyword": "", "score": ".3f", "start_s": ".2f", "end_s": ".2f"}
@@ -56,6 +57,12 @@ def listen(
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List microphones and stop.")] = False,
     rate: Annotated[int, typer.Option(min=RATES[0], max=RATES[1], help="Rate of standard input, Hz.")] = SAMPLE_RATE,
+    retry: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long to wait for a server that is not there, or not any more; or `inf`."
+        ),
+    ] = RETRY_S,
     on_detect: Annotated[
         str | None,
         typer.Option(
@@ -88,13 +95,14 @@ def listen(
         keywords=read_keywords(keywords),
         enrolled=enrolled or (),
         key=key,
+        retry_s=retry,
         point=point,
         scores=live or as_json,
         preroll_ms=PREROLL_MS if save_clips else 0,
     )
     with panel:
         try:
-            asyncio.run(follow(spotter, sound, display, actions))
+            asyncio.run(follow(spotter, sound, display, actions, retry))
         except KeyboardInterrupt:
             display.note("stopped")
 
@@ -111,16 +119,20 @@ def opened(source: str, speed: float, device: str | None, rate: int, display: Di
 
 
 async def follow(
-    spotter: Spotter, source: AsyncIterable[bytes], display: Display, actions: list[Callable[[Detection], None]]
+    spotter: Spotter,
+    source: AsyncIterable[bytes],
+    display: Display,
+    actions: list[Callable[[Detection], None]],
+    retry_s: float = RETRY_S,
 ) -> None:
-    """Send all of `source`, show every event, act on detections."""
+    """Wait for the server, send all of `source`, show every event, act on detections."""
 
     async def metered() -> AsyncIterator[bytes]:
         async for block in source:
             display.level(level_db(block))
             yield block
 
-    await begin(spotter, display)
+    await begin(spotter, display, retry_s)
     async with AsyncExitStack() as stack:
         stack.push_async_exit(spotter)
         spotter.play(metered())
@@ -134,22 +146,24 @@ async def follow(
             await act.ended()
 
 
-async def begin(spotter: Spotter, display: Display) -> None:
-    """Open the stream; a server that has no room, or is not ready yet, is asked again when it says.
+async def begin(spotter: Spotter, display: Display, retry_s: float) -> None:
+    """Open the stream; a server that is not there, has no room, or is not ready yet, is asked again for `retry_s`.
 
     Raises:
         CannotConnect: as `Spotter` does, and if that has taken too long.
     """
-    clock = asyncio.get_running_loop().time
-    until = clock() + PATIENCE_S
+    clock, told = asyncio.get_running_loop().time, ""
+    until = clock() + retry_s
     while True:
         try:
             await spotter.__aenter__()  # left by the caller
-        except Busy as busy:
-            if clock() + busy.retry_after > until:
+        except NotNow as error:
+            if clock() + error.retry_after > until:
                 raise
-            display.note(f"{busy}; trying again in {busy.retry_after:.0f} s")
-            await asyncio.sleep(busy.retry_after)
+            if str(error) != told:
+                told = str(error)
+                display.note(f"{told}; trying again")
+            await asyncio.sleep(error.retry_after)
         else:
             return
 

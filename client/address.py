@@ -1,0 +1,29 @@
+"""Any way to name a server -> the addresses of what it has. Asks nobody."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+STREAM: Final = "/v1/stream"
+
+
+def stream_url(url: str) -> str:
+    """A server's name -> its WebSocket's address.
+
+    Args:
+        url: scheme and path may be left out. One that ends in `/` is where a proxy has the server, such as
+            `https://host/deltaspot/`; any other path is the WebSocket's own.
+    """
+    parts = urlsplit(url if "//" in url else f"//{url}", scheme="ws")
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = re.sub("^$|/+$", STREAM, parts.path)
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+def rest_url(url: str, path: str) -> str:
+    """The same -> the address of a path of REST, such as `/v1/detect?point=dense`."""
+    parts = urlsplit(stream_url(url))
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return f"{scheme}://{parts.netloc}{parts.path.rpartition(STREAM)[0]}{path}"
