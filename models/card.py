@@ -104,7 +104,8 @@ def clips(reports: Sequence[Facts]) -> str:
     rows = [(report["name"], *(percent(report[name]) for name in names)) for report in reports]
     return (
         f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
-        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates.\n\n"
+        "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates. "
+        "Hidden units that stay zero behind their ReLU are skipped at every point, `dense` included.\n\n"
         f"{table(heading, rows)}\n\n![Confusion matrix](confusion.png)"
     )
 
