@@ -17,9 +17,11 @@ from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
 from models.data import DataError, walk
 from models.evaluate import judge_clips, read_clips
+from models.kwt_weights import save as save_stock
 from models.streams import read_labels
 from service.commands.evaluate import app
 from tests.test_evaluate import archives, save
+from tests.test_kwt_sliding import SMALL, random_weights
 
 CONFIG = ModelConfig()
 SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
@@ -73,6 +75,16 @@ def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Pa
     assert nothing["keywords"] == 0
     assert nothing["false_alarms"] == report["false_alarms"] + report["keywords"] - report["missed"]
     assert list(nothing["files"]) == ["commands"]
+
+
+def test_a_stock_network_is_judged_on_the_same_streams(tmp_path: Path) -> None:
+    save_stock(stock := tmp_path / "stock.safetensors", SMALL, random_weights())
+    asked = ("stream", "--audio", str(SAMPLE / "commands.flac"), "--stock", str(stock), "--json")
+    report = run(*asked, "--labels", str(SAMPLE / "commands.tsv"))
+    assert report["keywords"] == 10
+    assert report["unprovoked"] == 0, "its thresholds are chosen so"
+    with pytest.raises(DataError, match="name their labels"):
+        run(*asked)
 
 
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
