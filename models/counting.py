@@ -8,7 +8,7 @@ then is work done, and is counted.
 What was not done has one of four `REASONS`: past tokens are in the cache (window), a score was dropped or a head silent
 (score, head: rows of values not read, see `models.operating`), or a product's input did not move (delta: all the rest).
 An input that moved no further than its gate's threshold did not, and at every point, `dense` included, neither did a
-hidden unit that is zero behind its ReLU as it was before. So what the thresholds save is told by the same kernels with
+unit that is zero behind a ReLU as it was before. So what the thresholds save is told by the same kernels with
 thresholds at zero, and not by `causal` alone.
 """
 
