@@ -222,14 +222,14 @@ def run_table(table: Mapping[str, Line], plan: Plan) -> list[Row]:
 
 def _row(name: str, many: Entry, alone: Entry) -> Row:
     p50, p99 = (float(ms) for ms in np.percentile(np.array(alone.wall_s) * 1000, (50, 99)))
-    work = many.work()
+    work, anew = many.work(), isinstance(many.contender, Recomputed)  # that is the window, at the pace of chunks
     return Row(
         name,
         many.cost * 1000,
         1 / many.cost,
         p50,
         p99,
-        work.skipped_vs_window if work else None,
+        work.skipped_vs_window if work and not anew else None,
         work.skipped_vs_causal if work else None,
         many.contender.bytes_per_session,
     )

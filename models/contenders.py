@@ -107,7 +107,7 @@ class Recomputed:
 
 
 class OursRecomputed(Recomputed):
-    """Our network, dense and compiled, without its cache: one second anew at every chunk."""
+    """Our network, dense and compiled, without its cache: one second anew at every chunk, not at every token."""
 
     def __init__(self, network: Network, sessions: int) -> None:
         super().__init__(self._judge, sessions, network.config.frontend.sample_rate)

@@ -1,12 +1,15 @@
 """Multiply-accumulates of matrix products: done, and what two dense baselines would have done.
 
-`causal` is dense arithmetic on new tokens only (a plain key-value cache): against it stands the delta gate's
-own merit. `window` recomputes the last `pool_span` tokens (about 1 s) from nothing at every token, as a service
-without a cache does. Softmax, norms, activations and the front end are not counted; they are reported as time.
-Rebuilding the sums now and then is work done, and is counted.
+`causal` is dense arithmetic on new tokens only (a plain key-value cache). `window` recomputes the last `pool_span`
+tokens (about 1 s) from nothing at every token (30 ms), as a service without a cache does that answers as often.
+Softmax, norms, activations and the front end are not counted; they are reported as time. Rebuilding the sums now and
+then is work done, and is counted.
 
 What was not done has one of four `REASONS`: past tokens are in the cache (window), a score was dropped or a head silent
-(score, head: rows of values not read, see `models.operating`), or a gate held a change back (delta: all the rest).
+(score, head: rows of values not read, see `models.operating`), or a product's input did not move (delta: all the rest).
+An input that moved no further than its gate's threshold did not, and at every point, `dense` included, neither did a
+unit that is zero behind a ReLU as it was before. So what the thresholds save is told by the same kernels with
+thresholds at zero, and not by `causal` alone.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class Count:
     def skipped(self) -> dict[str, float]:
         """Share of the window baseline's MACs that were not done, by reason; together `skipped_vs_window`.
 
-        Delta may be a little below 0 where nothing is gated: sums are rebuilt now and then.
+        Delta is not only the gates': at the point `dense` it is units that stay zero, less the sums' rebuilding.
         """
         window, causal = sum(self.window.values()), sum(self.causal.values())
         left = dict(zip(PRUNED, self.left.tolist(), strict=True))

@@ -117,17 +117,29 @@ def make_network(checkpoint: Checkpoint, engine: Engine = "kernels", device: str
     return Network(checkpoint)
 
 
-def check_batch(config: ModelConfig, rows: NDArray[np.int64], counts: NDArray[np.int64], frames: Array) -> None:
+def check_batch(
+    network: AnyNetwork, cache: AnyCache, rows: NDArray[np.int64], counts: NDArray[np.int64], frames: Array
+) -> None:
     """Refuse what is no batch of streams; arguments as in `models.network.Network.embed`.
 
     Raises:
         ValueError: says which argument does not fit.
     """
-    token = (config.stride, config.frontend.bands)
+    token = (network.config.stride, network.config.frontend.bands)
     if frames.shape[1:] != token:
         raise ValueError(f"frames must be (N, {token[0]}, {token[1]}), got {frames.shape}")
     if counts.shape != rows.shape or counts.min(initial=0) < 0 or counts.sum() != len(frames):
         raise ValueError(f"counts must say for each of {len(rows)} rows how many of {len(frames)} tokens are its own")
+    taken, capacity = rows.tolist(), len(cache.tokens)  # plain lists: nearly always there are few
+    if not _within(taken, capacity) or len(set(taken)) < len(taken):
+        raise ValueError(f"rows must be different ones of the cache's {capacity}, from 0, got {taken}")
+    if not _within(points := cache.point[rows].tolist(), len(network.points)):
+        raise ValueError(f"points must be among the network's {len(network.points)}, from 0, got {points}")
+
+
+def _within(indices: list[int], size: int) -> bool:
+    """Whether all of them count from 0 to less than `size`: compiled code would read whatever lies there."""
+    return not indices or 0 <= min(indices) <= max(indices) < size
 
 
 def second_of_silence(config: ModelConfig) -> Array:

@@ -6,7 +6,7 @@ those whose importance reaches::
 
     rho max + (1 - rho) mean    for 0 <= rho <= 1,        -rho min + (1 + rho) mean    for -1 <= rho < 0
 
-A head whose mean importance is below tau is skipped altogether: its output is zero. Kept scores are
+A head whose mean importance, over blocks that may be seen, is below tau is skipped: its output is zero. Kept scores are
 I_q I_k + I_q F_k + F_q I_k; the product of fractions is dropped. Pruned scores become 0, still under the softmax.
 
 Without a scale the integer part of this network's queries is blind, so both sides are scaled by 4 first.
@@ -57,7 +57,7 @@ class HybridAttention(Attention):
 
     Args:
         rho: how much to prune, -1 (nothing) to 1 (all but a row's best block).
-        tau: mean block importance under which a head is skipped.
+        tau: mean importance of the blocks seen under which a head is skipped.
         signed: the signed form; the literal one if false.
     """
 
@@ -75,7 +75,7 @@ class HybridAttention(Attention):
         seen = importance(self.visible.expand(rows, columns).float(), signed=True) > 0
         kept = blocks >= row_threshold(blocks, self.rho, seen)
         self.keep = kept.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :rows, :columns] & self.visible
-        magnitude = importance(scout, signed=False).mean(dim=(-1, -2), keepdim=True)
+        magnitude = importance(scout, signed=False).sum(dim=(-1, -2), keepdim=True) / seen.sum()
         self.head = magnitude >= self.tau
         fraction_q, fraction_k = SCALE * q - integer_q, SCALE * k - integer_k
         products = scout + integer_q @ fraction_k.transpose(-1, -2) + fraction_q @ integer_k.transpose(-1, -2)

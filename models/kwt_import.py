@@ -16,7 +16,7 @@ import numpy as np
 
 from models.config import LABELS
 from models.features import Array
-from models.kwt_weights import FULL_SCALE, KWTConfig, KWTFileError
+from models.kwt_weights import FULL_SCALE, KWTConfig, KWTFileError, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,15 @@ def compare(path: Path, config: KWTConfig, weights: Weights, clips: LabelledClip
         "logits_off_torch": float(np.abs(ours - published).max()),
         "logits_off_numpy": float(np.abs(plain - published).max()),
     }
+
+
+def read_stock(path: Path) -> tuple[KWTConfig, dict[str, Array]]:
+    """A stock network from tflite, or from our own format.
+
+    Raises:
+        KWTFileError: for a file that is none.
+    """
+    return import_tflite(path) if path.suffix == ".tflite" else load(path)
 
 
 def import_tflite(path: Path) -> tuple[KWTConfig, dict[str, Array]]:

@@ -64,10 +64,13 @@ class Network:
             Logits (N, K), and what the read-out pooled at each token (N, C): the network's embedding of the last
             second, of which the logits are a linear function. Calls on the same rows must not overlap; calls on
             other rows may, in other threads.
+
+        Raises:
+            ValueError: for what is no batch of streams; nothing was heard then.
         """
         rows = np.ascontiguousarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.ascontiguousarray(counts, np.int64)
-        check_batch(self.config, rows, counts, frames)
+        check_batch(self, cache, rows, counts, frames)
         total, sizes = len(frames), self.net.sizes
         x = np.empty(total * sizes.channels, np.float32)
         logits = np.empty(total * sizes.labels, np.float32)

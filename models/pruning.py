@@ -17,7 +17,8 @@ their bias by age is part of them, and its compiled step prunes by the same thre
 
 Early termination: a dot product is read in blocks of channels, and stops once what has been read plus the
 largest that the rest can add, |q_rest| |k_rest|, stays below Th. The paper bounds bit-serial partial products;
-we bound channels, and `compact` first turns queries and keys so that their first channels say the most.
+we bound channels, and `compact` first turns queries and keys so that their first channels say the most. That work is
+counted, too: the norms, a product of two of them at each look, and one for the margin of rounding.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ STEEPNESS, DROP, COUNT_STEEPNESS = 10.0, 1000.0, 100.0
 """s, c and k of the equations above."""
 ROUNDING = 1e-5
 """Share of |q| |k| by which float sums in another order may differ; the bound is widened by it."""
+BLOCK = 8
+"""Channels read between two looks at the bound."""
 
 
 def soft(x: Tensor, theta: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def kept(scores: Tensor, theta: Tensor) -> Tensor:
     return (scores >= theta) | (scores == scores.amax(dim=-1, keepdim=True))
 
 
-def channels_read(q: Tensor, k: Tensor, theta: Tensor, block: int = 8) -> tuple[Tensor, Tensor]:
+def channels_read(q: Tensor, k: Tensor, theta: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Dot products, each stopped as soon as it cannot reach its threshold.
 
     Args:
@@ -107,11 +110,13 @@ class PrunedAttention(Attention):
         """Scaled scores, -inf where dropped. Those that would stop early are below the threshold anyway."""
         theta = self.threshold(q)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.bias
-        read = torch.full_like(scores, q.shape[-1])
+        channels = q.shape[-1]
+        read = torch.full_like(scores, channels)
         if self.early:
-            _, read = channels_read(q, k, (theta - self.bias) * q.shape[-1] ** 0.5)
-            read[(scores < theta).all(dim=-1)] = q.shape[-1]
-            self.count("scores", float(q.numel() + k.numel()))
+            _, read = channels_read(q, k, (theta - self.bias) * channels**0.5)
+            looks = read.clamp(max=channels - 1) // BLOCK  # none after the last channel
+            read[(scores < theta).all(dim=-1)] = channels
+            self.count("scores", q.numel() + k.numel() + ((looks + 1) * self.visible).sum())
         self.count("scores", (read * self.visible).sum())
         return self.prune(scores, theta)
 

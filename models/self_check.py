@@ -1,7 +1,8 @@
 """The self-check: now and then a stretch of a live stream is judged again, densely and from nothing.
 
-A posterior of the dense network depends on the last `receptive_tokens` tokens only, so a recording of the network's
-input that is longer than that, or that reaches back to the stream's beginning, is the whole history. What the gates
+A posterior of the dense network depends on the last `receptive_tokens` tokens only, the first of which has frames of
+those before it, so a recording of the network's input that is longer than that, or that reaches back to the stream's
+beginning, is the whole history. What the gates
 held back, sums that drift and a cache that was damaged all show as a difference of posteriors.
 
 `SelfCheck.watch` stands in the hot path and only takes notes; `SelfCheck.recompute` does the work, in another thread.
@@ -66,7 +67,8 @@ class SelfCheck:
         self, network: AnyNetwork, *, share: float = SHARE, bound: float = BOUND, seed: int | None = None
     ) -> None:
         self.network, self.share, self.bound = network, share, bound
-        self._warm_up = network.config.receptive_tokens - 1
+        config = network.config
+        self._warm_up = config.receptive_tokens - 1 + (config.kernel - 1) // config.stride
         self._length = self._warm_up + COMPARED_TOKENS
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
         self._credit = 0.0

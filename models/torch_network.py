@@ -239,7 +239,7 @@ class TorchNetwork:
         """
         rows = np.asarray(rows, np.int64)
         counts = np.ones(len(rows), np.int64) if counts is None else np.asarray(counts, np.int64)
-        check_batch(self.config, rows, counts, frames)
+        check_batch(self, cache, rows, counts, frames)
         seen = np.minimum(cache.tokens[rows], self.config.longest_span - 1)
         first = np.cumsum(counts) - counts
         logits = np.empty((len(frames), len(self.config.labels)), np.float32)

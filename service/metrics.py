@@ -231,9 +231,9 @@ class Metrics:
         self._refusals = self._counter("refusals", "Streams and requests turned away, by reason.", reason=REFUSALS)
 
     def _register_work(self) -> None:
-        done = self._counter("macs_done", "Multiply-accumulates done, by group of products.", group=GROUPS)
+        done = self._counter("macs_done", "Multiply-accumulates done, none for what stays zero.", group=GROUPS)
         causal = self._counter("macs_causal", "What dense arithmetic on new tokens would have done.", group=GROUPS)
-        window = self._counter("macs_window", "What recomputing the window at every hop would have done.", group=GROUPS)
+        window = self._counter("macs_window", "What recomputing a window at every token would have done.", group=GROUPS)
         pruned = self._counter(
             "macs_pruned", "What dropped scores and silent heads left out.", group=GROUPS, reason=PRUNED
         )

@@ -230,7 +230,9 @@ class Heartbeat(Strict):
     macs_skipped_vs_window: Signed = Field(description="against recomputing a whole window at every token")
     macs_skipped_vs_causal: Signed = Field(description="against dense arithmetic on new tokens only")
     skipped: dict[str, Signed] = Field(
-        {}, description="share of the window baseline not done, by reason: window, delta, score (dropped), head"
+        {},
+        description="share of the window baseline not done, by reason: window, delta (input did not move, "
+        "units that stay zero included), score (dropped), head",
     )
     delta_scale: float = Field(ge=0, description="factor on delta thresholds in force; above 1 when the server is busy")
     cache_bytes: int = Field(ge=0, description="memory of this stream inside the model, bytes")

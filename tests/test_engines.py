@@ -57,3 +57,19 @@ def test_batch_that_does_not_fit_is_refused(make: Callable[[], AnyNetwork]) -> N
     assert not cache.tokens.any()
     network.step(cache, np.arange(2), frames, np.array([n, 0]))
     assert cache.tokens.tolist() == [n, 0]
+
+
+@pytest.mark.parametrize("make", [lambda: Network(load_checkpoint(shipped_path())), torch_engine])
+def test_rows_and_points_that_are_not_there_are_refused(make: Callable[[], AnyNetwork]) -> None:
+    network = make()
+    cache, frames = network.new_cache(2), second_of_silence(network.config)[:2]
+    for rows in ([0, 2], [-1, 0], [1, 1], [2**40, 0]):
+        with pytest.raises(ValueError, match="rows must be different ones of the cache's 2"):
+            network.step(cache, np.array(rows), frames)
+    for point in (len(network.points), -1):
+        cache.configure(1, point)
+        with pytest.raises(ValueError, match=f"points must be among the network's {len(network.points)}"):
+            network.step(cache, np.arange(2), frames)
+    assert not cache.tokens.any()
+    nobody = np.zeros(0, np.int64)
+    assert network.step(cache, nobody, frames[:0], nobody).shape == (0, len(network.config.labels))

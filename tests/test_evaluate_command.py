@@ -20,6 +20,7 @@ from models.data import DataError, split_of, walk
 from models.evaluate import judge_clips, read_clips
 from models.features import log_mel
 from models.folding import network_of
+from models.kwt_weights import save as save_stock
 from models.offline import tokens_of
 from models.streams import read_labels
 from service.commands.evaluate import app
@@ -27,6 +28,7 @@ from service.protocol import Configure, Limits
 from service.session import Session
 from service.spec import Spec
 from tests.test_evaluate import archives, save
+from tests.test_kwt_sliding import SMALL, random_weights
 
 CONFIG = ModelConfig()
 SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
@@ -117,6 +119,16 @@ def test_a_word_at_the_very_end_of_a_recording_is_heard_as_a_server_hears_it(tmp
     session = Session("x", spec, Configure(), Limits(frame_bytes=1 << 20, stream_s=10, idle_s=1, speed=10))
     served = [session.audio(samples.tobytes()), session.end()]
     np.testing.assert_array_equal(ended, log_mel(served, CONFIG))
+
+
+def test_a_stock_network_is_judged_on_the_same_streams(tmp_path: Path) -> None:
+    save_stock(stock := tmp_path / "stock.safetensors", SMALL, random_weights())
+    asked = ("stream", "--audio", str(SAMPLE / "commands.flac"), "--stock", str(stock), "--json")
+    report = run(*asked, "--labels", str(SAMPLE / "commands.tsv"))
+    assert report["keywords"] == 10
+    assert report["unprovoked"] == 0, "its thresholds are chosen so"
+    with pytest.raises(DataError, match="name their labels"):
+        run(*asked)
 
 
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ def test_a_head_below_tau_says_nothing_and_costs_only_its_scout(queries_and_keys
     assert hybrid.done["values"] == 0
 
 
+@pytest.mark.parametrize(("tau", "speaks"), [(57.5, True), (57.7, False)])
+def test_a_head_is_judged_by_what_its_queries_may_see(tau: float, *, speaks: bool) -> None:
+    """Four rows of causal blocks: six whole ones of 4 x 16 and four on the diagonal of 3 x 16, mean 57.6."""
+    ones = torch.ones(1, 1, 8, 1)
+    hybrid = HybridAttention(-1.0, tau)
+    hybrid.visible = torch.ones(8, 8, dtype=torch.bool).tril()
+    hybrid.scores(ones, ones)
+    assert bool(hybrid.head) == speaks
+
+
 def test_more_is_pruned_as_rho_grows(queries_and_keys: tuple[Tensor, Tensor]) -> None:
     kept = []
     for rho in (-1.0, -0.5, 0.0, 0.5, 1.0):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.data import LAST_SAMPLES
 from models.evaluate import LabelledClips
+from models.evaluate_streams import decided_at
 from models.features import Array
 from models.kwt_clip import ClipNetwork
 from models.kwt_sliding import GATES, SlidingKWT, thresholds
-from models.kwt_weights import KWTConfig
+from models.kwt_streams import hear_stock
+from models.kwt_weights import KWTConfig, save
 from models.methods_sliding import SlidingRow, end_to_end, sliding_rows
+from models.streams import Stream
 
 SMALL = KWTConfig(channels=8, heads=2, layers=3, hidden=16, clip_samples=4_000)
 HOP = 2
@@ -42,6 +47,20 @@ def test_streaming_equals_recomputing_under_any_split(cuts: list[int]) -> None:
     state = sliding.new_state()
     rows = np.concatenate([sliding.feed(part, state) for part in np.split(STREAM, sorted(cuts))])
     np.testing.assert_allclose(rows, recomputed(STREAM), atol=2e-5)
+
+
+def test_streams_are_heard_on_the_clock_of_our_tokens(tmp_path: Path) -> None:
+    """A token's posteriors are of the window that ends where the token is decided, in silence before and behind."""
+    save(tmp_path / "stock.safetensors", SMALL, WEIGHTS)
+    config, heard = hear_stock(tmp_path / "stock.safetensors", [Stream("noise", STREAM)])
+    assert config.labels == SMALL.labels
+    posteriors, network = heard[0].posteriors, ClipNetwork(SMALL, WEIGHTS)
+    sound = np.concatenate((STREAM, np.zeros(LAST_SAMPLES, STREAM.dtype)))
+    assert decided_at(len(posteriors), config) > len(sound) >= decided_at(len(posteriors) - 1, config)
+    for token in (0, 4, len(posteriors) - 1):
+        end = int(decided_at(token, config))
+        window = np.pad(sound[max(0, end - SMALL.clip_samples) : end], (max(0, SMALL.clip_samples - end), 0))
+        np.testing.assert_allclose(posteriors[token], network.judge(window), atol=2e-5)
 
 
 def test_a_gate_at_zero_changes_nothing() -> None:

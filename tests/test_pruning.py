@@ -85,6 +85,18 @@ def test_a_stopped_dot_product_could_not_have_reached_its_threshold() -> None:
         assert channels_read(q, k, torch.tensor(theta), block=1)[1].item() == channels
 
 
+def test_what_early_termination_computes_is_counted() -> None:
+    """16 channels, so one look: a key that passes it is read to its end, one that does not costs its first half."""
+    q = torch.eye(16)[None, None, :1]
+    k = 10 * torch.cat((q, -q), dim=2)
+    attention = PrunedAttention(torch.zeros(1, 1))
+    attention.scores(q, k)
+    margins, looks, norms = 2, 2, 16 + 2 * 16
+    assert attention.done["scores"] == (16 + 8) + margins + looks + norms
+    attention.scores(-q, k[:, :, :1])  # the row's maximum survives, so it is read to its end after all
+    assert attention.done["scores"] == (16 + 8) + margins + looks + norms + 16 + 1 + 1 + 2 * 16
+
+
 def test_compact_keeps_the_scores_and_terminates_earlier(model: KWT, clips: Tensor) -> None:
     turned, thresholds = compact(model), torch.full((SMALL.layers, SMALL.heads), 0.5)
     torch.testing.assert_close(turned.judge(clips), model.judge(clips), atol=1e-4, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tests.conftest import SMALL
 torch = pytest.importorskip("torch", reason="random weights are made by the reference network")
 
 CONFIG = SMALL
-LENGTH = CONFIG.receptive_tokens - 1 + COMPARED_TOKENS
+WARM_UP = CONFIG.receptive_tokens - 1 + (CONFIG.kernel - 1) // CONFIG.stride
+LENGTH = WARM_UP + COMPARED_TOKENS
 STREAMS = 4
 
 
@@ -85,8 +87,26 @@ def test_dense_stream_has_no_difference_whenever_the_check_begins(network: Netwo
     assert max(difference.max() for difference in checks) < 1e-4
     assert {len(difference) for difference in checks} <= {
         LENGTH // 5 * 5 + 5,
-        LENGTH // 5 * 5 + 5 - CONFIG.receptive_tokens + 1,
+        LENGTH // 5 * 5 + 5 - WARM_UP,
     }
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+def test_what_a_recording_does_not_hold_reaches_no_further(kernel: int) -> None:
+    """In double precision, and to the token: the stem of the first token has frames of those before it."""
+    from models.transformer import StreamingKWT
+
+    torch.manual_seed(2)
+    model = StreamingKWT(replace(CONFIG, kernel=kernel))
+    network = Network(Checkpoint(model.config, {name: each.numpy() for name, each in model.state_dict().items()}, {}))
+    model.double()
+    frames = torch.randn(1, 400 * CONFIG.stride, CONFIG.frontend.bands, dtype=torch.float64)
+    with torch.no_grad():
+        whole, recorded = (model(part)[0][0] for part in (frames, frames[:, 200 * CONFIG.stride :]))
+    off = (whole[200:] - recorded).abs().amax(dim=-1)
+    unknown = SelfCheck(network)._warm_up
+    assert off[unknown - 1] > 1e-9
+    assert off[unknown:].max() < 1e-14
 
 
 def test_gated_stream_differs_by_what_its_gates_hold_back(network: Network) -> None:

@@ -129,8 +129,8 @@ DASHBOARDS: dict[str, list[list[Panel]]] = {
                 "Why work was skipped",
                 SHARE,
                 {"{{reason}}": "job_reason:deltaspot_macs_skipped:ratio_rate5m"},
-                note="Of the window baseline. Window: past tokens cost nothing again; delta: what gates held back; "
-                "score, head: value rows of dropped scores and silent heads.",
+                note="Of the window baseline. Window: past tokens cost nothing again; delta: inputs that did not move, "
+                "held by gates or zero as before; score, head: value rows of dropped scores and silent heads.",
             ),
         ],
         [

@@ -52,7 +52,10 @@ def engine(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Compare ours with the stock Keyword Transformer, in one process on one core, in turns."""
+    """Compare ours with the stock Keyword Transformer, in one process on one core, in turns.
+
+    Work is told against recomputing a second at every token (window), and new tokens only (causal).
+    """
     from models.bench import Plan, lines, pinned, run_table
     from models.checkpoint import load_checkpoint
     from models.network import Network

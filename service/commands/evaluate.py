@@ -18,10 +18,11 @@ from rich.progress import track
 from rich.table import Table
 
 from models.checkpoint import load_checkpoint
+from models.config import KEYWORDS, ModelConfig
 from models.data import AUDIO, SPLITS, DataError, read_audio, walk
 from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_clips
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
-from models.evaluate_streams import Detect, Heard, hear, total, trade_off
+from models.evaluate_streams import Calibration, Detect, Heard, hear, total, trade_off
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
 from service.commands.evaluate_enroll import enroll
@@ -45,15 +46,6 @@ Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shi
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]
 Point = Annotated[str | None, typer.Option(help="Operating point; `shipped`, or `dense` where there is no other.")]
-
-
-def open_network(model: Path | None) -> Network:
-    """A checkpoint, compiled.
-
-    Raises:
-        CheckpointError: for a file that is none.
-    """
-    return Network(load_checkpoint(model))
 
 
 def usual_point(network: Network, wanted: str | None) -> str:
@@ -89,7 +81,7 @@ def clips(
     Raises:
         DataError: where nobody of the split says anything.
     """
-    network = open_network(model)
+    network = Network(load_checkpoint(model))
     try:
         heard = read_clips(walk(data), network.config, split)
     except DataError as error:
@@ -136,24 +128,47 @@ def stream(
     curve: Annotated[
         Path | None, typer.Option(help="Write the trade-off over thresholds here, PNG, and beside it as CSV.")
     ] = None,
+    stock: Annotated[
+        Path | None,
+        typer.Option(help="Judge this stock network instead, with the thresholds that suit these very streams best."),
+    ] = None,
     point: Point = None,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
-    network = open_network(model)
-    heard = hear(network, read_streams(audio, labels, network.config.keywords), usual_point(network, point))
-    calibration, detect = network.checkpoint.calibration, detector(network.config)
-    whole, each = total(heard, calibration, detect, network.config)
+    if stock is not None:
+        config, calibration, heard = _hear_stock(stock, read_streams(audio, labels, KEYWORDS))
+    else:
+        network = Network(load_checkpoint(model))
+        config, calibration = network.config, network.checkpoint.calibration
+        heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network, point))
+    detect = detector(config)
+    whole, each = total(heard, calibration, detect, config)
     report = whole.report()
     if curve is not None:
-        _draw_curves({audio.name: trade_off(heard, calibration, detect, network.config)}, report, curve)
+        _draw_curves({audio.name: trade_off(heard, calibration, detect, config)}, report, curve)
     if audio.is_dir():
         report["files"] = {h.stream.name: part.report() for h, part in zip(heard, each, strict=True)}
     if as_json:
         print(json.dumps(report))
     else:
         show(streams_table({audio.name: report}))
+
+
+def _hear_stock(path: Path, streams: Sequence[Stream]) -> tuple[ModelConfig, Calibration, list[Heard]]:
+    """A stock network's posteriors of streams, and the thresholds for half a false alarm an hour on these.
+
+    Raises:
+        DataError: where no word is said, so that there is nothing to choose by.
+    """
+    from models.calibrate import Goal, calibrate
+    from models.kwt_streams import hear_stock
+
+    if not any(each.utterances for each in streams):
+        raise DataError("a stock network's thresholds are chosen on these very streams: name their labels")
+    config, heard = hear_stock(path, streams)
+    return config, calibrate(heard, detector(config), config, Goal())[0], heard
 
 
 def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any], path: Path) -> None:
@@ -278,7 +293,7 @@ def report(
     model: Model = None,
 ) -> None:
     """Everything that the model card tells: clips, streams, trade-off, sweeps. Takes some minutes."""
-    network = open_network(model)
+    network = Network(load_checkpoint(model))
     output.mkdir(parents=True, exist_ok=True)
     material = read_material(data)
     result = {

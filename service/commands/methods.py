@@ -160,9 +160,7 @@ def load_stock(path: Path | None) -> KWT | None:
     """A stock network from tflite or from our own format, ready to judge."""
     if path is None:
         return None
-    from models import kwt_weights
     from models.kwt import KWT
-    from models.kwt_import import import_tflite
+    from models.kwt_import import read_stock
 
-    config, weights = import_tflite(path) if path.suffix == ".tflite" else kwt_weights.load(path)
-    return KWT(config, weights).eval().requires_grad_(requires_grad=False)
+    return KWT(*read_stock(path)).eval().requires_grad_(requires_grad=False)
