@@ -136,7 +136,9 @@ def streams(evaluation: Facts) -> str:
         "was being said. Unprovoked ones are counted per exposed hour, since there can be none until 0.75 s after a "
         "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
-        f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)"
+        f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)\n\n"
+        "The first set at every operating point, with the thresholds that were chosen for streams' usual one:\n\n"
+        f"{table(('point', *heading[1:]), [(name, *_stream(report)) for name, report in evaluation['points'].items()])}"
     )
 
 

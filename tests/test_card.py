@@ -40,6 +40,7 @@ def evaluation(facts: dict) -> dict:
         "protocol": {"streams": 9, "minutes": 10.0, "seed": 0},
         "clips": [point("dense", 0.9712), point("shipped", 0.9654)],
         "streams": {"target": words.report(), "keywords": words.report(), "speech": quiet},
+        "points": {"aggressive": words.report()},
         "sweeps": {
             "snr_db": {"20": words.report()},
             "gain_db": {"-30": words.report()},
@@ -55,6 +56,7 @@ def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None
     assert "| shipped | 96.54 % | 95.5 - 97.5 % | 98.00 % | 97.0 - 99.0 % | 90.00 % | 89.0 - 91.0 % | - | - |" in card
     figures = "1.50 | 1.00 | 40 | 7.50 % | 1.6 - 20.4 % | 0.00 | 0.00 | 0.00 - 3.69 | 150 / 190"
     assert f"| {SETS['target']} | {figures} |" in card
+    assert f"| aggressive | {figures} |" in card
     assert f"| {SETS['speech']} | 0.75 | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
     assert "within 50 and 50 ms of the word's own for half of them, within 58 and 74 ms for 90 %" in card
     assert SETS["noise"] not in card

@@ -22,7 +22,7 @@ from models.config import KEYWORDS, ModelConfig
 from models.data import AUDIO, SPLITS, DataError, read_audio, walk
 from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_clips
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
-from models.evaluate_streams import Calibration, Detect, Heard, hear, total, trade_off
+from models.evaluate_streams import Calibration, Heard, hear, total, trade_off
 from models.network import Network
 from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
 from service.commands.evaluate_enroll import enroll
@@ -331,13 +331,14 @@ def _all_streams(network: Network, material: Material, streams: int, seed: int, 
     _draw_curves(curves, reports["target"], output / "trade_off.png")
     swept = {
         sweep: {
-            condition: _outcome(network, hear(network, [one], point), detect)
+            condition: total(hear(network, [one], point), calibration, detect, config)[0].report()
             for condition, one in track(conditions, sweep, console=console)
         }
         for sweep, conditions in sweeps(material, seed, config.keywords).items()
     }
-    return {"streams": reports, "trade_off": curves["target"], "sweeps": swept}
-
-
-def _outcome(network: Network, heard: list[Heard], detect: Detect) -> dict[str, Any]:
-    return total(heard, network.checkpoint.calibration, detect, network.config)[0].report()
+    target = [stream for name in ("keywords", "speech") for stream in sets.get(name, ())]
+    points = {
+        other: total(hear(network, target, other), calibration, detect, config)[0].report()
+        for other in track(network.points, "points", console=console)
+    }
+    return {"streams": reports, "points": points, "trade_off": curves["target"], "sweeps": swept}
