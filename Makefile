@@ -18,8 +18,22 @@ setup: $(VENV)/.dev ## Set up a virtual environment with everything (server, tra
 demo: $(VENV)/.server ## Start a server, stream the sample through it, show what was heard (ONCE=1 stops and checks)
 	$(BIN)/deltaspot demo $(if $(ONCE),--once)
 
+PYTEST = $(BIN)/python -m pytest --durations=25
+
+# Tests of the system mostly wait, the others compute: the two halves run side by side, and the one's report follows the
+# other's. The kernels are compiled before that, as two who write numba's cache at once may spoil it.
 test: $(VENV)/.dev ## Run the tests (TESTS="tests/test_detector.py -x" for some of them)
-	$(BIN)/python -m pytest $(TESTS)
+ifneq ($(TESTS),)
+	$(PYTEST) $(TESTS)
+else
+	$(BIN)/deltaspot detect client/samples/commands.flac >/dev/null
+	@log=$$(mktemp); trap 'kill $$system $$others; wait' INT TERM; \
+	$(PYTEST) -m system -o cache_dir=.pytest_cache/system >$$log 2>&1 & system=$$!; \
+	$(PYTEST) -m "not system" & others=$$!; \
+	wait $$others; failed=$$?; \
+	wait $$system || failed=$$?; \
+	cat $$log; rm $$log; exit $$failed
+endif
 
 lint: $(VENV)/.dev ## Check style, types and the directions of imports
 	$(BIN)/ruff check

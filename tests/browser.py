@@ -6,16 +6,21 @@ import asyncio
 import base64
 import itertools
 import json
+import re
 import shutil
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import soxr
 from websockets.asyncio.client import ClientConnection, connect
+
+from tests.programs import lacking
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -31,12 +36,14 @@ class Page:
 
     Attributes:
         complaints: what the page logged as an error, exceptions and refused content included.
+        context: what it shares with no other tab: storage, permissions, downloads.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._ids = socket, itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
+        self.context: dict[str, Any] = {}
         self._loaded = asyncio.Event()
         self.complaints: list[str] = []
         self._reader = asyncio.create_task(self._read())
@@ -53,7 +60,7 @@ class Page:
     async def open(
         self, url: str, width: int = 1280, height: int = 900, scheme: str = "dark", scale: float = 1
     ) -> None:
-        target = await self.call("Target.createTarget", url="about:blank")
+        target = await self.call("Target.createTarget", url="about:blank", **self.context)
         self._session = (await self.call("Target.attachToTarget", flatten=True, **target))["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM"):
             await self.call(f"{domain}.enable")
@@ -113,26 +120,40 @@ class Page:
                 self.complaints.append(message["params"]["entry"]["text"])
 
 
+@contextmanager
+def chromium(*flags: str) -> Iterator[str]:
+    """A Chromium of its own -> where it is spoken to."""
+    if CHROMIUM is None:
+        lacking("needs Chromium: apt-get install chromium")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        log = Path(profile, "log")
+        command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", *flags]
+        with log.open("wb") as lines, subprocess.Popen(command, stderr=lines) as process:
+            try:
+                while not (found := re.search(r"DevTools listening on (\S+)\n", log.read_text(errors="replace"))):
+                    assert process.poll() is None, "Chromium did not start"
+                    threading.Event().wait(0.01)
+                yield found[1]
+            finally:
+                process.kill()
+
+
+@asynccontextmanager
+async def tab(address: str) -> AsyncIterator[Page]:
+    """A tab of a Chromium that may have others, which shares nothing with them."""
+    async with connect(address, max_size=None) as socket:
+        page = Page(socket)
+        page.context = await page.call("Target.createBrowserContext", disposeOnDetach=True)
+        yield page
+
+
 @asynccontextmanager
 async def browser(microphone: Path | None = None) -> AsyncIterator[Page]:
-    """A Chromium of its own, whose microphone plays a WAV file once."""
-    assert CHROMIUM, "Chromium is not installed: apt-get install chromium"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = [*FLAGS.split(), f"--user-data-dir={profile}"]
-        if microphone:
-            flags.append(f"--use-file-for-fake-audio-capture={microphone}%noloop")
-        process = await asyncio.create_subprocess_exec(CHROMIUM, *flags, stderr=asyncio.subprocess.PIPE)
-        assert process.stderr
-        try:
-            while b"DevTools listening on " not in (line := await process.stderr.readline()):
-                assert line, "Chromium did not start"
-            drain = asyncio.create_task(process.stderr.read())
-            async with connect(line.decode().split()[-1], max_size=None) as socket:
-                yield Page(socket)
-            drain.cancel()
-        finally:
-            process.kill()
-            await process.wait()
+    """A tab in a Chromium of its own, whose microphone plays a WAV file once."""
+    flags = [f"--use-file-for-fake-audio-capture={microphone}%noloop"] if microphone else []
+    with chromium(*flags) as address:
+        async with tab(address) as page:
+            yield page
 
 
 def as_microphone(recording: Path, folder: Path, gain: float = 1.0) -> Path:

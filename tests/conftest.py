@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ from fastapi import FastAPI
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from models.checkpoint import load_checkpoint, shipped_path
+from models.background import Background
+from models.checkpoint import load_checkpoint, save, shipped_path
 from models.config import FrontEndConfig, ModelConfig
 from models.network import Network
 from service import logs
 from service.commands.serve import uvicorn_config
 from service.server import Server
 from service.settings import Settings
+from tests import browser
+from tests.own_words import background_of_sample
+from tests.programs import lacking
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -66,6 +70,7 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
 
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, and with it whatever a test started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,13 +79,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _beside(name: str) -> Path:
-    """`../shared/<name>`; where it is absent the test is skipped, or fails if `DELTASPOT_REQUIRE_SHARED=1`."""
+    """`../shared/<name>`; where it is absent the test is skipped, or fails; see `lacking`."""
     folder = SHARED / name
     if not folder.is_dir():
-        reason = f"needs recordings in {folder}, which are not part of the repository"
-        if os.environ.get("DELTASPOT_REQUIRE_SHARED") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking(f"needs recordings in {folder}, which are not part of the repository")
     return folder
 
 
@@ -130,8 +132,11 @@ class Running:
         return f"ws://127.0.0.1:{self.port}/v1/stream"
 
 
+Serving = Callable[..., AbstractContextManager[Running]]
+
+
 @pytest.fixture(scope="session")
-def serving() -> Callable[..., AbstractContextManager[Running]]:
+def serving() -> Serving:
     """Enter with settings to get a server that runs with them."""
 
     @contextmanager
@@ -154,7 +159,35 @@ def serving() -> Callable[..., AbstractContextManager[Running]]:
 
 
 @pytest.fixture(scope="session")
-def running(serving: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
+def running(serving: Serving) -> Iterator[Running]:
     """A server with default settings, shared by all tests that leave it as it was."""
     with serving() as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def background(network: Network, spoken: NDArray[np.int16]) -> Background:
+    """One that knows the sample's words but `seven`."""
+    return background_of_sample(network, spoken)
+
+
+@pytest.fixture(scope="session")
+def able(network: Network, background: Background, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that can enrol."""
+    path = tmp_path_factory.mktemp("able") / "able.safetensors"
+    save(replace(network.checkpoint, background=background.arrays()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def learning(serving: Serving, able: Path) -> Iterator[Running]:
+    """A server that can enrol, its other settings the default ones; shared as `running` is."""
+    with serving(model=able) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[str]:
+    """A Chromium that every test without a microphone opens its tab in."""
+    with browser.chromium() as address:
+        yield address

@@ -289,9 +289,9 @@ async def test_while_the_server_stands_still_nobody_is_silent(
     serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "CHECK_S", 0.05)
-    with serving(idle_s=1) as running:
+    with serving(idle_s=0.5) as running:
         async with asyncio.timeout(60), opened(running.stream) as socket:
-            running.server.engine._call(time.sleep, 2.0)  # on the event loop
-            await asyncio.sleep(2.3)
+            running.server.engine._call(time.sleep, 0.8)  # on the event loop
+            await asyncio.sleep(0.9)
             await socket.send('{"type":"marker","id":1}')
             assert parse_server(await socket.recv()) == Marker(id=1)

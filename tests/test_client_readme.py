@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,13 @@ def test_example_prints_what_was_heard(code: str, running: Running) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "yes" in done.stdout
+
+
+def test_curl_of_the_readme_runs(running: Running) -> None:
+    (call,) = re.findall(r"^\$ (curl .*)", DOCUMENTS["README.md"], re.MULTILINE)
+    call = call.replace("127.0.0.1:8770", f"127.0.0.1:{running.port}")
+    done = subprocess.run(shlex.split(call), cwd=ROOT, capture_output=True, check=True)
+    assert "yes" in {found["keyword"] for found in json.loads(done.stdout)["detections"]}
 
 
 @pytest.mark.parametrize("code", blocks("js"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -71,26 +68,3 @@ def test_demo_fails_on_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SAMPLE", tmp_path)
     with pytest.raises(demo.DemoError, match="yes, no, up, down, left, right, on, off, stop, go"):
         demo.demo(once=True, speed=50, port=0)
-
-
-@pytest.fixture(scope="module")
-def readme():
-    """The README, its examples sent to a server of ours."""
-    port = demo.free_port(0)
-    with demo.server(port):
-        yield (ROOT / "README.md").read_text().replace("127.0.0.1:8770", f"127.0.0.1:{port}")
-
-
-@pytest.mark.system
-def test_python_of_the_readme_runs(readme):
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^\d+\.\d\d s  yes  0\.\d\d$", done.stdout, re.MULTILINE), done.stdout
-
-
-@pytest.mark.system
-def test_curl_of_the_readme_runs(readme):
-    (call,) = re.findall(r"^\$ (curl .*)", readme, re.MULTILINE)
-    done = subprocess.run(shlex.split(call), cwd=ROOT, capture_output=True, check=True)
-    assert "yes" in {found["keyword"] for found in json.loads(done.stdout)["detections"]}

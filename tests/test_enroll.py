@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +15,7 @@ from typer.testing import CliRunner
 from client.connection import connect
 from client.errors import SourceError, StreamFailed
 from client.keywords import read_keyword, write_keyword
-from models.background import (
-    SETTLE,
-    Background,
-    Embedded,
-    NoBackground,
-    fit,
-)
+from models.background import SETTLE, Background, NoBackground
 from models.checkpoint import CheckpointError, load_checkpoint, save
 from models.data import split_of
 from models.enroll import EnrolError, EnrolledKeyword, Spotting, enrol
@@ -32,61 +23,11 @@ from models.network import Network
 from models.recordings import COPIES, embed_recording
 from service.commands import enroll as command
 from service.commands import model
+from service.commands.demo import SAMPLE
 from service.commands.detect import here
 from service.protocol import Detection, Enrolled, KeywordSettings
-from tests.conftest import ROOT, Running
-
-SAMPLES = ROOT / "client" / "samples"
-SECOND = 16_000
-SCATTER = 0.8
-"""Of embeddings between one speaker and another, as it might be."""
-Serving = Callable[..., AbstractContextManager[Running]]
-
-
-def labels() -> list[tuple[float, float, str]]:
-    """What is said in the sample recording, and when."""
-    rows = csv.reader((SAMPLES / "commands.tsv").read_text().splitlines(), delimiter="\t")
-    return [(float(start), float(end), word) for start, end, word in rows if start != "start_s"]
-
-
-def variants(spoken: np.ndarray, word: str, count: int) -> list[np.ndarray]:
-    """The sample's only recording of a word at several gains, in several hisses."""
-    start, end = next((start, end) for start, end, said in labels() if said == word)
-    cut = spoken[int((start - 0.2) * SECOND) : int((end + 0.2) * SECOND)].astype(np.float32)
-    random = np.random.default_rng(len(word))
-    return [cut * random.uniform(0.3, 1.0) + random.normal(0, 20, len(cut)).astype(np.float32) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def background(network: Network, spoken: np.ndarray) -> Background:
-    """One that knows the sample's words but `seven`, and the sample as running speech.
-
-    Each word is one speaker's, so the scatter of other speakers is made up.
-    """
-    random = np.random.default_rng(0)
-    vectors, words = [], []
-    for word in sorted({said for *_, said in labels()} - {"seven"}):
-        made = [embed_recording(network, one, "dense")[0] for one in variants(spoken, word, 8)]
-        vectors += [one + random.normal(0, SCATTER, one.shape) for one in made]
-        words += [word] * len(made)
-    speech = np.concatenate([embed_all(network, spoken.astype(np.float32) * gain) for gain in (0.2, 0.5, 1.0)])
-    speech += random.normal(0, SCATTER, speech.shape)
-    return fit(Embedded(np.stack(vectors), np.array(words), np.concatenate(vectors)), speech, network.config)
-
-
-def embed_all(network: Network, samples: np.ndarray) -> np.ndarray:
-    from models.offline import tokens_of
-
-    tokens = tokens_of(network.config, samples)
-    return network.embed(network.new_cache(1), np.zeros(1, np.int64), tokens, np.array([len(tokens)]))[1]
-
-
-@pytest.fixture(scope="module")
-def able(network: Network, background: Background, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that can enrol."""
-    path = tmp_path_factory.mktemp("able") / "able.safetensors"
-    save(replace(network.checkpoint, background=background.arrays()), path)
-    return path
+from tests.conftest import Running
+from tests.own_words import SECOND, embed_all, labels, variants
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +191,7 @@ def own(keyword: EnrolledKeyword) -> Enrolled:
 
 async def test_detect_finds_it_in_a_file(able: Path, seven: EnrolledKeyword, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTASPOT_MODEL", str(able))
-    ((_, result),) = [pair async for pair in here([SAMPLES / "commands.flac"], "dense", [own(seven)])]
+    ((_, result),) = [pair async for pair in here([SAMPLE / "commands.flac"], "dense", [own(seven)])]
     assert "lucky seven" in [found["keyword"] for found in result["detections"]]
     assert "lucky seven" in [top["label"] for top in result["top"]]
 
@@ -263,19 +204,18 @@ async def heard(url: str, audio: np.ndarray, **settings: object) -> list[Detecti
 
 
 async def test_a_stream_hears_its_own_keyword_and_no_other_stream_does(
-    serving: Serving, able: Path, seven: EnrolledKeyword, spoken: np.ndarray, tmp_path: Path
+    learning: Running, seven: EnrolledKeyword, spoken: np.ndarray, tmp_path: Path
 ) -> None:
     write_keyword(own(seven), tmp_path / "seven.json")
     start, end = said_at("seven")
-    with serving(model=able) as running:
-        theirs, mine, still = await asyncio.gather(
-            heard(running.stream, spoken),
-            heard(running.stream, spoken, enrolled=[tmp_path / "seven.json"]),
-            heard(running.stream, np.zeros_like(spoken), enrolled=[own(seven)]),
-        )
-        only = await heard(running.stream, spoken, keywords=["yes"], enrolled=[own(seven)])
-        off = {"lucky seven": KeywordSettings(enabled=False), "yes": KeywordSettings()}
-        without = await heard(running.stream, spoken, keywords=off, enrolled=[own(seven)])
+    theirs, mine, still = await asyncio.gather(
+        heard(learning.stream, spoken),
+        heard(learning.stream, spoken, enrolled=[tmp_path / "seven.json"]),
+        heard(learning.stream, np.zeros_like(spoken), enrolled=[own(seven)]),
+    )
+    only = await heard(learning.stream, spoken, keywords=["yes"], enrolled=[own(seven)])
+    off = {"lucky seven": KeywordSettings(enabled=False), "yes": KeywordSettings()}
+    without = await heard(learning.stream, spoken, keywords=off, enrolled=[own(seven)])
     (found,) = [event for event in mine if event.keyword == "lucky seven"]
     assert start < found.at_s < end + 0.75
     assert [e.keyword for e in mine if e.keyword != "lucky seven"] == [e.keyword for e in theirs]
@@ -303,12 +243,14 @@ def test_the_greatest_numbers_of_a_keyword_are_reckoned_with(
     ],
 )
 async def test_a_keyword_that_does_not_fit_is_refused(
-    serving: Serving, able: Path, seven: EnrolledKeyword, changes: dict[str, object], said: str
+    learning: Running, seven: EnrolledKeyword, changes: dict[str, object], said: str
 ) -> None:
-    with serving(model=able) as running:
-        with pytest.raises(StreamFailed, match=said):
-            async with connect(running.stream, enrolled=[own(replace(seven, **changes))]):
-                pass
-        with pytest.raises(StreamFailed, match="same name"):
-            async with connect(running.stream, enrolled=[own(seven), own(seven)]):
-                pass
+    with pytest.raises(StreamFailed, match=said):
+        async with connect(learning.stream, enrolled=[own(replace(seven, **changes))]):
+            pass
+
+
+async def test_two_keywords_of_one_name_are_refused(learning: Running, seven: EnrolledKeyword) -> None:
+    with pytest.raises(StreamFailed, match="same name"):
+        async with connect(learning.stream, enrolled=[own(seven), own(seven)]):
+            pass

@@ -24,8 +24,8 @@ from models.network import Network
 from service.commands import enroll as command
 from service.enrolled import FILE_BYTES
 from service.protocol import Enrolled
-from tests.conftest import Running
-from tests.test_enroll import Serving, able, background, variants  # noqa: F401 (fixtures)
+from tests.conftest import Running, Serving
+from tests.own_words import variants
 
 BROKEN = "broken"
 
@@ -43,7 +43,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teaching(serving: Serving, able: Path, shelf: Path) -> Iterator[Running]:  # noqa: F811
+def teaching(serving: Serving, able: Path, shelf: Path) -> Iterator[Running]:
     with serving(model=able, keywords=shelf, clip_bytes=1 << 20) as one:
         yield one
 
@@ -60,7 +60,7 @@ def clips(spoken: np.ndarray) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def wanted(network: Network, background: Background, clips: list[bytes]) -> Enrolled:  # noqa: F811
+def wanted(network: Network, background: Background, clips: list[bytes]) -> Enrolled:
     """What `models.enroll` makes of the same recordings."""
     named = [(str(i), soundfile.read(io.BytesIO(clip), dtype="int16")[0].astype("f4")) for i, clip in enumerate(clips)]
     made = enrol(network, background, "seven", named, "shipped" if "shipped" in network.points else network.points[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,23 @@ async def tell(url: str, frames: list[str | bytes], *, vanish: bool) -> int | No
             return socket.close_code
 
 
+async def alone(running: Any) -> None:
+    """A stream is served, and after a while there is no other."""
+    async with asyncio.timeout(30), connect(running.stream) as socket:
+        await socket.send(Configure().model_dump_json())
+        assert isinstance(parse_server(await socket.recv()), Ready)
+        while len(running.server.streams) > 1 or running.server.engine.places.reserved:
+            await socket.send('{"type":"marker","id":1}')
+            assert parse_server(await socket.recv()) == Marker(id=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_of_them(running: Any) -> Iterator[None]:
+    """Every place was given back."""
+    yield
+    asyncio.run(alone(running))
+
+
 @settings(max_examples=80)
 @given(frames=STORIES, vanish=st.booleans())
 def test_any_story_ends_well(running: Any, frames: list[str | bytes], vanish: bool) -> None:
@@ -61,16 +79,21 @@ def test_any_story_ends_well(running: Any, frames: list[str | bytes], vanish: bo
     assert code is None or CloseCode(code) is not CloseCode.INTERNAL
 
 
-@settings(max_examples=40)
-@given(data=st.lists(st.binary(max_size=60) | st.integers(0, 2_000).map(os.urandom), max_size=4))
-def test_any_bytes_after_the_upgrade_end_well(running: Any, data: list[bytes]) -> None:
-    async def story() -> None:
+def test_any_bytes_after_the_upgrade_end_well(running: Any, lines: Callable[[], list[dict[str, Any]]]) -> None:
+    async def story(data: list[bytes]) -> None:
         async with asyncio.timeout(60), connect(running.stream, compression=None, ping_interval=None) as socket:
             for part in data:
                 socket.transport.write(part)
             socket.transport.abort()
 
-    asyncio.run(story())
+    @settings(max_examples=40)
+    @given(data=st.lists(st.binary(max_size=60) | st.integers(0, 2_000).map(os.urandom), max_size=4))
+    def told(data: list[bytes]) -> None:
+        asyncio.run(story(data))
+
+    told()
+    asyncio.run(alone(running))
+    assert [line for line in lines() if line["level"] not in {"debug", "info"}] == []
 
 
 def test_honest_stream_among_hostile_ones_hears_what_it_hears_alone(running: Any, spoken: np.ndarray) -> None:
@@ -96,46 +119,3 @@ def test_honest_stream_among_hostile_ones_hears_what_it_hears_alone(running: Any
 
     alone = asyncio.run(honest())
     assert asyncio.run(together()) == alone != []
-
-
-def test_nothing_is_left_of_them(running: Any) -> None:
-    """Runs after the others of this module: every place was given back."""
-
-    async def empty() -> None:
-        async with asyncio.timeout(30), connect(running.stream) as socket:
-            await socket.send(Configure().model_dump_json())
-            assert isinstance(parse_server(await socket.recv()), Ready)
-            while len(running.server.streams) > 1 or running.server.engine.places.reserved:
-                await socket.send('{"type":"marker","id":1}')
-                assert parse_server(await socket.recv()) == Marker(id=1)
-
-    asyncio.run(empty())
-
-
-@pytest.mark.system
-def test_thousands_of_streams_leave_no_memory_behind(running: Any) -> None:
-    """Open and close; what a hundred streams leave behind, the next thousand do not add to."""
-
-    async def some(count: int) -> None:
-        for _ in range(count):
-            await tell(running.stream, ['{"type":"configure"}', bytes(6_400)], vanish=False)
-
-    asyncio.run(some(50))
-    before = live_objects(running)
-    asyncio.run(some(250))
-    assert live_objects(running) <= before + 50
-
-
-def live_objects(running: Any) -> int:
-    """Streams, slots and connections that something still holds."""
-    import gc
-
-    from service.session import Session
-    from service.slots import Slot
-    from service.sockets import Door, Socket
-    from service.stream import Stream
-
-    gc.collect()
-    assert running
-    ours = (Door, Session, Slot, Socket, Stream)  # by type: `isinstance` would wake up other libraries' lazy objects
-    return sum(issubclass(type(thing), ours) for thing in gc.get_objects())

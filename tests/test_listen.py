@@ -231,7 +231,7 @@ async def test_source_that_turns_out_to_be_none_ends_the_stream(monkeypatch):
 
 
 async def test_a_file_goes_no_faster_than_a_server_allows(serving):
-    with serving(speed=4.0, burst_s=1.0) as strict:  # a hiccup of 250 ms does no harm
+    with serving(speed=12.0, burst_s=3.5) as strict:  # a hiccup of 250 ms does no harm
         sound = AudioFile(SAMPLE / "commands.flac", speed=0)
         async with connect(strict.http, sample_rate=sound.rate) as spotter:
             spotter.play(sound)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import soundfile
 from models.config import ModelConfig
 from models.data import SPEECH_FOLDER, load_corpus
 from models.make_speech import LONGEST, RATE, make, sentences
+from tests.programs import need
 
 PROSE = """The kettle is singing in the kitchen.  We should go before dinner is cold.  He knows nothing about gardens!
 A second line
@@ -44,8 +44,8 @@ def test_long_sentences_end_with_a_whole_word() -> None:
     assert list(sentences("a" * 2 * LONGEST)) == []
 
 
-@pytest.mark.skipif(not (shutil.which("espeak-ng") and shutil.which("flite")), reason="needs espeak-ng and flite")
 def test_what_the_voices_say_is_what_training_reads(tmp_path: Path) -> None:
+    need("espeak-ng", "flite")
     text = tmp_path / "prose.txt"
     text.write_text("The kettle is singing in the kitchen. All the children came home before dinner was cold.")
     made = tmp_path / "data" / SPEECH_FOLDER

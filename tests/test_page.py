@@ -15,13 +15,10 @@ from client.keywords import read_keyword
 from models.features import FrameStream, log_mel
 from service.commands.demo import SAMPLE, free_port, script, server
 from service.protocol import Enrolled
-from tests.browser import CHROMIUM, Page, as_microphone, browser
-from tests.test_enroll import able, background, variants  # noqa: F401 (fixtures)
+from tests.browser import Page, as_microphone, browser, tab
+from tests.own_words import variants
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.system
 
 RECORDING = SAMPLE / "commands.flac"
 SAID = {word.text for word in script()}
@@ -31,10 +28,8 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def port():
-    chosen = free_port(0)
-    with server(chosen):
-        yield chosen
+def port(running):
+    return running.port
 
 
 async def listen(page: Page, port: int, **view) -> None:
@@ -67,17 +62,17 @@ async def test_spoken_words_appear(port, tmp_path):
 async def test_silence_brings_no_words(port, tmp_path):
     async with browser(as_microphone(RECORDING, tmp_path, gain=0.0)) as page:
         await listen(page, port)
-        await page.until("parseFloat(document.getElementById('seconds').textContent) > 5", PATIENCE_S)
+        await page.until("parseFloat(document.getElementById('seconds').textContent) > 2", PATIENCE_S)
         assert await page.run(WORDS) == []
         assert await page.run("document.getElementById('level').value") == -60
     assert page.complaints == []
 
 
-async def test_file_is_judged_and_sliders_and_boxes_act(port):
+async def test_file_is_judged_and_sliders_and_boxes_act(chromium, port):
     judged = "/words?\\.$/.test(document.getElementById('status').textContent)"
     all_sliders = "document.querySelectorAll('#sliders input[type=range]').forEach(s => {s.value = 1; s.oninput()})"
     all_boxes = "document.querySelectorAll('#sliders input[type=checkbox]').forEach(b => b.click())"
-    async with browser() as page:
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         heard = []
         for change in ("0", all_sliders, all_boxes):
@@ -95,11 +90,8 @@ async def test_file_is_judged_and_sliders_and_boxes_act(port):
 
 
 @pytest.fixture(scope="module")
-def teacher(able):  # noqa: F811
-    """A server that can enrol."""
-    chosen = free_port(0)
-    with server(chosen, "--model", str(able)):
-        yield chosen
+def teacher(learning):
+    return learning.port
 
 
 def repeated(spoken, folder, gain):
@@ -148,13 +140,13 @@ async def test_word_is_not_made_of_silence(teacher, spoken, tmp_path):
     assert page.complaints == []
 
 
-async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
+async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
     word = {"format": "deltaspot-keyword-2", "name": "hey", "fingerprint": "f", "recordings": 1, "prototype": [0.5]}
     word["contrast"] = [0.1, 0.2]
     (tmp_path / "hey.json").write_text(json.dumps(word))
     (tmp_path / "no.json").write_text("{}")
     (tmp_path / "old.json").write_text(json.dumps(word | {"format": "deltaspot-keyword-1"}))
-    async with browser() as page:
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{teacher}/")
         await page.choose("#file", tmp_path / "no.json")
         await page.until("/is no keyword/.test(document.getElementById('status').textContent)", PATIENCE_S)
@@ -181,10 +173,10 @@ async def test_file_of_a_keyword_is_taken(teacher, tmp_path):
     assert page.complaints == []
 
 
-async def test_what_is_no_audio_is_said(port, tmp_path):
+async def test_what_is_no_audio_is_said(chromium, port, tmp_path):
     path = tmp_path / "letter.wav"
     path.write_text("Dear friend")
-    async with browser() as page:
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         await page.choose("#file", path)
         await page.until("/no audio/.test(document.getElementById('status').textContent)", PATIENCE_S)
@@ -195,6 +187,7 @@ async def test_server_that_wants_a_key_may_be_restarted(tmp_path, monkeypatch):
     keys = tmp_path / "keys"
     keys.write_text(f"page {hashlib.sha256(b'open sesame').hexdigest()} stream\n")
     monkeypatch.setenv("DELTASPOT_KEYS", str(keys))
+    monkeypatch.setenv("DELTASPOT_DRAIN_S", "0")
     port = free_port(0)
     async with browser(as_microphone(RECORDING, tmp_path)) as page:
         with server(port):
@@ -218,8 +211,8 @@ async def test_server_that_wants_a_key_may_be_restarted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-async def test_page_fits_and_everything_has_a_name(port, width, scheme):
-    async with browser() as page:
+async def test_page_fits_and_everything_has_a_name(chromium, port, width, scheme):
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/", width=width, scheme=scheme)
         await page.choose("#file", RECORDING)
         await page.until("document.querySelectorAll('#sliders input').length === 20", PATIENCE_S)
@@ -235,10 +228,10 @@ async def test_page_fits_and_everything_has_a_name(port, width, scheme):
     assert page.complaints == []
 
 
-async def test_browser_computes_the_networks_own_picture(port, network, spoken):
+async def test_browser_computes_the_networks_own_picture(chromium, port, network, spoken):
     samples = spoken[:16_000]
     text = base64.b64encode(samples.astype("<i2").tobytes()).decode()
-    async with browser() as page:
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         shown = await page.run(
             "import('/logmel.js').then(({LogMel}) => {"
@@ -254,14 +247,14 @@ async def test_browser_computes_the_networks_own_picture(port, network, spoken):
     assert np.abs(slope * wanted + offset - frames).max() < 1.5 * slope, "equal but for rounding to whole grey levels"
 
 
-async def test_browser_resamples_without_aliases(port):
+async def test_browser_resamples_without_aliases(chromium, port):
     script = """import('/resampler.js').then(({Resampler}) => [440, 6000, 10000].map(hz => {
         const resampler = new Resampler(44100), heard = [];
         const block = i => Float32Array.from({length: 128}, (_, n) => Math.sin(2 * Math.PI * hz * (i + n) / 44100));
         for (let i = 0; i < 44100; i += 128) heard.push(...resampler.feed(block(i)));
         return Math.sqrt(heard.slice(2000, 14000).reduce((sum, x) => sum + x * x, 0) / 12000);
     }))"""
-    async with browser() as page:
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         low, high, beyond = await page.run(script)
     assert low == pytest.approx(0.7071, abs=0.003)

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from service.commands.demo import free_port, server
-from tests.browser import CHROMIUM, browser
+from tests.browser import tab
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.system
 
 WATCHED = """
 window.sockets = [];
@@ -36,19 +32,17 @@ navigator.mediaDevices.getUserMedia = async (wanted) => {
 STATUS = "document.getElementById('status').textContent"
 CLICK = "document.getElementById('listen').click()"
 LET_GO = "sockets.length === 1 && sockets[0].readyState === WebSocket.CLOSED"
-HASTY = "const ticks = setInterval; window.setInterval = (act, ms) => ticks(act, ms / 20)"
-"""A file is given out as fast as timers go."""
+HASTY = "const ticks = setInterval; window.setInterval = (act, ms) => ticks(() => [...Array(20)].forEach(act), ms)"
+"""A file is given out twenty times as fast."""
 
 
 @pytest.fixture(scope="module")
-def port():
-    chosen = free_port(0)
-    with server(chosen):
-        yield chosen
+def port(running):
+    return running.port
 
 
-async def test_stop_while_the_browser_asks_leaves_no_microphone_on(port):
-    async with browser() as page:
+async def test_stop_while_the_browser_asks_leaves_no_microphone_on(chromium, port):
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         await page.run(WATCHED)
         await page.run(CLICK)
@@ -60,8 +54,8 @@ async def test_stop_while_the_browser_asks_leaves_no_microphone_on(port):
     assert page.complaints == []
 
 
-async def test_stop_while_the_page_connects_is_not_forgotten(port):
-    async with browser() as page:
+async def test_stop_while_the_page_connects_is_not_forgotten(chromium, port):
+    async with tab(chromium) as page:
         await page.open(f"http://127.0.0.1:{port}/")
         await page.run(WATCHED)
         await page.run(f"(async () => {{{CLICK}; while ({STATUS} !== 'Connecting …') await null; {CLICK}}})()")
@@ -71,13 +65,11 @@ async def test_stop_while_the_page_connects_is_not_forgotten(port):
     assert page.complaints == []
 
 
-async def test_file_waits_for_a_slow_server(monkeypatch, tmp_path):
-    monkeypatch.setenv("DELTASPOT_SPEED", "6")
+async def test_file_waits_for_a_slow_server(chromium, serving, tmp_path):
     soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 100, np.int16), 16_000)
-    port = free_port(0)
-    with server(port):
-        async with browser() as page:
-            await page.open(f"http://127.0.0.1:{port}/")
+    with serving(speed=12.0) as slow:
+        async with tab(chromium) as page:
+            await page.open(f"http://127.0.0.1:{slow.port}/")
             await page.run(HASTY)
             await page.choose("#file", tmp_path / "long.wav")
             await page.until(f"{STATUS}.endsWith(' words.')", 120)
@@ -109,17 +101,17 @@ async def proxy(port: int, host: bytes = rb"\g<0>"):
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/deltaspot/"
 
 
-async def test_page_works_under_a_path(port, tmp_path):
+async def test_page_works_under_a_path(chromium, port, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(16_000, np.int16), 16_000)
-    async with proxy(port) as url, browser() as page:
+    async with proxy(port) as url, tab(chromium) as page:
         await page.open(url)
         await page.choose("#file", tmp_path / "short.wav")
         await page.until(f"{STATUS} === 'short.wav: 1.0 s, 0 words.'", 60)
     assert page.complaints == []
 
 
-async def test_refused_stream_is_no_absent_server(port):
-    async with proxy(port, b"elsewhere") as url, browser() as page:  # so that the page's origin is a stranger's
+async def test_refused_stream_is_no_absent_server(chromium, port):
+    async with proxy(port, b"elsewhere") as url, tab(chromium) as page:  # so that the page's origin is a stranger's
         await page.open(url)
         await page.run(CLICK)
         await page.until(f"{STATUS}.startsWith('The server is there (ready), but refused the stream.')", 60)

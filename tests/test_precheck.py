@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from models.checkpoint import CheckpointError
+from service.cli import explain
 from service.commands.serve import _allow_many_sockets, say_who_may_come_in
 from service.precheck import SettingError, check, read_settings
 from service.server import Server
@@ -29,6 +31,7 @@ ENVIRONMENT = {
     "DELTASPOT_PROXIES": ('["10.0.0.1/8"]', "DELTASPOT_PROXIES: value is not a valid IPv4 or IPv6 network"),
     "DELTASPOT_STREAM_S": ("inf", "DELTASPOT_STREAM_S: Input should be a finite number"),
     "DELTASPOT_METHODS": ('["foo"]', "DELTASPOT_METHODS: "),
+    "DELTASPOT_MODEL": (__file__, "test_precheck.py"),
     "DELTASPOT_MODELS": ('{"more": "/nonexistent"}', "DELTASPOT_MODELS, 'more': "),
     "DELTASPOT_KEYWORDS": ("/nonexistent", "there is no folder /nonexistent"),
     "DELTASPOT_CAPTURE": ("/proc/x", "DELTASPOT_CAPTURE: /proc/x cannot be made: "),
@@ -40,15 +43,23 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
-def test_server_with_a_wrong_setting_says_so_in_one_line_and_does_not_start(name: str) -> None:
+def test_wrong_setting_is_named_before_the_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value, told = ENVIRONMENT[name]
+    monkeypatch.setenv("DELTASPOT_PORT", "0")
+    monkeypatch.setenv(name, value)
+    with pytest.raises((SettingError, CheckpointError)) as wrong:
+        check(read_settings({}))
+    assert told in str(explain(wrong.value))
+
+
+def test_server_with_a_wrong_setting_says_so_in_one_line_and_does_not_start() -> None:
     command = [sys.executable, "-m", "service.cli", "serve"]
-    environment = {**os.environ, "DELTASPOT_PORT": "0", name: value}
+    environment = {**os.environ, "DELTASPOT_PORT": "0", "DELTASPOT_MODEL": str(Path(__file__))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("deltaspot: ")
     assert done.stderr.count("\n") == 1
-    assert told in done.stderr
+    assert Path(__file__).name in done.stderr
 
 
 def test_every_variable_that_somebody_else_reads_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from models.enroll import EnrolledKeyword
 from service import protocol, wyoming
 from service.engine import clock
 from service.protocol import Enrolled
-from tests.test_enroll import able, background, seven  # noqa: F401 (fixtures)
+from tests.test_enroll import seven  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ async def test_service_describes_itself(door: Any, monkeypatch: pytest.MonkeyPat
 
 async def test_kept_keywords_are_offered_and_heard_by_those_who_name_them(
     serving: Callable[..., Any],
-    able: Path,  # noqa: F811
+    able: Path,
     seven: EnrolledKeyword,  # noqa: F811
     spoken: np.ndarray,
     tmp_path: Path,

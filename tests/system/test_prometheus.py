@@ -85,9 +85,9 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 def overgrown(path):
-    """A checkpoint a hundred times as deep as the shipped one: a model too large for the machine."""
+    """A checkpoint thirty times as deep as the shipped one: a model too large for the machine."""
     shipped = load_checkpoint(shipped_path())
-    layers, times = shipped.config.layers, 100
+    layers, times = shipped.config.layers, 30
     weights = dict(shipped.weights)
     for name, array in shipped.weights.items():
         if found := re.fullmatch(r"(blocks\.)(\d+)(\..*)", name):
@@ -166,6 +166,7 @@ def site(tmp_path_factory):
     configure(folder, *ports[:2], ports[3], receiver.server_port)
     server, overloaded, prometheus, alertmanager = (f"http://127.0.0.1:{port}" for port in ports)
     serve = (sys.executable, "-m", "service.cli", "serve", "--port")
+    urls = []
     with ExitStack() as running:
         for url, command in {
             f"{server}/readyz": (*serve, str(ports[0])),
@@ -184,7 +185,9 @@ def site(tmp_path_factory):
                 "--cluster.listen-address=",
             ),
         }.items():
-            running.enter_context(process(folder / f"{len(list(folder.glob('*.log')))}.log", *command))
+            running.enter_context(process(folder / f"{len(urls)}.log", *command))
+            urls.append(url)
+        for url in urls:
             until(lambda url=url: answers(url), url)
         yield stream(Site(server, overloaded, prometheus, alertmanager))
     receiver.shutdown()
