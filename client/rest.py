@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 
 from client.address import rest_url
 from client.errors import CannotConnect
+from client.handshake import told
 
 WAIT_S: Final = 120.0
 """Time in which a server must say something, s: the longest clip takes it a part of that."""
@@ -32,7 +33,7 @@ def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream
         with urlopen(request, timeout=WAIT_S) as answer:  # noqa: S310
             return json.load(answer)
     except HTTPError as error:
-        raise CannotConnect(f"{url} refuses: {_reason(error)} ({error.code})") from None
+        raise CannotConnect(f"{url} refuses: {told(error.read()) or error.reason} ({error.code})") from None
     except URLError as error:
         if isinstance(error.reason, ConnectionError) and not isinstance(error.reason, ConnectionRefusedError):
             raise CannotConnect(f"the server at {url} {TOO_LONG}") from None
@@ -41,11 +42,3 @@ def post(url: str, path: str, body: bytes, kind: str = "application/octet-stream
         raise CannotConnect(f"the server at {url} went away: {str(error) or type(error).__name__}") from None
     except ValueError:
         raise CannotConnect(f"what answers at {url} is no deltaspot server") from None
-
-
-def _reason(error: HTTPError) -> str:
-    """What a server says of a refusal."""
-    try:
-        return str(json.load(error)["message"])
-    except (ValueError, KeyError):
-        return error.reason

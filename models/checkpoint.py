@@ -43,7 +43,7 @@ class Checkpoint:
 
     weights: parameter name -> float32 array, as in `models.transformer.StreamingKWT.state_dict`. Matrices are rounded
         to what both half-precision formats can hold, so that whoever computes with them computes with the same numbers.
-    points: operating point -> gate name -> threshold; `dense` is always there, with zeros.
+    points: operating point -> gate name -> threshold; the engine adds `dense`, all zeros, where it is missing.
     calibration: how posteriors become detections: {"window_tokens", "silence", "margin",
         "refractory_ms", "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
     metadata: free text, such as the recipe and the data.

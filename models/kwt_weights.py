@@ -76,7 +76,7 @@ class KWTConfig:
         return 1 + self.frames
 
     def macs(self) -> dict[str, int]:
-        """Dense multiply-accumulates of one clip by group, front end left out (model.md, section 4)."""
+        """Dense multiply-accumulates of one clip by group, front end left out."""
         n, c, layers = self.tokens, self.channels, self.layers
         return {
             "stem": self.frames * self.coefficients * c,

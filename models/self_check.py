@@ -23,8 +23,6 @@ from models.engines import AnyCache, AnyNetwork
 from models.features import Array
 from models.offline import softmax
 
-SHARE = 1 / 500
-"""Tokens that are computed again, of all."""
 COMPARED_TOKENS = 256
 """Tokens compared in one check: 7.7 s at 30 ms."""
 BOUND = 0.5
@@ -63,9 +61,7 @@ class Recording:
 class SelfCheck:
     """Checks streams of one cache; one thread watches, one recomputes."""
 
-    def __init__(
-        self, network: AnyNetwork, *, share: float = SHARE, bound: float = BOUND, seed: int | None = None
-    ) -> None:
+    def __init__(self, network: AnyNetwork, *, share: float, bound: float = BOUND, seed: int | None = None) -> None:
         self.network, self.share, self.bound = network, share, bound
         config = network.config
         self._warm_up = config.receptive_tokens - 1 + (config.kernel - 1) // config.stride

@@ -121,10 +121,7 @@ def clip_blocks(data: bytes, max_seconds: float) -> Iterator[Array]:
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
-    """A file that is read from its beginning to its end; soundfile would seek to where it is after every block.
-
-    The decoder of MP3 begins some frames earlier then, and complains on standard error of what those lack.
-    """
+    """A file in which soundfile does not seek, as it would after every block: the decoder of MP3 complains of it."""
 
     def seekable(self) -> bool:
         """Whether soundfile may move about."""

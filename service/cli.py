@@ -7,7 +7,6 @@ names and one line of help for each, and nothing else. A command's module define
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -67,8 +66,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 (typer hands through whatever it knows)
         super().__init__(**attributes)
-        present = (name for name in COMMANDS if importlib.util.find_spec(f"service.commands.{name}"))
-        self.commands = {name: TyperCommand(name, help=COMMANDS[name]) for name in present}
+        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 (click's own types moved between versions)
         """Put the command itself in the place of its stub."""

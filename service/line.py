@@ -66,7 +66,7 @@ class Line:
         return bool(self._ahead) or len(self._prompt) >= BATCH_STREAMS
 
     def wait(self, now: float) -> float:
-        """How long the slot that comes next has waited, s; for those who are ahead, that is their own doing."""
+        """How long the next stream at the pace of real time has waited, s; streams ahead of it are not counted."""
         oldest = self._prompt[0].queued_at if self._prompt else None
         return 0.0 if oldest is None else now - oldest
 
@@ -76,7 +76,7 @@ class Line:
         return max((now - queued_at for queued_at in oldest if queued_at is not None), default=0.0)
 
     def take(self, now: float) -> list[Turn]:
-        """The turns of one batch; who has more to do goes to the end of the line."""
+        """Take one batch; streams with tokens left go to the end of the line."""
         count = min(len(self._prompt), BATCH_STREAMS)
         slots = [self._prompt.popleft() for _ in range(count)]
         share = max(TURN_TOKENS, BATCH_TOKENS // max(1, count))

@@ -31,7 +31,7 @@ GOODBYE_S = 2.0
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """No callback."""
 
 
 class Vanished(Exception):

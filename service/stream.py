@@ -244,7 +244,7 @@ class Stream:
     # --- from the engine
 
     def judged(self, posteriors: Array, arrival: float) -> None:
-        """See `service.engine.Listener`."""
+        """See `service.slots.Listener`."""
         self.vitals.arrival = arrival
         try:
             messages = self.session.judge(posteriors, self.vitals)
@@ -259,7 +259,7 @@ class Stream:
         self.on_change()
 
     def broken(self) -> None:
-        """See `service.engine.Listener`."""
+        """See `service.slots.Listener`."""
         self.fail(Internal("the model failed; it is logged"))
 
     # --- inside
