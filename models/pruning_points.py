@@ -25,7 +25,7 @@ from models.operating import prune_names
 from models.points import ALLOWED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from numpy.typing import ArrayLike
 
@@ -76,7 +76,8 @@ def learn(
 ) -> Checkpoint:
     """The checkpoint with the points of the highest price at which none loses more than `shipped` may.
 
-    A point that is worth nothing is left out, and has no say in the price; so both may be missing in the end.
+    Where the first price costs too much already there are none. Both are kept even where `shipped` does as little work:
+    whoever asks for a method shall get it, and the model card tells what it costs.
 
     Args:
         checkpoint: the network; its weights stay, but for the keys' bias.
@@ -87,7 +88,7 @@ def learn(
         tell: hears how each price does.
     """
     torch.manual_seed(0)
-    model, best = StreamingJudge(checkpoint).eval().requires_grad_(requires_grad=False), without(checkpoint, BASES)
+    model, best = StreamingJudge(checkpoint).eval().requires_grad_(requires_grad=False), without_pruning(checkpoint)
     frames = model.prepare(clips.samples)
     network = Network(checkpoint)
     plain = {point: judge_clips(network, held, base) for point, base in BASES.items() if base in network.points}
@@ -98,11 +99,9 @@ def learn(
         reports = {point: judge_clips(network, held, point) for point in plain}
         told = "; ".join(f"{point} {described(reports[point])} after {described(plain[point])}" for point in plain)
         tell(f"price {price}: {found.survived:.1%} of scores survive; {told}")
-        worth = {point for point in plain if is_worth(reports[point], plain[point])}
-        if any(reports[point].accuracy < plain[point].accuracy - ALLOWED[SHIPPED] for point in worth):
+        if any(reports[point].accuracy < plain[point].accuracy - ALLOWED[SHIPPED] for point in plain):
             break
-        if worth:
-            best = without(tried, reports.keys() - worth)
+        best = tried
     return best
 
 
@@ -111,11 +110,6 @@ def described(report: ClipReport) -> str:
     return f"{report.accuracy:.4f} ({report.macs_skipped_vs_causal:.2%} skipped)"
 
 
-def is_worth(point: ClipReport, plain: ClipReport) -> bool:
-    """Whether a point is more accurate than one that prunes nothing, or does less."""
-    return point.accuracy > plain.accuracy or point.macs_skipped_vs_causal > plain.macs_skipped_vs_causal
-
-
-def without(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
-    """The checkpoint without some of its points."""
-    return replace(checkpoint, points={name: p for name, p in checkpoint.points.items() if name not in names})
+def without_pruning(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the points that are learned here."""
+    return replace(checkpoint, points={name: p for name, p in checkpoint.points.items() if name not in BASES})

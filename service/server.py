@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from models.checkpoint import load_checkpoint, shipped_path
-from models.config import KEYWORDS
 from models.engines import make_network
 from models.kwt_weights import is_stock
 from service import logs, upkeep
@@ -49,6 +48,17 @@ LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
 
+def words(settings: Settings) -> list[str]:
+    """Keywords of all networks for streams, which metrics tell apart.
+
+    Raises:
+        CheckpointError: a file is no checkpoint of ours.
+    """
+    paths = [settings.model or shipped_path(), *settings.models.values()]
+    networks = (load_checkpoint(path) for path in paths if not is_stock(path))
+    return list(dict.fromkeys(word for network in networks for word in network.config.keywords))
+
+
 class Server:
     """One process.
 
@@ -69,7 +79,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         """Prepare; `start` loads the models."""
         self.settings = settings
-        self.metrics = Metrics(CollectorRegistry(), KEYWORDS)
+        self.metrics = Metrics(CollectorRegistry(), words(settings))
         self.engine = Engine(
             self.metrics,
             slots=settings.sessions,

@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
+from models.checkpoint import save
 from service import metrics as module
 from service.errors import reason
 from service.metrics import CLIP_OUTCOMES, GROUPS, OTHER, OUTCOMES, REFUSALS, RELOADS, SUPPRESSIONS, Metrics
 from service.protocol import CloseCode, WireError
+from service.server import Server
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -131,6 +135,14 @@ def test_all_label_values_stand_at_zero_from_the_start(metrics):
         found = [s for s in _series(metrics) if s.name == f"deltaspot_{name}_total"]
         assert [next(iter(s.labels.values())) for s in found] == list(values)
         assert not any(s.value for s in found)
+
+
+def test_words_of_every_model_that_is_served_have_their_series(network, tmp_path):
+    labels = (*network.config.labels[:-1], "marvin")
+    save(replace(network.checkpoint, config=replace(network.config, labels=labels)), tmp_path / "own.safetensors")
+    server = Server(Settings(models={"own": tmp_path / "own.safetensors"}))
+    for word in ("go", "marvin"):
+        assert server.metrics.registry.get_sample_value("deltaspot_detections_total", {"keyword": word}) == 0
 
 
 def test_openmetrics_carries_exemplars(metrics):

@@ -11,12 +11,12 @@ import torch
 from models import pruning_points
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig, gate_names
-from models.evaluate import ClipReport, LabelledClips
+from models.evaluate import LabelledClips
 from models.features import Array
 from models.network import Network
 from models.offline import judge
 from models.operating import method_of
-from models.pruning_points import BOTH, PRICES, PRUNED, is_worth, learn, with_pruning
+from models.pruning_points import BOTH, PRICES, PRUNED, learn, with_pruning
 from models.transformer import StreamingKWT
 
 CONFIG = ModelConfig(channels=32, heads=2, layers=2, hidden=16)
@@ -90,19 +90,3 @@ def test_learning_stops_where_clips_that_were_held_out_are_judged_wrong(
     assert learned.points[BOTH]["block0.head.1"] == learned.points[PRUNED]["block0.head.1"] == 5.0
     judged = judge(Network(learned), clips.samples, point=PRUNED)
     assert sum(count.left.sum() for _, count in judged) > 0
-
-
-def test_points_that_are_worth_nothing_are_left_out(checkpoint: Checkpoint, clips: LabelledClips) -> None:
-    """Where all scores are equal none can be dropped; points of before are gone, too."""
-    flat = {name: value * ("qkv" not in name) for name, value in checkpoint.weights.items()}
-    flat = with_pruning(replace(checkpoint, weights=flat), [[1.0, 2.0], [3.0, 4.0]])
-    assert learn(flat, clips, clips, steps=1, tell=str).points.keys() == {"dense", "shipped"}
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "skipped", "worth"),
-    [(0.9, 0.5, False), (0.91, 0.5, True), (0.91, 0.4, True), (0.8, 0.51, True), (0.9, 0.49, False)],
-)
-def test_points_are_worth_something_by_accuracy_or_by_work(accuracy: float, skipped: float, worth: bool) -> None:
-    plain = ClipReport("shipped", 100, 0.9, None, None, None, {}, 0.9, 0.5, 1.0, [])
-    assert is_worth(replace(plain, accuracy=accuracy, macs_skipped_vs_causal=skipped), plain) == worth

@@ -102,8 +102,8 @@ def prune(
 ) -> None:
     """Add the points `pruned` and `shipped-pruned`: thresholds under which scores are dropped, learned on clips.
 
-    Each only where it loses little and is more accurate than `dense` or `shipped`, or does less. To be run after
-    `points` and before `calibrate`, since a model's fingerprint covers its points.
+    Only where they lose little beside `dense` and `shipped`. To be run after `points` and before `calibrate`, since a
+    model's fingerprint covers its points.
 
     Raises:
         CheckpointError: if its layers fold.
