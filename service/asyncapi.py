@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from service.protocol import PROTOCOL, ClientMessage, CloseCode, ServerMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SECURITY: Final = {
     "key": {"type": "http", "scheme": "bearer", "description": "An API key, of a server that has any."},
@@ -35,11 +38,11 @@ def document(host: str = "127.0.0.1:8770", *, secure: bool = False) -> dict[str,
 @lru_cache
 def _of_every_server() -> dict[str, Any]:
     client, server = get_args(ClientMessage), get_args(ServerMessage)
-    schemas: dict[str, Any] = {}
-    for model in dict.fromkeys((*client, *server)):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.pop("$defs", {})
-        schemas[model.__name__] = schema
+    # a client reads on where a later server says more; the other way round, what is unknown is a mistake
+    schemas = _schemas(server)
+    for schema in schemas.values():
+        schema.pop("additionalProperties", None)
+    schemas |= _schemas(client)
     messages = {model.__name__: _message(model) for model in dict.fromkeys((*client, *server))}
     messages["Audio"] = {
         "name": "audio",
@@ -63,6 +66,16 @@ def _of_every_server() -> dict[str, Any]:
         },
         "components": {"messages": messages, "schemas": schemas, "securitySchemes": SECURITY},
     }
+
+
+def _schemas(models: Iterable[Any]) -> dict[str, Any]:
+    """Schemas of message classes, and of what these have in them, by name."""
+    schemas: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+    return schemas
 
 
 def _message(model: Any) -> dict[str, Any]:  # noqa: ANN401 (a message class)

@@ -47,7 +47,8 @@ async def listen(server: Server, port: int) -> asyncio.Server:
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         satellite = Satellite(server, writer)
-        bind_contextvars(request_id=uuid4().hex, peer=writer.get_extra_info("peername")[0], path="wyoming")
+        peer = writer.get_extra_info("peername") or (None,)  # it may be gone already
+        bind_contextvars(request_id=uuid4().hex, peer=peer[0], path="wyoming")
         try:
             while event := await in_time(reader, server.settings):
                 await satellite.hear(*event)

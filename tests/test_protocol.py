@@ -189,6 +189,13 @@ def test_asyncapi_names_every_message_code_and_field() -> None:
             node = node[part]
 
 
+def test_asyncapi_lets_clients_read_on_where_a_later_server_says_more() -> None:
+    schemas = document()["components"]["schemas"]
+    strict = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
+    assert {kind.__name__ for kind in CLIENT} <= strict
+    assert not {kind.__name__ for kind in set(SERVER) - set(CLIENT)} & strict
+
+
 def test_asyncapi_says_where_the_server_is() -> None:
     plain, secure = document("h:1")["servers"]["here"], document("h:2", secure=True)["servers"]["here"]
     assert (plain["protocol"], plain["host"]) == ("ws", "h:1")
