@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## Run the tests (TESTS="tests/test_detector.py -x" for some 
 ifneq ($(TESTS),)
 	$(PYTEST) $(TESTS)
 else
-	$(BIN)/deltaspot detect client/samples/commands.flac >/dev/null
+	env -u DELTASPOT_URL $(BIN)/deltaspot detect client/samples/commands.flac >/dev/null
 	@log=$$(mktemp); trap 'kill $$system $$others; wait' INT TERM; \
 	$(PYTEST) -m system -o cache_dir=.pytest_cache/system >$$log 2>&1 & system=$$!; \
 	$(PYTEST) -m "not system" & others=$$!; \
@@ -51,10 +51,10 @@ stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/
 
 SPEECH = $(shell find -L "$(DATA)" -type d -name running_speech -o -name "running_speech.tar*" -o -name running_speech.tgz 2>/dev/null)
 
-weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files STEPS=few KEYWORDS=words)
+weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files STEPS=few KEYWORDS=marvin,sheila)
 	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }
 	@test -n "$(SPEECH)" || echo "$(DATA) has no folder or archive running_speech: sentences will fire more often, and keywords cannot be enrolled. models/make_speech.py makes one."
-	$(call stage,dense,$(KEYWORDS:%=--keywords %))
+	$(call stage,dense,$(if $(KEYWORDS),--keywords "$(KEYWORDS)"))
 	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors,--tutor $(RUN)/dense/skwt.safetensors)
 	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model balance --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors

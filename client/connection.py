@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,6 +136,10 @@ class Spotter:
         """
         try:
             socket = await self._open()
+        except ssl.SSLCertVerificationError as error:
+            raise CannotConnect(
+                f"{self.url}: {error.verify_message}; SSL_CERT_FILE names an authority to trust"
+            ) from None
         except (OSError, ConnectionClosed) as error:
             raise NotNow(f"no server answers at {self.url}: {error}", AGAIN_S) from None
         self._tasks.append(asyncio.create_task(self._run(socket)))

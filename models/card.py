@@ -137,7 +137,7 @@ def streams(evaluation: Facts) -> str:
         "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)\n\n"
-        "The first set at every operating point, with the thresholds that were chosen for streams' usual one:\n\n"
+        "The first of these sets at every operating point; thresholds are those that were chosen at `shipped`:\n\n"
         f"{table(('point', *heading[1:]), [(name, *_stream(report)) for name, report in evaluation['points'].items()])}"
     )
 

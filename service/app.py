@@ -24,7 +24,7 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
-from service.layers import Lingering, RequestIds, SecurityHeaders
+from service.layers import LINE, Lingering, RequestIds, SecurityHeaders
 from service.logs import log
 from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError, parse_keywords
 from service.server import Server
@@ -144,6 +144,7 @@ def _may(scope: Scope) -> Callable[..., AsyncIterator[Caller]]:
 
     async def check(request: Request, _key: Annotated[object, Depends(KEY)]) -> AsyncIterator[Caller]:
         caller = _the_server(request).guard.request(scope, request.headers)
+        request.scope[LINE]["caller"] = caller.name
         _nothing_unknown(request)
         with bound_contextvars(caller=caller.name):
             yield caller
@@ -284,7 +285,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Whatever went wrong, in the one form that is documented."""
     match error:
         case WireError():
-            _the_server(request).turned_away(error)
+            with bound_contextvars(**request.scope[LINE]):  # whoever answers 500 stands outside `RequestIds`
+                _the_server(request).turned_away(error)
             return _answer(error)
         case RequestValidationError():
             first = error.errors()[0]
@@ -297,4 +299,6 @@ async def _refuse(request: Request, error: Exception) -> Response:
         case ClientDisconnect():
             return Response(status_code=400)  # nobody reads it
         case _:
-            return await _refuse(request, Internal("the server made a mistake; it is logged"))
+            answer = await _refuse(request, Internal("the server made a mistake; it is logged"))
+            answer.headers["X-Request-ID"] = request.scope[LINE]["request_id"]
+            return answer

@@ -78,6 +78,10 @@ class Lingering:
         await (self._app(scope, heard, answered) if scope["type"] == "http" else self._app(scope, receive, send))
 
 
+LINE: Final = "deltaspot.line"
+"""Where what all lines of a request say is found in its ASGI scope."""
+
+
 class RequestIds:
     """Names every request and upgrade, in its answer and its log lines, which also say where from and where to."""
 
@@ -97,7 +101,8 @@ class RequestIds:
             await send(message)
 
         peer = scope["client"][0] if scope.get("client") else None
-        with bound_contextvars(request_id=name, peer=peer, path=scope["path"]):
+        line = scope[LINE] = {"request_id": name, "peer": peer, "path": scope["path"]}
+        with bound_contextvars(**line):
             await self._app(scope, receive, named)
 
 

@@ -41,6 +41,7 @@ OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
 
 REFUSALS = (*(code.wire for code in CloseCode if code is not CloseCode.NORMAL), *REASONS.values(), OTHER)
 SUPPRESSIONS = ("patience", "refractory", OTHER)
+CORRECT = ("true", "false")
 RELOADS = ("done", "failed", OTHER)
 CLIP_OUTCOMES = ("judged", "refused", "vanished", "failed", OTHER)
 
@@ -90,6 +91,16 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def tell_apart(self, keywords: Iterable[str]) -> None:
+        """Give these words series of their own; those that had one before keep it."""
+        for word in keywords:
+            if word not in self._keywords:
+                self._keywords = (*self._keywords, word)
+                self._detections.labels(word)
+                self._near_misses.labels(word)
+                for correct in CORRECT:
+                    self._feedback.labels(word, correct)
 
     # --- sessions, clips, refusals
 
@@ -255,7 +266,7 @@ class Metrics:
         self._near_misses = self._counter("near_misses", "Keywords just under threshold.", keyword=self._keywords)
         self._suppressions = self._counter("suppressions", "Hits held back, by reason.", reason=SUPPRESSIONS)
         self._feedback = self._counter(
-            "feedback", "Detections that clients judged.", keyword=self._keywords, correct=("true", "false")
+            "feedback", "Detections that clients judged.", keyword=self._keywords, correct=CORRECT
         )
 
     def _register_state(self) -> None:

@@ -48,17 +48,6 @@ LAST_WORDS_S = 2.0
 """Time for streams that are ended to say so."""
 
 
-def words(settings: Settings) -> list[str]:
-    """Keywords of all networks for streams, which metrics tell apart.
-
-    Raises:
-        CheckpointError: a file is no checkpoint of ours.
-    """
-    paths = [settings.model or shipped_path(), *settings.models.values()]
-    networks = (load_checkpoint(path) for path in paths if not is_stock(path))
-    return list(dict.fromkeys(word for network in networks for word in network.config.keywords))
-
-
 class Server:
     """One process.
 
@@ -79,7 +68,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         """Prepare; `start` loads the models."""
         self.settings = settings
-        self.metrics = Metrics(CollectorRegistry(), words(settings))
+        self.metrics = Metrics(CollectorRegistry(), ())
         self.engine = Engine(
             self.metrics,
             slots=settings.sessions,
@@ -140,16 +129,18 @@ class Server:
         Raises:
             UnknownModel: a file is not what it should be; what was read before it holds, and the rest is as it was.
         """
+        outcome = "failed"
         try:
             if self.keys is not None and self.settings.keys is not None:
                 self.keys.adopt(Keys.load(self.settings.keys))
             self.on_reload()
             await self._load()
+            outcome = "done"
         except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")
-            self.metrics.reloaded("failed")
             raise UnknownModel(str(error)) from None
-        self.metrics.reloaded("done")
+        finally:
+            self.metrics.reloaded(outcome)
 
     async def _load(self) -> None:
         more = self.settings.models
@@ -161,6 +152,7 @@ class Server:
         self.clip_models = {name: ClipModel.load(name, path) for name, path in stock.items()}
         for name, network in networks.items():
             hosted = self.engine.host(name, network, self.settings.methods)
+            self.metrics.tell_apart(network.config.keywords)
             log.info("model ready", extra={"model": name, "fingerprint": hosted.spec.fingerprint})
         first = self.engine.find(None).spec
         self.metrics.model(first.name, first.fingerprint, first.default_point)
@@ -181,12 +173,15 @@ class Server:
         log.info("draining", extra={"streams": len(self.streams)})
         for stream in self.streams:
             stream.warn(WarningCode.DRAINING, f"the server stops within {self.settings.drain_s:g} s")
+        gone = Draining("the server is stopping; resume on another replica")
         half_s = self.settings.drain_s / 2
         await self._emptied(half_s)
         leaving = list(self.streams)
         for stream in leaving:
             await self._emptied(half_s / len(leaving))
-            stream.fail(Draining("the server is stopping; resume on another replica"))
+            stream.fail(gone)
+        for stream in self.streams:  # those that had a place, and configured late
+            stream.fail(gone)
         await self._emptied(LAST_WORDS_S)
 
     async def _emptied(self, limit_s: float) -> None:

@@ -66,12 +66,16 @@ class Settings(BaseSettings):
     keywords: Path | None = Field(
         None, description="Directory of `deltaspot enroll`'s files, NAME.json, that clients may name in `stored`."
     )
-    drain_s: float = Field(20.0, ge=0, description="Time that streams get to end after SIGTERM, s.")
+    drain_s: float = Field(
+        20.0,
+        ge=0,
+        description="After SIGTERM: for half of it streams may end, in the rest they are, in turn; s.",
+    )
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
     origins: list[str] = Field([], description="Pages that may open streams, as JSON; the server's own if empty.")
     proxies: list[IPvAnyNetwork] = Field(
         [IPv4Network("127.0.0.1"), IPv6Network("::1")],
-        description="Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, as JSON.",
+        description="Networks of proxies whose X-Forwarded-For and -Proto are believed, as JSON; `0.0.0.0/0` is any.",
     )
     ticket_secret: SecretStr | None = Field(None, description="Signs tickets for browsers; unset: a new one per start.")
     ticket_s: int = Field(60, ge=5, le=3_600, description="How long a ticket opens streams, s.")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +71,7 @@ MOVES = {
     "suppressed": (("refractory", 3), [("suppressions_total", {"reason": "refractory"}, 3)]),
     "feedback": (("yes",), [("feedback_total", {"keyword": "yes", "correct": "false"}, 1)]),
     "reloaded": (("failed",), [("reloads_total", {"outcome": "failed"}, 1)]),
+    "tell_apart": ((["seven"],), [("detections_total", {"keyword": "seven"}, 0)]),
     "capacity": ((100,), [("sessions_limit", {}, 100)]),
     "cache_bytes": ((4096,), [("cache_bytes", {}, 4096)]),
     "ready": ((True,), [("ready", {}, 1)]),
@@ -137,12 +139,16 @@ def test_all_label_values_stand_at_zero_from_the_start(metrics):
         assert not any(s.value for s in found)
 
 
-def test_words_of_every_model_that_is_served_have_their_series(network, tmp_path):
+async def test_words_of_every_model_that_is_served_have_their_series(network, tmp_path):
     labels = (*network.config.labels[:-1], "marvin")
     save(replace(network.checkpoint, config=replace(network.config, labels=labels)), tmp_path / "own.safetensors")
     server = Server(Settings(models={"own": tmp_path / "own.safetensors"}))
-    for word in ("go", "marvin"):
-        assert server.metrics.registry.get_sample_value("deltaspot_detections_total", {"keyword": word}) == 0
+    server.metrics.detected("marvin")
+    await server.reload()
+    server.metrics.detected("marvin")
+    value = partial(server.metrics.registry.get_sample_value, "deltaspot_detections_total")
+    assert [value({"keyword": word}) for word in ("go", "marvin", OTHER)] == [0, 1, 1]
+    assert server.metrics.registry.get_sample_value("deltaspot_reloads_total", {"outcome": "done"}) == 1
 
 
 def test_openmetrics_carries_exemplars(metrics):

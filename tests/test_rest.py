@@ -133,7 +133,8 @@ async def test_every_clip_has_its_line(
     assert (judged["outcome"], judged["seconds"], judged["detections"]) == ("judged", 1, 0)
     assert (refused["outcome"], failed["outcome"]) == ("refused", "failed")
     why, ours = (line for line in lines() if line["event"] == "refused")
-    assert ours["reason"] == "internal"
+    assert (ours["reason"], ours["request_id"]) == ("internal", answer.headers["x-request-id"])
+    assert (why["caller"], ours["caller"]) == ("anyone", "anyone")
     assert (why["reason"], why["path"], why["request_id"]) == ("unsupported_audio", "/v1/detect", refused["request_id"])
     assert "not an audio file" in why["message"]
 

@@ -69,7 +69,7 @@ def read_words(text: str) -> tuple[str, ...]:
         TrainingError: where a word is missing.
     """
     words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
+    if not all(words) or any(" " in word for word in words):
         raise TrainingError(f"--keywords takes words between commas, such as marvin,sheila; not {text!r}")
     return words
 
