@@ -129,6 +129,9 @@ async def test_streams_of_a_server_that_stops_go_one_after_another(
 
     async def emptied(self: Server, _limit_s: float) -> None:
         gone.append(sum(stream.over for stream in self.streams))
+        if len(gone) == 2:  # a place that was reserved before the end began becomes a stream
+            self.engine.places.reserved += 1
+            self.open(Configure(), self.guard.anyone)
 
     with serving() as one:
         async with opened(one.stream) as a, opened(one.stream) as b, opened(one.stream) as c:
@@ -136,7 +139,9 @@ async def test_streams_of_a_server_that_stops_go_one_after_another(
             draining = asyncio.run_coroutine_threadsafe(one.server.drain(), one.server.engine._loop)
             await asyncio.wrap_future(draining)
             codes = [message.code for s in (a, b, c) for message in await rest(s) if isinstance(message, Failed)]
-    assert gone == [0, 0, 1, 2, 3]
+        for stream in list(one.server.streams):
+            one.server.close(stream)
+    assert gone == [0, 0, 1, 2, 4]
     assert codes == [CloseCode.DRAINING.wire] * 3
 
 

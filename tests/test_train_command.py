@@ -50,7 +50,8 @@ def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None: 
     assert "of the dense stage: leave out --stage" in str(run("--resume", "--stage", "gated"))
     (tmp_path / STATE).unlink()
     assert "whole numbers between commas" in str(run("--fold", "1,x"))
-    assert "words between commas" in str(run("--keywords", "bed,"))
+    for text in ("bed,", "bed no"):
+        assert "words between commas" in str(run("--keywords", text))
     assert "labels must be distinct" in str(run("--keywords", "bed,bed"))
     assert "no training clips of tree" in str(run("--keywords", "bed,tree"))
     assert "name it with --init" in str(run("--stage", "gated"))
