@@ -269,7 +269,8 @@ class Door(BaseHTTPRequestHandler):
         )
         self.send_response(200 if good else 415)
         self.end_headers()
-        self.wfile.write(json.dumps({"detections": []} if good else {"message": "not an audio file"}).encode())
+        refusal = Failed(code="unsupported_audio", message="not an audio file").model_dump()
+        self.wfile.write(json.dumps({"detections": []} if good else refusal).encode())
 
     def log_message(self, *_):
         """Say nothing."""
