@@ -118,6 +118,9 @@ def calibrate(
     shapes = {
         shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
     }
+    for scores in shapes.values():
+        for word in kept:
+            pass  # it has no part in what is allowed
 
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
@@ -167,7 +170,8 @@ def settle(
     for step in STEPS:
         while True:
             moved = shifted(calibration, offset)
-            moved["keywords"].update(kept)
+            rules = moved["keywords"] | kept
+            moved["keywords"] = {word: rules[word] for word in config.keywords}
             outcome, _ = total(heard, moved, detect, config)
             if met(outcome, goal) or offset > STRICTEST:
                 break

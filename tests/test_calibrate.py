@@ -193,6 +193,17 @@ def test_a_keyword_nobody_said_keeps_the_threshold_that_it_had() -> None:
     assert not met(whole, GOAL)
 
 
+def test_a_keyword_nobody_said_has_no_part_in_what_the_others_are_allowed() -> None:
+    before = {"keywords": {word: {"threshold": 0.999, "patience": 1} for word in KEYWORDS}}
+    words = {at: (word, level) for at, (word, level) in EASY.items() if word != "up"}
+    lost = {3_950 - 200 * i: ("up", 0.9) for i in range(10)}
+    alone, beside = (
+        calibrate([stream(words, alarms)], detector(CONFIG), CONFIG, GOAL, before)[0]["keywords"]
+        for alarms in ({}, lost)
+    )
+    assert alone == beside
+
+
 def test_what_meets_the_target_comes_before_fewer_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     def settle(_heard: object, calibration: dict, *_: object) -> tuple[dict, Tally]:
         wide = calibration["window_tokens"] == 8
