@@ -120,7 +120,7 @@ def calibrate(
     }
     for scores in shapes.values():
         for word in kept:
-            pass  # it has no part in what is allowed
+            del scores[word]  # it has no part in what is allowed
 
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
