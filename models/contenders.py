@@ -184,11 +184,12 @@ def _onnx(path: Path) -> Judge:
     from models.kwt_import import import_tflite
 
     file: Any = io.BytesIO()  # the exporter takes files too, and says otherwise
-    clip = torch.zeros(1, import_tflite(path)[0].clip_samples)
+    config, weights = import_tflite(path)
+    clip = torch.zeros(1, config.clip_samples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing fixes the shapes, which is meant
         torch.onnx.export(
-            KWT(*import_tflite(path)).eval(), (clip,), file, dynamo=False, opset_version=17, input_names=["samples"]
+            KWT(config, weights).eval(), (clip,), file, dynamo=False, opset_version=17, input_names=["samples"]
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

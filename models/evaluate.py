@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from models.data import (
     noise_part,
     pad_clip,
     split_of,
+    walk,
 )
 from models.features import Array
 from models.network import Network
@@ -118,6 +120,11 @@ def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "valida
 def join(first: LabelledClips, second: LabelledClips) -> LabelledClips:
     """Both sets, one after the other."""
     return LabelledClips(first.samples + second.samples, np.concatenate((first.targets, second.targets)))
+
+
+def validation_clips(data: Path, config: ModelConfig) -> LabelledClips:
+    """Clips of validation speakers, and seconds of validation noise as silence."""
+    return join(read_clips(walk(data), config, "validation"), cut_silence(walk(data), config))
 
 
 def judge_clips(network: Network, clips: LabelledClips, point: str) -> ClipReport:

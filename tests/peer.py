@@ -125,3 +125,12 @@ async def server(*acts: Act) -> AsyncIterator[tuple[str, list[Peer]]]:
 
 async def greet(peer: Peer) -> None:
     await peer.say(ready(peer.start))
+
+
+async def of_another_version(peer: Peer) -> None:
+    """Acknowledge 50,000 samples with a token that no real server can read, and break 30,000 later."""
+    await peer.say(ready().model_copy(update={"replay_samples": 40_000}))
+    await peer.until(2 * 60_000)
+    await peer.say(heartbeat(50_000))
+    await peer.until(2 * 80_000)  # which goes once that is known
+    peer.socket.transport.abort()

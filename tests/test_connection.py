@@ -26,7 +26,7 @@ from service.protocol import (
     Marker,
     Ready,
 )
-from tests.peer import PCM, REPLAY, Peer, detection, greet, heartbeat, ready, server
+from tests.peer import PCM, REPLAY, Peer, detection, greet, heartbeat, of_another_version, ready, server
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20), st.integers(1, 3), st.integers(1, 30), st.data())
@@ -199,18 +199,11 @@ async def test_draining_server_is_left_for_the_next():
 
 
 async def test_server_of_another_version_begins_with_what_is_kept(running, spoken):
-    async def before(peer: Peer) -> None:
-        await peer.say(ready().model_copy(update={"replay_samples": 40_000}))
-        await peer.until(2 * 60_000)
-        await peer.say(heartbeat(50_000))  # whose token the real server cannot read
-        await peer.until(2 * 80_000)  # which goes once that is known
-        peer.socket.transport.abort()
-
     pcm = spoken.tobytes()
     async with connect(running.http, point="dense") as whole:
         whole.play(in_blocks(pcm))
         wanted = [(event.keyword, event.at_s) async for event in whole if isinstance(event, Detection)]
-    async with server(before) as (url, _peers), connect(url, point="dense") as spotter:
+    async with server(of_another_version) as (url, _peers), connect(url, point="dense") as spotter:
         spotter.url = running.stream
         spotter.play(in_blocks(pcm))
         events = [event async for event in spotter]

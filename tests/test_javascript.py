@@ -18,7 +18,7 @@ from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running, Serving
 from tests.own_words import variants
-from tests.peer import Peer, greet, heartbeat, ready, server
+from tests.peer import Peer, greet, of_another_version, ready, server
 from tests.talk import play, words
 
 WEB = SAMPLE.parent / "web"
@@ -252,13 +252,6 @@ async def test_connection_that_is_closed_before_everything_was_judged_was_interr
 
 
 async def test_server_of_another_version_begins_with_what_is_kept(running: Running, spoken: np.ndarray) -> None:
-    async def before(peer: Peer) -> None:
-        await peer.say(ready().model_copy(update={"replay_samples": 40_000}))
-        await peer.until(2 * 60_000)
-        await peer.say(heartbeat(50_000))  # whose token the real server cannot read
-        await peer.until(2 * 80_000)  # which goes once that is known
-        peer.socket.transport.abort()
-
     code = """
     import { connect } from "./deltaspot.js";
     const spotter = await connect(url, { point: "dense" });
@@ -272,7 +265,7 @@ async def test_server_of_another_version_begins_with_what_is_kept(running: Runni
     console.log(JSON.stringify({ reasons, told, heard }));
     """
     wanted = words(await play(running.stream, spoken, protocol.Configure(point="dense")))
-    async with server(before) as (url, _peers):
+    async with server(of_another_version) as (url, _peers):
         more = {"next": running.stream, "samples": spoken.tolist()}
         answer = await asyncio.to_thread(node, code, url=f"ws://{url}", **more)
     assert answer["reasons"][0] == "the connection broke"

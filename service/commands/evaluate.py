@@ -19,15 +19,16 @@ from rich.table import Table
 
 from models.checkpoint import load_checkpoint
 from models.config import KEYWORDS, ModelConfig
-from models.data import AUDIO, SPLITS, DataError, read_audio, walk
-from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_clips
-from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, gather_material, standard_sets, sweeps
+from models.data import SPLITS, DataError, walk
+from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_clips, validation_clips
+from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, standard_sets, sweeps
 from models.evaluate_streams import Calibration, Heard, hear, total, trade_off
 from models.network import Network
-from models.streams import SAMPLE_RATE, Plan, Stream, read_labels, write_labels
+from models.streams import SAMPLE_RATE, Plan, Stream, write_labels
 from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
+from service.commands.material import read_material, read_streams
 from service.commands.methods import methods
 from service.commands.options import data_option
 from service.commands.replay import detector
@@ -185,36 +186,6 @@ def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any]
     draw_trade_off(curves, marked, path)
 
 
-def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:
-    """Recordings with their labels, which carry the recording's name, and its folder's where it lies in one.
-
-    Raises:
-        DataError: where there is no recording, one without sound, a folder without one of labels, or a wrong label.
-    """
-    if not audio.exists():
-        raise DataError(f"no recording at {audio}")
-    if audio.is_file():
-        own = labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels
-        return [_read_stream(audio, audio.stem, own, keywords)]
-    if labels is not None and not labels.is_dir():
-        raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
-    paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
-    if not paths:
-        raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
-    names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
-    return [
-        _read_stream(path, name, labels and labels / f"{name}.tsv", keywords)
-        for path, name in zip(paths, names, strict=True)
-    ]
-
-
-def _read_stream(path: Path, name: str, labels: Path | None, keywords: Sequence[str]) -> Stream:
-    samples = read_audio(path)
-    if not len(samples):
-        raise DataError(f"{path} is empty: there is nothing to judge")
-    return Stream(name, samples, read_labels(labels, len(samples), keywords) if labels else ())
-
-
 def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
     """One row for each set of streams."""
     table = Table(caption="exposed: hours while no keyword is said, by which unprovoked false alarms are divided")
@@ -248,19 +219,6 @@ def streams_table(reports: dict[str, dict[str, Any]]) -> Table:
             "-" if r["latency_ms_p50"] is None else f"{r['latency_ms_p50']:.0f} / {r['latency_ms_p90']:.0f} ms",
         )
     return table
-
-
-def read_material(data: Path) -> Material:
-    """What a data directory holds for validation; what has no use in it is told."""
-    with console.status("reading recordings"):
-        material = gather_material(walk(data))
-    if unused := material.unused:
-        console.print(
-            f"left out: {len(unused)} short recordings, as {unused[0]}, not named <word>/<speaker>_nohash_<take>",
-            soft_wrap=True,
-            markup=False,
-        )
-    return material
 
 
 @app.command("make-stream")
@@ -310,7 +268,7 @@ def report(
 def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any]]:
     from models.plots import draw_confusion
 
-    clips = join(read_clips(walk(data), network.config, "validation"), cut_silence(walk(data), network.config))
+    clips = validation_clips(data, network.config)
     reports = [judge_clips(network, clips, point) for point in track(network.points, "clips", console=console)]
     usual = usual_point(network, None)
     drawn = next(report for report in reports if report.name == usual)
@@ -336,9 +294,9 @@ def _all_streams(network: Network, material: Material, streams: int, seed: int, 
         }
         for sweep, conditions in sweeps(material, seed, config.keywords).items()
     }
-    target = [stream for name in ("keywords", "speech") for stream in sets.get(name, ())]
-    points = {
-        other: total(hear(network, target, other), calibration, detect, config)[0].report()
-        for other in track(network.points, "points", console=console)
-    }
+    target = [one.stream for one in heard["target"]]
+    points = {}
+    for other in track(network.points, "points", console=console):
+        judged = heard["target"] if other == point else hear(network, target, other)
+        points[other] = total(judged, calibration, detect, config)[0].report()
     return {"streams": reports, "points": points, "trade_off": curves["target"], "sweeps": swept}

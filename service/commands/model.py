@@ -19,11 +19,12 @@ from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate, met
 from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
-from models.evaluate import cut_silence, join, read_clips
+from models.evaluate import read_clips, validation_clips
 from models.evaluate_sets import standard_sets
 from models.evaluate_streams import Tally, hear, total
 from models.network import Network
-from service.commands.evaluate import Model, Point, Seed, read_material, read_streams, streams_table, usual_point
+from service.commands.evaluate import Model, Point, Seed, streams_table, usual_point
+from service.commands.material import read_material, read_streams
 from service.commands.model_import import import_stock
 from service.commands.model_info import describe, info
 from service.commands.options import data_option, is_given
@@ -116,7 +117,7 @@ def prune(
     check_plain(checkpoint.config)
     with console.status("reading recordings"):
         clips = training_clips(walk(data), checkpoint.config.labels)
-        held = join(read_clips(walk(data), checkpoint.config, "validation"), cut_silence(walk(data), checkpoint.config))
+        held = validation_clips(data, checkpoint.config)
     pruned = learn(checkpoint, clips, held, tau=tau, tell=console.print)
     save(pruned, output)
     console.print(f"operating points: {', '.join(pruned.points)}")

@@ -1,0 +1,57 @@
+"""Recordings that commands judge and calibrate by, and what is told of them while they are read. Knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from models.data import AUDIO, DataError, read_audio, walk
+from models.evaluate_sets import Material, gather_material
+from models.streams import Stream, read_labels
+
+console = Console(stderr=True)
+
+
+def read_material(data: Path) -> Material:
+    """What a data directory holds for validation; what has no use in it is told."""
+    with console.status("reading recordings"):
+        material = gather_material(walk(data))
+    if unused := material.unused:
+        console.print(
+            f"left out: {len(unused)} short recordings, as {unused[0]}, not named <word>/<speaker>_nohash_<take>",
+            soft_wrap=True,
+            markup=False,
+        )
+    return material
+
+
+def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:
+    """Recordings with their labels, which carry the recording's name, and its folder's where it lies in one.
+
+    Raises:
+        DataError: where there is no recording, one without sound, a folder without one of labels, or a wrong label.
+    """
+    if not audio.exists():
+        raise DataError(f"no recording at {audio}")
+    if audio.is_file():
+        own = labels / f"{audio.stem}.tsv" if labels and labels.is_dir() else labels
+        return [_read_stream(audio, audio.stem, own, keywords)]
+    if labels is not None and not labels.is_dir():
+        raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
+    paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
+    if not paths:
+        raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
+    names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
+    return [
+        _read_stream(path, name, labels and labels / f"{name}.tsv", keywords)
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _read_stream(path: Path, name: str, labels: Path | None, keywords: Sequence[str]) -> Stream:
+    samples = read_audio(path)
+    if not len(samples):
+        raise DataError(f"{path} is empty: there is nothing to judge")
+    return Stream(name, samples, read_labels(labels, len(samples), keywords) if labels else ())
