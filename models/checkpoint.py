@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
+from models.aside import aside
 from models.config import ModelConfig
 
 FORMAT = "deltaspot-skwt-1"
@@ -107,14 +108,13 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "metadata": json.dumps(dict(checkpoint.metadata)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
     arrays = {**checkpoint.weights, **{BACKGROUND + name: array for name, array in checkpoint.background.items()}}
     stored = {
         name: np.ascontiguousarray(array, np.float16 if is_matrix(name, array) else np.float32)
         for name, array in arrays.items()
     }
-    save_file(stored, partial, metadata)
-    partial.replace(path)
+    with aside(path) as partial:
+        save_file(stored, partial, metadata)
 
 
 def load_checkpoint(path: Path | None = None) -> Checkpoint:

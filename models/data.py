@@ -27,6 +27,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from models.aside import aside
 from models.config import FrontEndConfig
 from models.features import Array, frames
 
@@ -243,10 +244,8 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
         "speech": _end_to_end(speech),
         "noise_bounds": np.cumsum([len(n) for n in noise], dtype=np.int64)[:-1],
     }
-    partial = file.with_name(file.name + ".part")
-    with partial.open("wb") as stream:
+    with aside(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
-    partial.replace(file)
 
 
 def _pixels(item: Item) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.aside import aside
 from models.checkpoint import DENSE, Checkpoint, load_checkpoint
 from models.config import ModelConfig
 from models.data import Corpus, DataError, audio_clips, digest, pad_clip, walk
@@ -60,7 +61,8 @@ def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[T
             raise DataError(f"a teacher must know the labels {', '.join(config.labels)}; this one knows {theirs}")
         file = cache / f"verdicts-{teacher.digest}-{digest(data)}.npy"
         if not file.exists():
-            _save(_verdicts(teacher.network, corpus, data), file)
+            with aside(file) as partial, partial.open("wb") as stream:
+                np.save(stream, _verdicts(teacher.network, corpus, data))
         judged = np.flatnonzero(corpus.raw) if isinstance(teacher.network, ClipNetwork) else np.arange(clips)
         total[judged] += np.load(file)[:, [theirs.index(label) for label in config.labels]]
         voices[judged] += 1
@@ -76,10 +78,3 @@ def _verdicts(network: Checkpoint | ClipNetwork, corpus: Corpus, data: Path) -> 
         return np.stack([network.judge(pad_clip(item.audio())) for item in audio_clips(walk(data), "training")])
     bands = network.config.frontend.bands
     return posteriors_on(Network(network), DENSE, np.ascontiguousarray(corpus.pixels[:, :, :bands]))[0]
-
-
-def _save(verdicts: Array, file: Path) -> None:
-    partial = file.with_name(file.name + ".part")
-    with partial.open("wb") as stream:
-        np.save(stream, verdicts)
-    partial.replace(file)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.aside import aside
 from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ConfigError, ModelConfig
@@ -170,9 +171,8 @@ def save_state(state: State, path: Path) -> None:
         "figures": state.figures,
         "taught": state.taught,
     }
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, {"format": FORMAT, **{name: json.dumps(value) for name, value in settings.items()}})
-    partial.replace(path)
+    with aside(path) as partial:
+        save_file(tensors, partial, {"format": FORMAT, **{name: json.dumps(value) for name, value in settings.items()}})
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from models.aside import aside
 from service.logs import log
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ async def keep(directory: Path, session: str, detection: Detection, *, correct: 
     opinion = {"session": session, "correct": correct, **detection.model_dump(exclude={"checkpoint"})}
     path = directory / f"{session}-{detection.id}.json"
     try:
-        await asyncio.to_thread(path.write_text, json.dumps(opinion))
+        await asyncio.to_thread(_write, path, json.dumps(opinion))
     except OSError as error:
         log.warning("feedback was not kept", session=session, reason=str(error))
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.aside import aside
 from models.checkpoint import load_checkpoint
 from models.counting import Count, count
 from models.features import Tokens, log_mel
@@ -222,9 +223,8 @@ class Output:
         return [*([self.file] if self.file.exists() else []), *sorted(self.parts.glob("*.parquet"))]
 
     def _write(self, table: pa.Table, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        pq.write_table(table.cast(self._schema), partial)
-        partial.replace(path)
+        with aside(path) as partial:
+            pq.write_table(table.cast(self._schema), partial)
 
 
 def _metadata(file: Path) -> dict[bytes, bytes] | None:

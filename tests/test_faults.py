@@ -105,12 +105,13 @@ async def test_full_disk_costs_an_opinion_and_no_stream(faulty: Any, captured: P
             if isinstance(event, Detection):
                 heard.append(captured / f"{spotter.ready.session}-{event.id}.json")
                 if len(heard) == 1:
-                    heard[0].symlink_to("/dev/full")
+                    partial = heard[0].with_name(f"{heard[0].name}.part")
+                    partial.symlink_to("/dev/full")
                 if len(heard) <= 2:
                     spotter.feedback(event.id, correct=True)
                 if len(heard) == 2:
                     rest.set()
-        while not heard[1].exists() or heard[0].is_symlink():  # noqa: ASYNC110 (a file tells nobody)
+        while not heard[1].exists() or partial.is_symlink():  # noqa: ASYNC110 (a file tells nobody)
             await asyncio.sleep(0.01)
     assert spotter.totals is not None
     assert spotter.totals.detections == len(heard) > 2
