@@ -32,6 +32,7 @@ class Batch:
 
     names: (B, N) int64, targets among labels and, behind them, `Recipe.named`.
     beliefs: (B, N, K), each target as a distribution, in which teachers had a say.
+    segments: (B, N) int64, which segment a target is of; starts: (B, segments) int64, their first frames.
     """
 
     frames: Tensor
@@ -39,6 +40,8 @@ class Batch:
     weights: Tensor
     names: Tensor
     beliefs: Tensor
+    segments: Tensor
+    starts: Tensor
 
 
 class Composer:
@@ -73,7 +76,7 @@ class Composer:
         segment, weights = self._asked(names, starts, onset, end)
         names, rows = names.gather(1, segment), torch.arange(streams)[:, None]
         targets = names.where(names < speaker.labels, speaker.unknown)
-        return Batch(frames, targets, weights, names, beliefs[rows, segment])
+        return Batch(frames, targets, weights, names, beliefs[rows, segment], segment, starts)
 
     def _starts(self, streams: int) -> Tensor:
         """First frame of every segment: (B, segments); the first one is always 0."""

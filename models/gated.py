@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.checkpoint import LEARNED, SHIPPED
 from models.compose import Batch
@@ -20,7 +20,7 @@ from models.config import ModelConfig
 from models.finetune import Holding, LearnedGates
 from models.naming import Naming
 from models.recipe import Recipe
-from models.train import asked
+from models.train import Streaming, asked
 from models.train_state import Schedule
 from models.transformer import StreamingKWT
 
@@ -35,7 +35,7 @@ RELAXED, TARGET = 0.35, 0.20
 """Share of MACs aimed at in the beginning, and from half-way on."""
 
 
-class Gated(nn.Module):
+class Gated(Streaming):
     """Task loss of the gated network plus the price of its work; thresholds are learned along with the weights."""
 
     stage = "gated"
@@ -50,7 +50,7 @@ class Gated(nn.Module):
     ) -> None:
         """Begin at the thresholds of a checkpoint's points, where it has any."""
         super().__init__()
-        self.gates, self.naming = LearnedGates(config), Naming(config, recipe)
+        self.gates, self.naming = LearnedGates(config), Naming(config.channels, config, recipe)
         if points and (known := points.get(LEARNED, points.get(SHIPPED))):
             self.gates.adopt(known)
         self.register_buffer("price", torch.tensor(1.0))

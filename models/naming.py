@@ -33,9 +33,9 @@ class Overheard:
 class Naming(nn.Module):
     """A head beside the network's own; it is not part of the checkpoint."""
 
-    def __init__(self, config: ModelConfig, recipe: Recipe) -> None:
+    def __init__(self, channels: int, config: ModelConfig, recipe: Recipe) -> None:
         super().__init__()
-        self.head = nn.Linear(config.channels, len(config.labels) + len(recipe.named))
+        self.head = nn.Linear(channels, len(config.labels) + len(recipe.named))
         nn.init.zeros_(self.head.weight)  # beginnings repeat without a seed
         nn.init.zeros_(self.head.bias)
 

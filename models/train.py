@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,18 @@ from models.compose import Batch, Composer
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.curves import draw_learning
 from models.data import Corpus, DataError, load_corpus
+from models.folding import network_of
 from models.naming import Naming, Overheard
+from models.precision import quick
 from models.recipe import Recipe
 from models.teachers import Teacher, taught
-from models.train_state import STATE, Schedule, State, TrainingError, be_taught, save_state
+from models.train_state import STATE, Schedule, State, TrainingError, be_taught, how_made, save_state
 from models.transformer import Gating, Past, StreamingKWT
-from models.tutor import Tutor
+from models.tutor import Tutor, tutored
 from models.validation import Validation
 
 MODEL, LOG, CURVES = "skwt.safetensors", "log.jsonl", "curves.png"
 """What a run leaves in its folder, beside its state."""
-UNITS: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-"""What this processor can do; nothing that an older torch knows of."""
-HALF_PRECISION = any(UNITS.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
-"""Whether this processor multiplies bfloat16 itself; where it does not, it is three times slower than float32."""
 RESTLESS = ("stem", "filters")
 """Gates whose tensors may move: sound does, and filters that are asked not to learn to hear nothing."""
 SMOOTHING = 0.98
@@ -90,14 +88,35 @@ def asked(
 ) -> tuple[Tensor, Tensor]:
     """Both questions put to a network behind some gates: losses of the labels and of the names."""
     heard = Overheard(gates)
-    with torch.autocast("cpu", torch.bfloat16, enabled=HALF_PRECISION):
+    with quick():
         logits = model.run(batch.frames, Past(), Past(), heard)
         names = naming(heard.pooled)
     smoothing = schedule.label_smoothing
     return task_loss(logits, batch.beliefs, batch, smoothing), task_loss(names, batch.names, batch, smoothing)
 
 
-class Dense(nn.Module):
+class Streaming(nn.Module):
+    """What stages have in common whose network streams."""
+
+    RECIPE: ClassVar[Recipe] = Recipe()
+    SCHEDULE: ClassVar[Schedule] = Schedule()
+
+    def network(self, config: ModelConfig) -> StreamingKWT:
+        """What is trained."""
+        return network_of(config)
+
+    def keep(self, state: State, validation: Validation, out: Path) -> dict[str, dict[str, Any]]:
+        """Write the averaged weights as a checkpoint, and judge them at every operating point."""
+        checkpoint = checkpoint_of(state, self.points())
+        save(checkpoint, out / MODEL)
+        return validation.judge(checkpoint)
+
+    def points(self) -> dict[str, dict[str, float]]:
+        """Operating points learned so far."""
+        return {}
+
+
+class Dense(Streaming):
     """The first stage: learn the task with no gates, in tensors that move little."""
 
     stage = "dense"
@@ -105,7 +124,7 @@ class Dense(nn.Module):
 
     def __init__(self, config: ModelConfig, recipe: Recipe) -> None:
         super().__init__()
-        self.naming = Naming(config, recipe)
+        self.naming = Naming(config.channels, config, recipe)
 
     def forward(
         self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
@@ -120,17 +139,13 @@ class Dense(nn.Module):
     def follow(self, figures: dict[str, float], progress: float) -> None:
         """Nothing is steered."""
 
-    def points(self) -> dict[str, dict[str, float]]:
-        """Operating points learned: none."""
-        return {}
-
 
 @torch.no_grad()
-def update_average(average: StreamingKWT, model: StreamingKWT, step: int, decay: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Move the averaged weights towards the trained ones; faster in the first steps."""
     keep = min(decay, (1 + step) / (10 + step))
-    for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(weight, 1 - keep)
+    for mean, weight in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        mean.lerp_(weight, 1 - keep) if mean.is_floating_point() else mean.copy_(weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +158,7 @@ class Report:
 
 
 def train(
-    state: State, data: Path, out: Path, cache: Path, teachers: Sequence[Teacher] = (), tutor: Tutor | None = None
+    state: State, data: Path, out: Path, cache: Path, teachers: Sequence[Teacher] = (), tutors: Sequence[Tutor] = ()
 ) -> Iterator[Report]:
     """Train until the schedule's end, one step for each report taken.
 
@@ -157,19 +172,19 @@ def train(
         out: folder of the run.
         cache: folder for the data as pixels, read once.
         teachers: what else has a say in the targets.
-        tutor: what else has a say in them, at every token.
+        tutors: what else has a say in them, at every token.
 
     Raises:
         DataError: for data without the labels' clips.
         TrainingError: when the loss is no longer finite, or a run that was begun had other teachers.
     """
-    be_taught(state, [f"teacher {t.digest}" for t in teachers] + ([f"tutor {tutor.fingerprint}"] if tutor else []))
+    be_taught(state, [f"teacher {t.digest}" for t in teachers] + [f"tutor {t.fingerprint}" for t in tutors])
     corpus = load_corpus(data, "training", cache)
     check(corpus, state.config)
     corpus = taught(corpus, data, state.config, teachers, cache)
-    if tutor:
+    for tutor in tutors:
         tutor.check(state.config)
-    shards = [Shard(corpus, state, tutor) for _ in range(state.schedule.shards)]
+    shards = [Shard(corpus, state, tutors) for _ in range(state.schedule.shards)]
     validation = Validation(load_corpus(data, "validation", cache), state.config)
     out.mkdir(parents=True, exist_ok=True)
     forget_after(state.step, out / LOG)
@@ -201,16 +216,15 @@ class Shard:
     Its randomness comes from a seed handed in at every step, so it does not matter which thread is faster.
     """
 
-    def __init__(self, corpus: Corpus, state: State, tutor: Tutor | None = None) -> None:
-        self.state, self.tutor, self.generator = state, tutor, torch.Generator()
+    def __init__(self, corpus: Corpus, state: State, tutors: Sequence[Tutor] = ()) -> None:
+        self.state, self.tutors, self.generator = state, tutors, torch.Generator()
         self.composer = Composer(corpus, state.config, state.recipe, self.generator)
 
     def slope(self, seed: int) -> Slope:
         """Gradients of new streams."""
         self.generator.manual_seed(seed)
         streams = -(-self.state.schedule.streams // self.state.schedule.shards)
-        batch = self.composer.batch(streams)
-        return slope(self.state, self.tutor.believed(batch) if self.tutor else batch, self.generator)
+        return slope(self.state, tutored(self.composer.batch(streams), self.tutors), self.generator)
 
 
 def slope(state: State, batch: Batch, generator: torch.Generator) -> Slope:
@@ -251,24 +265,19 @@ def advance(state: State, slopes: Sequence[Slope]) -> None:
 
 
 def keep(state: State, validation: Validation, out: Path) -> dict[str, Any]:
-    """Judge the averaged weights, and write state, checkpoint, log and curves."""
-    checkpoint = checkpoint_of(state)
-    judged = validation.judge(checkpoint)
+    """Judge the averaged weights, and write them, the run's state, its log and curves."""
+    judged = state.objective.keep(state, validation, out)
     with (out / LOG).open("a") as log:
         log.write(json.dumps({"step": state.step, **state.figures, "validation": judged}) + "\n")
-    save(checkpoint, out / MODEL)
     save_state(state, out / STATE)
     draw_learning(out / LOG, out / CURVES)
     return judged
 
 
-def checkpoint_of(state: State) -> Checkpoint:
-    """The averaged weights with the operating points learned so far."""
+def checkpoint_of(state: State, points: Mapping[str, Mapping[str, float]]) -> Checkpoint:
+    """The averaged weights with operating points."""
     weights = {name: tensor.numpy().copy() for name, tensor in state.average.state_dict().items()}
-    made = {"stage": state.objective.stage, "step": str(state.step)}
-    made |= {"taught": state.taught} if state.taught else {}
-    made |= {name: json.dumps(asdict(part)) for name, part in (("recipe", state.recipe), ("schedule", state.schedule))}
-    return Checkpoint(state.config, weights, state.objective.points(), metadata=made)
+    return Checkpoint(state.config, weights, points, metadata=how_made(state))
 
 
 def forget_after(step: int, log: Path) -> None:

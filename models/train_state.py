@@ -17,15 +17,14 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.aside import aside
 from models.checkpoint import Checkpoint
 from models.compose import Batch
 from models.config import ConfigError, ModelConfig
-from models.folding import network_of
 from models.recipe import Recipe
-from models.transformer import StreamingKWT
+from models.validation import Validation
 
 STATE = "state.safetensors"
 FORMAT = "deltaspot-training-1"
@@ -69,15 +68,22 @@ class Objective(Protocol):
     stage: str
 
     def __call__(
-        self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
+        self,
+        model: Any,  # noqa: ANN401 (what `network` makes)
+        batch: Batch,
+        schedule: Schedule,
+        generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, and figures for the log; called from several threads at once."""
 
+    def network(self, config: ModelConfig) -> nn.Module:
+        """What is trained, with random weights."""
+
+    def keep(self, state: State, validation: Validation, out: Path) -> dict[str, dict[str, Any]]:
+        """Write the averaged weights into a folder, and judge them: figures by operating point."""
+
     def follow(self, figures: dict[str, float], progress: float) -> None:
         """Take note of a step's figures, `progress` (0..1) of the way."""
-
-    def points(self) -> dict[str, dict[str, float]]:
-        """Operating points learned so far."""
 
     def parameters(self) -> Any:  # noqa: ANN401 (as `torch.nn.Module` has it)
         """What is learned besides the weights."""
@@ -100,8 +106,8 @@ class State:
     recipe: Recipe
     schedule: Schedule
     objective: Objective
-    model: StreamingKWT
-    average: StreamingKWT
+    model: nn.Module
+    average: nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
@@ -118,7 +124,7 @@ def new_state(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
-        model = network_of(config)
+        model = objective.network(config)
     if start:
         folds = zip(config.factors, start.config.factors, strict=True)
         anew = [f"blocks.{layer}." for layer, (mine, theirs) in enumerate(folds) if mine != theirs]
@@ -130,7 +136,7 @@ def new_state(
     return State(config, recipe, schedule, objective, model, copy.deepcopy(model), optimizer, generator)
 
 
-def build_optimizer(model: StreamingKWT, objective: Objective, schedule: Schedule) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, objective: Objective, schedule: Schedule) -> torch.optim.Optimizer:
     """AdamW; only matrices decay, and the objective's parameters move at their own `pace`."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -153,6 +159,14 @@ def be_taught(state: State, names: Sequence[str]) -> None:
     if state.step and taught != state.taught and state.taught is not None:
         raise TrainingError(f"this run had {state.taught or 'no teacher'}, not {taught or 'none'}: name the same again")
     state.taught = taught
+
+
+def how_made(state: State) -> dict[str, str]:
+    """What the file of a run's weights says of the run."""
+    made = {"stage": state.objective.stage, "step": str(state.step)}
+    made |= {"taught": state.taught} if state.taught else {}
+    made |= {name: json.dumps(asdict(part)) for name, part in (("recipe", state.recipe), ("schedule", state.schedule))}
+    return made
 
 
 def save_state(state: State, path: Path) -> None:

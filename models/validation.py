@@ -42,20 +42,23 @@ class Validation:
         `done` is the share of the causal baseline's MACs.
         """
         network = make_network(checkpoint)
-        unknown, silence = self.config.labels.index(UNKNOWN), self.config.labels.index(SILENCE)
         figures = {}
         for point in network.points:
             verdicts, done = verdicts_on(network, point, self.clips)
             quiet, _ = verdicts_on(network, point, self.noise)
-            right, keyword = verdicts == self.labels, self.labels != unknown
-            figures[point] = {
-                "accuracy": _share(right),
-                "keywords": _share(right[keyword]),
-                "unknown": _share(right[~keyword]),
-                "silence": _share(quiet == silence),
-                "done": done,
-            }
+            figures[point] = self.figures(verdicts, quiet) | {"done": done}
         return figures
+
+    def figures(self, verdicts: NDArray[np.int64], quiet: NDArray[np.int64]) -> dict[str, float | None]:
+        """Shares that are right: of clips, of keywords and other words among them, and of seconds of noise."""
+        unknown, silence = self.config.labels.index(UNKNOWN), self.config.labels.index(SILENCE)
+        right, keyword = verdicts == self.labels, self.labels != unknown
+        return {
+            "accuracy": _share(right),
+            "keywords": _share(right[keyword]),
+            "unknown": _share(right[~keyword]),
+            "silence": _share(quiet == silence),
+        }
 
 
 def verdicts_on(network: AnyNetwork, point: str, clips: NDArray[np.uint8]) -> tuple[NDArray[np.int64], float]:

@@ -123,7 +123,7 @@ def test_commands_that_make_weights_exist(tmp_path, folder, file, models):
     arguments += ["STEPS=9"]
     printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     calls = re.findall(r"bin/deltaspot (.*)", printed.replace("\\\n", " "))
-    assert [call.split()[0] for call in calls] == ["train"] * 2 + ["model"] * models + ["evaluate", "model"]
+    assert [call.split()[0] for call in calls] == ["train"] * 3 + ["model"] * models + ["evaluate", "model"]
     assert sum(call.startswith("model background") for call in calls) == models - 4
     for call in calls:
         check_command(shlex.split(call))

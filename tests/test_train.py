@@ -246,7 +246,7 @@ def test_a_folded_network_trains_through_both_stages(data: Path, cache: Path, tm
 
 
 def test_a_torch_that_knows_no_processor_trains_in_single_precision() -> None:
-    code = "import torch; del torch.cpu.get_capabilities; import models.train as here; print(here.HALF_PRECISION)"
+    code = "import torch; del torch.cpu.get_capabilities; import models.precision as here; print(here.HALF_PRECISION)"
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr

@@ -61,7 +61,7 @@ def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None: 
 def test_command_begins_a_stage_as_told(tmp_path: Path) -> None:
     dense = begin(Stage.DENSE, None, steps=50, seed=3)
     assert (dense.schedule.steps, dense.schedule.warmup, dense.schedule.seed) == (50, 5, 3)
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    save(checkpoint_of(start("dense"), {}), tmp_path / MODEL)
     gated = begin(Stage.GATED, tmp_path / MODEL, steps=None, seed=None)
     assert (gated.config, gated.objective.stage) == (CONFIG, "gated")
     assert gated.schedule == Gated.SCHEDULE
@@ -99,7 +99,7 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
     judged = CliRunner().invoke(evaluate, [*arguments, "--json"])
     assert judged.exit_code == 0, judged.output
     assert len(json.loads(judged.stdout)["points"][0]["confusion"]) == 4
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    save(checkpoint_of(start("dense"), {}), tmp_path / MODEL)
     taught = [*common, "--out", str(tmp_path / "taught"), "--keywords", "bed", "--teacher", str(tmp_path / MODEL)]
     assert "must know the labels _silence_, _unknown_, bed" in str(CliRunner().invoke(app, taught).exception)
 
@@ -124,7 +124,7 @@ def test_settings_that_are_none_are_refused(text: str, told: str, tmp_path: Path
 
 
 def test_shape_comes_with_the_checkpoint(tmp_path: Path) -> None:
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    save(checkpoint_of(start("dense"), {}), tmp_path / MODEL)
     path = tmp_path / "settings.yaml"
     path.write_text('{"model": {"channels": 64}}')
     with pytest.raises(TrainingError, match="json or"):
@@ -135,7 +135,7 @@ def test_shape_comes_with_the_checkpoint(tmp_path: Path) -> None:
 
 def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_path: Path) -> None:  # noqa: F811 (fixtures)
     """Weights with a tutor differ from those without, and a tutor of other labels is refused before the first step."""
-    save(checkpoint_of(start("dense")), tmp_path / MODEL)
+    save(checkpoint_of(start("dense"), {}), tmp_path / MODEL)
     weights = []
     for tutor in ((), ("--tutor", str(tmp_path / MODEL))):
         out = tmp_path / str(len(tutor))
@@ -153,7 +153,7 @@ def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_
     be_taught(old, [])
     assert old.taught == ""
     save_state(start("gated"), out / STATE)
-    save(replace(checkpoint_of(start("dense")), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
+    save(replace(checkpoint_of(start("dense"), {}), config=replace(CONFIG, stride=2)), tmp_path / MODEL)
     refused = CliRunner().invoke(app, [*arguments[:-2], "--tutor", str(tmp_path / MODEL)])
     assert "its student's stride" in str(refused.exception)
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.checkpoint import load_checkpoint
+from models.clip_stage import TUTOR, Clip
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.gated import TARGET, Gated
-from models.recipe import Recipe
 from models.teachers import load_teacher
 from models.train import MODEL, Dense, Report, share_cores, train
 from models.train_state import (
     STATE,
-    Schedule,
     State,
     TrainingError,
     load_state,
     new_state,
     read_settings,
 )
-from models.tutor import Tutor
+from models.tutor import load_tutor
 from service.commands.options import data_option
 from service.commands.train_options import Plan, changed, read_folds, read_words
 
@@ -39,6 +39,11 @@ class Stage(StrEnum):
 
     DENSE = "dense"
     GATED = "gated"
+    CLIP = "clip"
+
+
+KINDS: Final[Mapping[str, type[Dense | Gated | Clip]]] = {kind.stage: kind for kind in (Dense, Gated, Clip)}
+"""What each stage minimises."""
 
 
 @app.command("train")
@@ -47,7 +52,10 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, state, log and curves.")],
     stage: Annotated[
         Stage | None,
-        typer.Option(help="Dense, as if left out: from nothing. Gated: on from a checkpoint, gates learned."),
+        typer.Option(
+            help="Dense, as if left out: from nothing. Gated: on from a checkpoint, gates learned. Clip: a "
+            "convolutional network that hears single seconds whole, to be a --tutor."
+        ),
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; the gated stage needs one.")] = None,
     keywords: Annotated[
@@ -63,8 +71,11 @@ def train_command(
         typer.Option(help="Checkpoint, ours or stock, that has a say in the targets; may be repeated."),
     ] = None,
     tutor: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint of ours that hears what the student hears, and has a say at every token."),
+        list[Path] | None,
+        typer.Option(
+            help="Checkpoint of ours, or network of the clip stage, that hears what the student hears, and has a say "
+            "at every token; may be repeated."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, as it was set up.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
@@ -109,7 +120,9 @@ def train_command(
         stage = stage or Stage.DENSE
         state = begin(stage, init, steps, seed, rate, read_folds(fold), words=words, target=target, settings=config)
     teachers = [load_teacher(path) for path in teacher or ()]
-    heard = Tutor(load_checkpoint(tutor)) if tutor else None
+    if tutor and state.objective.stage == Stage.CLIP:
+        raise TrainingError("a network of the clip stage is a tutor, and has none: leave out --tutor")
+    tutors = [load_tutor(path) for path in tutor or ()]
     share_cores(state.schedule)
     console = Console()
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
@@ -118,12 +131,11 @@ def train_command(
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("training", total=state.schedule.steps, completed=state.step)
-        for report in train(state, data, out, cache or out / "cache", teachers, heard):
+        for report in train(state, data, out, cache or out / "cache", teachers, tutors):
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
                 console.print(judged(report), soft_wrap=True)
-    judge = shlex.join(["deltaspot", "evaluate", "clips", "--data", str(data), "--model", str(out / MODEL)])
-    console.print(f"wrote {out / MODEL}; this judges it:\n{judge}", soft_wrap=True, markup=False)
+    console.print(what_next(state, data, out), soft_wrap=True, markup=False)
 
 
 def go_on(out: Path, stage: Stage | None = None) -> State:
@@ -135,8 +147,7 @@ def go_on(out: Path, stage: Stage | None = None) -> State:
     settings = read_settings(out / STATE)
     if stage not in (None, settings["stage"]):
         raise TrainingError(f"the run in {out} is of the {settings['stage']} stage: leave out --stage")
-    kind = Dense if settings["stage"] == Stage.DENSE else Gated
-    return load_state(out / STATE, kind(settings["config"], settings["recipe"]))
+    return load_state(out / STATE, KINDS[settings["stage"]](settings["config"], settings["recipe"]))
 
 
 def begin(
@@ -159,12 +170,15 @@ def begin(
     gated = stage is Stage.GATED
     if gated and (folds or words):
         raise TrainingError("--fold and --keywords are for the dense stage; the gated one keeps its checkpoint's")
+    if stage is Stage.CLIP and (folds or init):
+        raise TrainingError("--fold and --init are for networks that stream; the clip stage begins with nothing")
     if gated and init is None:
         raise TrainingError("the gated stage goes on from a checkpoint, such as the dense stage's: name it with --init")
     if target is not None and not gated:
-        raise TrainingError("--target is for the gated stage; the dense one leaves no work out")
+        raise TrainingError("--target is for the gated stage; no other leaves work out")
     start = load_checkpoint(init) if init else None
-    plan = Plan(start.config if start else ModelConfig(), Recipe(), Gated.SCHEDULE if gated else Schedule())
+    kind = KINDS[stage]
+    plan = Plan(start.config if start else ModelConfig(), kind.RECIPE, kind.SCHEDULE)
     plan = changed(plan, settings) if settings else plan
     if start and plan.model != start.config:
         raise TrainingError("the model's shape comes with --init: leave the section model out of --config")
@@ -172,9 +186,11 @@ def begin(
     recipe = replace(plan.recipe, named=tuple(word for word in plan.recipe.named if word not in config.labels))
     asked: dict[str, Any] = {"steps": steps, "seed": seed, "learning_rate": rate}
     schedule = replace(plan.schedule, **{name: value for name, value in asked.items() if value is not None})
+    if stage is Stage.CLIP and schedule.shards > 1:
+        raise TrainingError("the clip stage takes one shard: its norms are of a whole batch")
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
     points = start.points if start else None
-    objective = Gated(config, recipe, points, target or TARGET) if gated else Dense(config, recipe)
+    objective = Gated(config, recipe, points, target or TARGET) if gated else kind(config, recipe)
     return new_state(config, recipe, schedule, objective, start)
 
 
@@ -190,6 +206,14 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
     if len(set(config.factors) - {1}) > 1:
         raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
     return config
+
+
+def what_next(state: State, data: Path, out: Path) -> str:
+    """What a run that has ended leaves, and what to do with it."""
+    if state.objective.stage == Stage.CLIP:
+        return f"wrote {out / TUTOR}; --tutor has it teach"
+    judge = shlex.join(["deltaspot", "evaluate", "clips", "--data", str(data), "--model", str(out / MODEL)])
+    return f"wrote {out / MODEL}; this judges it:\n{judge}"
 
 
 def described(figures: dict[str, float]) -> str:
