@@ -20,7 +20,7 @@ it does meets the target. Knows no detector: it is handed in, as in `models.eval
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -100,7 +100,8 @@ def calibrate(
         detect: calibration and posteriors -> detections.
         config: of the network that made the posteriors.
         goal: what to aim at.
-        before: an earlier calibration: keywords that are never said keep its rules.
+        before: an earlier calibration: keywords that are never said keep its rules. Those that it does not know get
+            a threshold as strict as the strictest of those that are said.
 
     Returns:
         The calibration, as a checkpoint keeps it, and what the detector does with it on these streams.
@@ -124,22 +125,29 @@ def calibrate(
 
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
-        calibration = compose(optimise(shapes[shape], factor * allowed), *shape, goal)
+        thresholds = wary_of_unsaid(optimise(shapes[shape], factor * allowed), said)
+        calibration = compose(thresholds, *shape, goal)
         return settle(heard, calibration, kept, detect, config, aim)
 
     def losses(shape: tuple[int, int, float]) -> tuple[float, ...]:
         aims = {factor: replace(goal, false_alarms_per_hour=factor * goal.false_alarms_per_hour) for factor in CHOOSING}
-        each = [_loss(settled(shape, factor, aim)[1], aim) for factor, aim in aims.items()]
+        each = [_loss(settled(shape, factor, aim)[1], aim, kept) for factor, aim in aims.items()]
         return tuple(map(sum, zip(*each, strict=True)))
 
     chosen = min(shapes, key=losses)
-    return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal))
+    return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal, kept))
 
 
-def _loss(outcome: Tally, goal: Goal) -> tuple[float, float, float]:
+def wary_of_unsaid(thresholds: Mapping[str, float], said: Collection[str]) -> dict[str, float]:
+    """Thresholds, those of keywords that nobody said at least as strict as all others: nothing speaks for lax ones."""
+    strictest = max(threshold for word, threshold in thresholds.items() if word in said)
+    return {word: value if word in said else max(value, strictest) for word, value in thresholds.items()}
+
+
+def _loss(outcome: Tally, goal: Goal, kept: Collection[str]) -> tuple[float, float, float]:
     """Misses among what meets the target and is early enough; what is late comes after that, the earliest first."""
     late = float(np.median(outcome.latencies)) if outcome.latencies else 0.0
-    return not met(outcome, goal), max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
+    return not met(outcome, goal, kept), max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
 
 
 def compose(thresholds: Mapping[str, float], window: int, patience: int, silence: float, goal: Goal) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def settle(
 ) -> tuple[dict[str, Any], Tally]:
     """The laxest common shift of all thresholds but the `kept` rules' at which the detector itself meets the target.
 
-    Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
+    What the kept rules fire at is left out: no shift of the others would change it. Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
     higher one), so shifts are tried one after the other, first by large steps and then by small ones.
     """
     offset, moved, outcome = LAXEST, calibration, Tally()
@@ -173,16 +181,16 @@ def settle(
             rules = moved["keywords"] | kept
             moved["keywords"] = {word: rules[word] for word in config.keywords}
             outcome, _ = total(heard, moved, detect, config)
-            if met(outcome, goal) or offset > STRICTEST:
+            if met(outcome, goal, kept) or offset > STRICTEST:
                 break
             offset += step
         offset = max(LAXEST, offset - STEPS[0] + STEPS[1])
     return moved, outcome
 
 
-def met(outcome: Tally, goal: Goal) -> bool:
-    """Whether there are no more false alarms than the target allows."""
-    return outcome.unprovoked <= goal.false_alarms_per_hour * outcome.exposed_hours
+def met(outcome: Tally, goal: Goal, kept: Collection[str] = ()) -> bool:
+    """Whether there are no more false alarms than the target allows, those of `kept` keywords left out."""
+    return outcome.unprovoked_but(kept) <= goal.false_alarms_per_hour * outcome.exposed_hours
 
 
 def wary(posteriors: Array, silence: float, config: ModelConfig) -> Array:

@@ -70,6 +70,7 @@ class Tally:
     """What came of a set of streams, times in ms.
 
     Attributes:
+        provoked: false alarms that were substitutions or repetitions, by the keyword that fired.
         covered: hours of them in which keywords were being said: a false alarm there is never unprovoked.
         off: keyword -> how far start and end of each right detection lie behind the word's own.
     """
@@ -82,6 +83,7 @@ class Tally:
     substitutions: int = 0
     others_fired: int = 0
     repeated: int = 0
+    provoked: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     covered: float = 0.0
     off: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -89,7 +91,11 @@ class Tally:
     @property
     def unprovoked(self) -> int:
         """False alarms while no keyword was being said: neither substitutions nor repetitions."""
-        return self.false_alarms.total() - self.substitutions - self.repeated
+        return self.unprovoked_but(())
+
+    def unprovoked_but(self, words: Collection[str]) -> int:
+        """The same without those of some keywords."""
+        return sum(n for word, n in (self.false_alarms - self.provoked).items() if word not in words)
 
     @property
     def exposed_hours(self) -> float:
@@ -106,6 +112,7 @@ class Tally:
         self.substitutions += other.substitutions
         self.others_fired += other.others_fired
         self.repeated += other.repeated
+        self.provoked += other.provoked
         self.latencies += other.latencies
         self.covered += other.covered
         for word, places in other.off.items():
@@ -199,17 +206,19 @@ def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
             )
         else:
             result.false_alarms[hit.keyword] += 1
-            _blame(result, near, named, keywords)
+            _blame(result, hit.keyword, near, keywords)
     result.missed.update(u.word for u in open_words if u.word in keywords)
     return result
 
 
-def _blame(result: Tally, near: Sequence[Utterance], named: Sequence[Utterance], keywords: set[str]) -> None:
+def _blame(result: Tally, fired: str, near: Sequence[Utterance], keywords: set[str]) -> None:
     """Say what a false alarm was about."""
-    if named:
+    if any(u.word == fired for u in near):
         result.repeated += 1
+        result.provoked[fired] += 1
     elif any(u.word in keywords for u in near):
         result.substitutions += 1
+        result.provoked[fired] += 1
     elif near:
         result.others_fired += 1
 

@@ -204,6 +204,24 @@ def test_a_keyword_nobody_said_has_no_part_in_what_the_others_are_allowed() -> N
     assert alone == beside
 
 
+def test_false_alarms_of_a_keyword_nobody_said_make_no_other_stricter() -> None:
+    before = {"keywords": {word: {"threshold": 0.5, "patience": 1} for word in KEYWORDS}}
+    words = {at: (word, level) for at, (word, level) in EASY.items() if word != "up"}
+    quiet, loud = (
+        calibrate([stream(words, alarms)], detector(CONFIG), CONFIG, GOAL, before)
+        for alarms in ({}, {3_950: ("up", 0.9)})
+    )
+    assert loud[0] == quiet[0]
+    assert loud[1].report()["by_keyword"]["up"]["false_alarms"] == loud[1].unprovoked == 1, "it is told of all the same"
+
+
+def test_a_keyword_nobody_said_and_nobody_knew_gets_no_lax_threshold() -> None:
+    words = {at: (word, level) for at, (word, level) in EASY.items() if word != "up"}
+    calibration, _ = calibrate([stream(words, {3_950: ("yes", 0.85)})], detector(CONFIG), CONFIG, GOAL)
+    rules = calibration["keywords"]
+    assert rules["up"]["threshold"] == max(rule["threshold"] for rule in rules.values()) > 0.8
+
+
 def test_what_meets_the_target_comes_before_fewer_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     def settle(_heard: object, calibration: dict, *_: object) -> tuple[dict, Tally]:
         wide = calibration["window_tokens"] == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +141,8 @@ def calibrate_command(
     """Choose smoothing and every keyword's threshold for a rate of false alarms; weights stay as they are.
 
     Learns as well where a keyword begins and ends, seen from where its posterior rises. A keyword that is never said
-    keeps its threshold. Where recordings of your own are named, data that only the environment names is left alone.
+    keeps its threshold; one that has none yet gets one at least as strict as all that are chosen. Where recordings of
+    your own are named, data that only the environment names is left alone.
 
     Raises:
         DataError: where no keyword is said at all.
@@ -168,16 +169,19 @@ def calibrate_command(
         calibration, _ = calibrate(heard, detect, network.config, goal, checkpoint.calibration)
         calibration = spans.learn(heard, calibration, detect, network.config, checkpoint.calibration)
         outcome, _ = total(heard, calibration, detect, network.config)
-    _warn(outcome, goal, [word for word in network.config.keywords if not outcome.keywords[word]])
+    _warn(outcome, goal, network.config.keywords, checkpoint.calibration.get("keywords", {}))
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
     show(streams_table({"calibrated on": outcome.report()}))
 
 
-def _warn(outcome: Tally, goal: Goal, unsaid: Sequence[str]) -> None:
-    """Say what a calibration could not do."""
-    if unsaid:
-        console.print(f"never said, so they keep the thresholds that they had: {', '.join(unsaid)}")
+def _warn(outcome: Tally, goal: Goal, keywords: Sequence[str], known: Collection[str]) -> None:
+    """Say what a calibration could not do, the earlier one of which had rules for `known`."""
+    unsaid = [word for word in keywords if not outcome.keywords[word]]
+    if kept := [word for word in unsaid if word in known]:
+        console.print(f"never said, so they keep the thresholds that they had: {', '.join(kept)}")
+    if new := [word for word in unsaid if word not in known]:
+        console.print(f"never said, so they get thresholds no laxer than any other: {', '.join(new)}")
     if not met(outcome, goal):
         console.print(
             f"the target is missed: {outcome.unprovoked} false alarms in {outcome.exposed_hours:.2f} hours while no "
