@@ -147,7 +147,8 @@ def wary_of_unsaid(thresholds: Mapping[str, float], said: Collection[str]) -> di
 def _loss(outcome: Tally, goal: Goal, kept: Collection[str]) -> tuple[float, float, float]:
     """Misses among what meets the target and is early enough; what is late comes after that, the earliest first."""
     late = float(np.median(outcome.latencies)) if outcome.latencies else 0.0
-    return not met(outcome, goal, kept), max(0.0, late - goal.latency_ms), outcome.missed.total() + outcome.substitutions
+    errors = outcome.missed.total() + outcome.substitutions
+    return not met(outcome, goal, kept), max(0.0, late - goal.latency_ms), errors
 
 
 def compose(thresholds: Mapping[str, float], window: int, patience: int, silence: float, goal: Goal) -> dict[str, Any]:
@@ -171,8 +172,9 @@ def settle(
 ) -> tuple[dict[str, Any], Tally]:
     """The laxest common shift of all thresholds but the `kept` rules' at which the detector itself meets the target.
 
-    What the kept rules fire at is left out: no shift of the others would change it. Stricter thresholds do not always mean fewer false alarms (a word may be heard twice when it flickers around a
-    higher one), so shifts are tried one after the other, first by large steps and then by small ones.
+    What the kept rules fire at is left out: no shift of the others would change it. Stricter thresholds do not always
+    mean fewer false alarms (a word may be heard twice when it flickers around a higher one), so shifts are tried one
+    after the other, first by large steps and then by small ones.
     """
     offset, moved, outcome = LAXEST, calibration, Tally()
     for step in STEPS:

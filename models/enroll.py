@@ -57,14 +57,15 @@ class EnrolError(ValueError):
 class EnrolledKeyword:
     """A keyword: its name, the network it belongs to, how many recordings, their mean embedding (C), and the contrast.
 
-    The latter (C + 1) is linear in the background's coordinates.
+    The latter is `weights` (C + 1) of an embedding's channels and, last, a bias: another background has other
+    coordinates, but embeddings stay what they are.
     """
 
     name: str
     fingerprint: str
     recordings: int
     prototype: tuple[float, ...]
-    contrast: tuple[float, ...]
+    weights: tuple[float, ...]
     threshold: float = 0.5
 
     @property
@@ -79,7 +80,7 @@ class EnrolledKeyword:
             EnrolError: saying whose it is.
         """
         own = network.checkpoint.fingerprint
-        sizes, c = (len(self.prototype), len(self.contrast)), network.config.channels
+        sizes, c = (len(self.prototype), len(self.weights)), network.config.channels
         if self.fingerprint != own or sizes != (c, c + 1):
             said = f"was made with model {self.fingerprint}, this one is {own}: enrol it again from its recordings"
             raise EnrolError(f"keyword {self.name!r} {said}")
@@ -124,11 +125,13 @@ def learn(
     n, c = len(embedded), embedded.shape[-1]
     scale = (1 / np.sqrt(background.between + 1)).astype(np.float32)
     own, others = (background.project(some) * scale for some in (embedded.reshape(n, -1, c), background.others))
-    weights = contrast(own, others) * np.append(scale, 1.0)
-    prototype, linear = (
-        tuple(round(float(value), 5) for value in array) for array in (embedded.mean(axis=(0, 1, 2)), weights)
+    *slope, bias = contrast(own, others)
+    channels = background.projection @ (scale * slope)
+    linear = np.append(channels, bias - background.mean @ channels)
+    prototype, weights = (
+        tuple(round(float(value), 5) for value in array) for array in (embedded.mean(axis=(0, 1, 2)), linear)
     )
-    return EnrolledKeyword(name, fingerprint, n, prototype, linear, threshold)
+    return EnrolledKeyword(name, fingerprint, n, prototype, weights, threshold)
 
 
 def check_name(name: str, config: ModelConfig) -> None:
@@ -228,13 +231,12 @@ class Spotting:
         self._background = background
         self._counts = np.array([keyword.recordings for keyword in keywords], np.int64)
         self._prototypes = background.project(np.array([keyword.prototype for keyword in keywords], np.float32))
-        contrasts = np.array([keyword.contrast for keyword in keywords], np.float32)
-        self._weights = contrasts[:, :-1].T
-        self._bias = CONTRAST * contrasts[:, -1] - PRIOR - SURER * np.log(self._counts)
+        weights = np.array([keyword.weights for keyword in keywords], np.float32)
+        self._weights = weights[:, :-1].T
+        self._bias = CONTRAST * weights[:, -1] - PRIOR - SURER * np.log(self._counts)
 
     def scores(self, embeddings: Array) -> Array:
         """Embeddings (N, C) -> (N, E), 0..1."""
-        projected = self._background.project(embeddings)
-        ratios = ratio(projected, self._prototypes, self._counts, self._background)
-        odds = TEMPER * ratios + CONTRAST * (projected @ self._weights) + self._bias
+        ratios = ratio(self._background.project(embeddings), self._prototypes, self._counts, self._background)
+        odds = TEMPER * ratios + CONTRAST * (embeddings @ self._weights) + self._bias
         return (1 / (1 + np.exp(np.clip(-odds, -30, 30)))).astype(np.float32)

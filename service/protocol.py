@@ -77,14 +77,14 @@ class Enrolled(Strict):
     fingerprint: str = Field(max_length=64, description="of the model that it was made with, and no other's")
     recordings: int = Field(ge=1, le=10, description="how many it was made of")
     prototype: tuple[Number, ...] = Field(max_length=1_024, description="their mean embedding")
-    contrast: tuple[Number, ...] = Field(max_length=1_025, description="what sets it apart from others, and a bias")
+    weights: tuple[Number, ...] = Field(max_length=1_025, description="an embedding's, that set it apart, and a bias")
     threshold: Share = Field(0.5, description="smoothed score that counts as a hit, 0 to 1")
 
 
 class KeywordFile(Enrolled):
     """The same, as a file and `/v1/enroll` hold it."""
 
-    format: Literal["deltaspot-keyword-2"] = "deltaspot-keyword-2"
+    format: Literal["deltaspot-keyword-3"] = "deltaspot-keyword-3"
 
     @property
     def keyword(self) -> Enrolled:

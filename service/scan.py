@@ -6,6 +6,9 @@ could not be read. Finished batches are kept beside the output, so a scan that w
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +31,8 @@ from service.session import Session, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from models.checkpoint import Checkpoint
 
 AUDIO: Final = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"})
 """Endings of the files that are taken from a folder; a file that is named itself may have any."""
@@ -66,6 +71,20 @@ def find(paths: Sequence[Path]) -> list[str]:
     if not found:
         raise ScanError(f"no recordings in {' '.join(map(str, paths))}: expected {', '.join(sorted(AUDIO))}")
     return sorted(str(path) for path in found)
+
+
+def nameable(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths that a table can hold, and a line on each of the others, whose names are not UTF-8."""
+    strange = {path: os.fsencode(path).decode(errors="backslashreplace") for path in paths}
+    kept = [path for path in paths if strange[path] == path]
+    return kept, [f"{strange[path]}: its name is not UTF-8: rename it" for path in paths if strange[path] != path]
+
+
+def identity(checkpoint: Checkpoint, point: str) -> dict[str, str]:
+    """All that detections depend on besides the recordings, as tables carry it."""
+    calibration = json.dumps(dict(checkpoint.calibration), sort_keys=True)
+    rules = hashlib.sha256(calibration.encode()).hexdigest()[:12]
+    return {"fingerprint": checkpoint.fingerprint, "calibration": rules, "point": point}
 
 
 class Scanner:
@@ -172,7 +191,7 @@ def on_ray(address: str, paths: Sequence[str], checkpoint: str, point: str, size
 
 def unreadable(table: pa.Table, paths: Sequence[str]) -> list[str]:
     """Those of the recordings that could not be read, and why, in a line each."""
-    rows = table.filter(pc.and_(pc.is_valid(table["error"]), pc.is_in(table["path"], pa.array(paths))))
+    rows = table.filter(pc.and_(pc.is_valid(table["error"]), pc.is_in(table["path"], pa.array(paths, pa.string()))))
     return [f"{row['path']}: {row['error']}" for row in rows.to_pylist()]
 
 
@@ -183,7 +202,7 @@ class Output:
         """Go on with what an earlier scan left.
 
         Raises:
-            ScanError: it was made with another model or operating point, or is no table at all.
+            ScanError: it was made with another model, calibration or operating point, or is no table at all.
         """
         if file.suffix != SUFFIX:
             raise ScanError(f"--out {file}: a scan is written as parquet, into a file that ends in {SUFFIX}")
@@ -191,7 +210,8 @@ class Output:
         self._schema = SCHEMA.with_metadata(identity)
         for path in self._files():
             if _metadata(path) != self._schema.metadata:
-                raise ScanError(f"{path} was made with another model or point; name another --out or remove it")
+                made = "made with another model, calibration or point"
+                raise ScanError(f"{path} was {made}; name another --out or remove it")
         file.parent.mkdir(parents=True, exist_ok=True)
         self._next = len(list(self.parts.glob("*.parquet")))
 

@@ -77,6 +77,15 @@ def test_copies_of_a_recording_differ_and_come_back_the_same(network: Network, s
     assert np.corrcoef(loud.mean(axis=(0, 1)), one.mean(axis=(0, 1)))[0, 1] > 0.9
 
 
+def test_a_keyword_is_the_same_word_in_another_backgrounds_coordinates(
+    network: Network, background: Background, seven: EnrolledKeyword, spoken: np.ndarray
+) -> None:
+    turned = {name: -getattr(background, name) for name in ("projection", "rivals", "speech")}
+    embedded = embed_all(network, spoken[: 3 * SECOND].astype(np.float32))
+    one, other = (Spotting(b, [seven]).scores(embedded) for b in (background, replace(background, **turned)))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 # --- recordings and files
 
 
@@ -105,7 +114,7 @@ def test_a_file_holds_the_keyword(seven: EnrolledKeyword, tmp_path: Path) -> Non
 def test_a_file_of_an_older_version_says_what_to_do(seven: EnrolledKeyword, tmp_path: Path) -> None:
     path = tmp_path / "seven.json"
     write_keyword(own(seven), path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "deltaspot-keyword-1"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "deltaspot-keyword-2"}))
     with pytest.raises(SourceError, match=r"seven\.json: .*another version.*enrol it again"):
         read_keyword(path)
 
@@ -228,7 +237,7 @@ async def test_a_stream_hears_its_own_keyword_and_no_other_stream_does(
 def test_the_greatest_numbers_of_a_keyword_are_reckoned_with(
     network: Network, background: Background, seven: EnrolledKeyword, spoken: np.ndarray, most: float
 ) -> None:
-    own(huge := replace(seven, prototype=(most,) * len(seven.prototype), contrast=(most,) * len(seven.contrast)))
+    own(huge := replace(seven, prototype=(most,) * len(seven.prototype), weights=(most,) * len(seven.weights)))
     scores = Spotting(background, [huge]).scores(embed_all(network, spoken[:SECOND].astype(np.float32)))
     assert np.isfinite(scores).all()
 
@@ -238,7 +247,7 @@ def test_the_greatest_numbers_of_a_keyword_are_reckoned_with(
     [
         ({"fingerprint": "0" * 12}, "enrol it again"),
         ({"prototype": (0.0,)}, "enrol it again"),
-        ({"contrast": (0.0,)}, "enrol it again"),
+        ({"weights": (0.0,)}, "enrol it again"),
         ({"name": "yes"}, "another name"),
     ],
 )

@@ -31,7 +31,7 @@ def trouble(app, *arguments, **environment) -> BaseException:
 
 def test_what_works_here_only_does_so_whatever_server_the_environment_names(tmp_path):
     own = tmp_path / "tx.json"
-    write_keyword(Enrolled(name="tx", fingerprint="another's", recordings=1, prototype=(), contrast=()), own)
+    write_keyword(Enrolled(name="tx", fingerprint="another's", recordings=1, prototype=(), weights=()), own)
     error = trouble(detect, RECORDING, "--enrolled", own, DELTASPOT_URL=NOBODY)
     assert isinstance(error, BadMessage)
     assert "enrol it again" in str(error)

@@ -141,8 +141,8 @@ async def test_word_is_not_made_of_silence(teacher, spoken, tmp_path):
 
 
 async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
-    word = {"format": "deltaspot-keyword-2", "name": "hey", "fingerprint": "f", "recordings": 1, "prototype": [0.5]}
-    word["contrast"] = [0.1, 0.2]
+    word = {"format": "deltaspot-keyword-3", "name": "hey", "fingerprint": "f", "recordings": 1, "prototype": [0.5]}
+    word["weights"] = [0.1, 0.2]
     (tmp_path / "hey.json").write_text(json.dumps(word))
     (tmp_path / "no.json").write_text("{}")
     (tmp_path / "old.json").write_text(json.dumps(word | {"format": "deltaspot-keyword-1"}))

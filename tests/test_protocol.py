@@ -52,7 +52,7 @@ PARTS = {"checkpoint", "limits", "totals"}
 WORK = {"macs_done": 5, "macs_skipped_vs_window": 0.9, "macs_skipped_vs_causal": -0.1}
 EXAMPLES: list[Any] = [
     Configure(keywords={"yes": KeywordSettings(threshold=0.5, enabled=False)}, resume=Resume(token="x", sample=7)),
-    Configure(enrolled=(Enrolled(name="hey", fingerprint="f", recordings=3, prototype=(0.5,), contrast=(0.1, 0.2)),)),
+    Configure(enrolled=(Enrolled(name="hey", fingerprint="f", recordings=3, prototype=(0.5,), weights=(0.1, 0.2)),)),
     Marker(id=1),
     Marker(id="one"),
     Flush(),
@@ -129,10 +129,10 @@ def test_bad_message_is_named(text: str, field: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "field"), [({"prototype": [0, 1e308]}, "prototype.1"), ({"contrast": [-1e7]}, "contrast.0")]
+    ("numbers", "field"), [({"prototype": [0, 1e308]}, "prototype.1"), ({"weights": [-1e7]}, "weights.0")]
 )
 def test_keyword_with_numbers_beyond_all_reckoning_is_refused(numbers: dict[str, Any], field: str) -> None:
-    keyword = {"name": "hey", "fingerprint": "f", "recordings": 3, "prototype": [], "contrast": [], **numbers}
+    keyword = {"name": "hey", "fingerprint": "f", "recordings": 3, "prototype": [], "weights": [], **numbers}
     with pytest.raises(BadMessage) as refused:
         parse_client(json.dumps({"type": "configure", "enrolled": [keyword]}))
     assert (refused.value.code, refused.value.field) == (CloseCode.BAD_MESSAGE, f"enrolled.0.{field}")

@@ -46,7 +46,7 @@ def test_as_many_own_keywords_as_there_may_be_can_be_resumed(letter: str) -> Non
             fingerprint="f" * 12,
             recordings=10,
             prototype=(-1.2345678901234567,) * CONFIG.channels,
-            contrast=(-1.2345678901234567,) * (CONFIG.channels + 1),
+            weights=(-1.2345678901234567,) * (CONFIG.channels + 1),
         )
         for name in names
     ]

@@ -1,9 +1,11 @@
 """Scans: what a stream would hear, over folders; interrupted by kill -9 and resumed; refused when models differ."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from models.checkpoint import load_checkpoint, save
 from service.commands.demo import script
 from service.commands.scan import NAMED, app
 from service.scan import Output, ScanError, find
@@ -106,8 +109,29 @@ def test_a_merge_that_was_interrupted_counts_nothing_twice(archive, tmp_path):
 def test_tables_of_different_points_are_not_mixed(archive, tmp_path):
     out = tmp_path / "out.parquet"
     scan(archive / "silence.wav", "--out", out)
-    with pytest.raises(ScanError, match="another model or point"):
+    with pytest.raises(ScanError, match="another model, calibration or point"):
         scan(archive / "silence.wav", "--out", out, "--point", "dense")
+
+
+def test_tables_of_different_thresholds_are_not_mixed(archive, tmp_path):
+    out, stricter = tmp_path / "out.parquet", tmp_path / "stricter.safetensors"
+    scan(archive / "silence.wav", "--out", out)
+    shipped = load_checkpoint()
+    save(replace(shipped, calibration={**shipped.calibration, "margin": 0.5}), stricter)
+    assert load_checkpoint(stricter).fingerprint == shipped.fingerprint
+    with pytest.raises(ScanError, match="another model, calibration or point"):
+        scan(archive / "silence.wav", "--out", out, "--model", stricter)
+
+
+def test_a_name_that_is_no_text_costs_its_own_recording_only(tmp_path):
+    folder, out = tmp_path / "old", tmp_path / "out.parquet"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / os.fsdecode(b"caf\xe9.flac"))
+    assert "1 recordings, 0 of them new, 1 unreadable" in scan(folder, "--out", out, status=1)
+    shutil.copy(SAMPLE, folder / "caf\u00e9.flac")
+    said = scan(folder, "--out", out)
+    assert "2 recordings, 1 of them new, 1 unreadable" in said
+    assert f"{folder}/caf\\xe9.flac: its name is not UTF-8" in said
 
 
 def test_file_that_is_no_table_is_left_alone(archive, tmp_path):

@@ -13,7 +13,7 @@ export interface Enrolled {
   fingerprint: string;
   recordings: number;
   prototype: number[];
-  contrast: number[];
+  weights: number[];
   threshold?: number;
 }
 

@@ -6,7 +6,7 @@ import { openMicrophone } from "./sources.js";
 const TIMES = 3;
 const MOST = 8;
 const PATIENCE_MS = 8_000;
-const FORMAT = "deltaspot-keyword-2";
+const FORMAT = "deltaspot-keyword-3";
 const KEPT = "keywords";
 const AGAIN = "Say it three times here again, or give its recordings to deltaspot enroll.";
 
@@ -94,8 +94,8 @@ export class OwnWords {
   }
 
   /** Why a word cannot be listened for, and what to do; empty if it can, or if the model is not known. */
-  trouble({ contrast, fingerprint }) {
-    if (!contrast) return `was made by an older version. ${AGAIN}`; // the first version had none
+  trouble({ weights, fingerprint }) {
+    if (!weights) return `was made by an older version. ${AGAIN}`; // which had none
     return this.fingerprint && fingerprint !== this.fingerprint ? `was made for another model. ${AGAIN}` : "";
   }
 
@@ -158,7 +158,7 @@ export class OwnWords {
         const name = Object.assign(document.createElement("b"), { textContent: word.name });
         const trouble = Object.assign(document.createElement("small"), { textContent: this.trouble(word) });
         const save = button("Save", `Save ${word.name} as a file`, () => this.save(word));
-        item.append(name, trouble, ...(word.contrast ? [save] : []), button("✕", `Forget ${word.name}`, () => this.forget(word)));
+        item.append(name, trouble, ...(word.weights ? [save] : []), button("✕", `Forget ${word.name}`, () => this.forget(word)));
         return item;
       }),
     );

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 app = typer.Typer(add_completion=False)
 
 NAMED: Final = 10
-"""Unreadable recordings that are named; all of them are in the table."""
+"""Unreadable recordings that are named; all of them are in the table, but those that it cannot name."""
 
 
 @app.command()
@@ -30,11 +30,11 @@ def scan(
     heard, or that could not be read, has one row without a keyword. The exit status is 1 if none could be read.
     """
     from models.checkpoint import load_checkpoint, shipped_path
-    from service.scan import Output, Scanner, batches, find, on_ray, unreadable
+    from service.scan import Output, Scanner, batches, find, identity, nameable, on_ray, unreadable
 
-    recordings = find(paths)
+    recordings, strange = nameable(find(paths))
     checkpoint = (model or shipped_path()).absolute()
-    output = Output(out, {"fingerprint": load_checkpoint(checkpoint).fingerprint, "point": point})
+    output = Output(out, identity(load_checkpoint(checkpoint), point))
     done = output.done()
     todo = [path for path in recordings if path not in done]
     if ray:
@@ -48,13 +48,13 @@ def scan(
         for table in tables:
             output.add(table)
             progress.advance(bar, len(set(table["path"].to_pylist())))
-    table = output.finish()
-    heard, unread = table["keyword"], unreadable(table, recordings)
+    table, count = output.finish(), len(recordings) + len(strange)
+    heard, unread = table["keyword"], [*unreadable(table, recordings), *strange]
     print(
-        f"{len(recordings)} recordings, {len(todo)} of them new, {len(unread)} unreadable; "
+        f"{count} recordings, {len(todo)} of them new, {len(unread)} unreadable; "
         f"{len(heard) - heard.null_count} detections in {out}"
     )
     for line in [*unread[:NAMED], *([f"... and {len(unread) - NAMED} more"] if len(unread) > NAMED else [])]:
         print(f"deltaspot: {line}", file=sys.stderr)
-    if len(unread) == len(recordings):
+    if len(unread) == count:
         raise typer.Exit(1)
