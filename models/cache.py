@@ -86,10 +86,12 @@ def layout(config: ModelConfig) -> Layout:
     """Lay out one stream; `block` is a plain one's, `block_layout` tells a folded one's.
 
     Raises:
-        ConfigError: for sizes that are no whole number of vectors, and for more frames under a token than it has lanes.
+        ConfigError: for sizes that are no whole number of vectors, and for more frames under a token, or heads, than
+            it has lanes.
     """
-    if config.kernel > WIDTH:
-        raise ConfigError(f"kernel must be at most {WIDTH} to be compiled, got {config.kernel}")
+    for name in ("kernel", "heads"):
+        if (size := getattr(config, name)) > WIDTH:
+            raise ConfigError(f"{name} must be at most {WIDTH} to be compiled, got {size}")
     c, h, p = config.channels, config.heads, config.pool_span
     block = block_layout(config)
     pool = ReadOutLayout(*offsets([c, h, h * p, p * c, h * p, c, c, len(config.labels)]))

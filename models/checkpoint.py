@@ -28,6 +28,7 @@ LEARNED = "learned"
 SHIPPED = "shipped"
 """Operating points that every checkpoint has, that the gated stage of training leaves, and that streams get."""
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
+MOST = float(np.finfo(np.float32).max)
 BACKGROUND = "background."
 """Arrays of this prefix are no weights."""
 OTHERS = BACKGROUND + "others"
@@ -86,7 +87,8 @@ def rounded(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
     if not is_matrix(name, array):
         return array
     significand, exponent = np.frexp(array)
-    return np.ldexp(np.rint(significand * 256) / 256, exponent).astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):  # whoever reads a file looks for what became infinite
+        return np.ldexp(np.rint(significand * 256) / 256, exponent).astype(np.float16).astype(np.float32)
 
 
 def _plain(value: object) -> object:
@@ -134,15 +136,41 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no {FORMAT} checkpoint but {metadata.get('format', 'without a format')!r}")
-    if bad := [name for name, array in weights.items() if array.dtype not in FLOATS or not np.isfinite(array).all()]:
+    strange = [name for name, array in weights.items() if array.dtype not in FLOATS]
+    weights = {name: rounded(name, array.astype(np.float32)) for name, array in weights.items()}
+    if bad := strange or [name for name, array in weights.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"{path} holds weights that are not finite float32 or float16: {', '.join(bad)}")
-    weights = {name: array.astype(np.float32) for name, array in weights.items()}
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
-        rest = {name: json.loads(metadata[name]) for name in ("points", "calibration", "metadata")}
+        rest = {name: _object(metadata[name]) for name in ("points", "calibration", "metadata")}
+        _check_points(rest["points"])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has broken metadata: {error}") from error
     background = {
         name.removeprefix(BACKGROUND): weights.pop(name) for name in [*weights] if name.startswith(BACKGROUND)
     }
     return Checkpoint(config, weights, **rest, background=background)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """What a JSON object holds.
+
+    Raises:
+        ValueError: for any other JSON, and for none.
+    """
+    if not isinstance(value := json.loads(text), dict):
+        raise ValueError(f"names and values were expected, not {text:.40}")  # noqa: TRY004 (as of its other mistakes)
+    return value
+
+
+def _check_points(points: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse thresholds that gate nothing, or everything by accident; scores alone may be dropped below a negative one.
+
+    Raises:
+        ValueError: naming the operating point.
+    """
+    for point, thresholds in points.items():
+        for gate, value in thresholds.items():
+            least = -MOST if ".score." in gate else 0.0
+            if type(value) not in (int, float) or not least <= value <= MOST:
+                raise ValueError(f"threshold {value!r} of {gate} at operating point {point}")

@@ -16,12 +16,27 @@ LABELS = (SILENCE, UNKNOWN, *KEYWORDS)
 """The twelve labels of Speech Commands V2-12, in the order of the network's outputs."""
 
 
+SAMPLE_RATE = 16_000
+"""Of all audio that is judged: samples in a second."""
+FFT_SIZES = (128, 512, 2_048)
+"""Twice a power of 4: lengths of the compiled transform (`models.spectrum`), which takes 16 samples at a time."""
 FILTER_SHAPES = ((6, 2), (4, 2), (3, 1))
 """Bands that each convolution over frequency reaches over, and its stride."""
 
 
 class ConfigError(ValueError):
     """A model configuration that cannot be built; the message names the field."""
+
+
+def _check_sizes(config: object, *names: str) -> None:
+    """Refuse fields that are no whole numbers above 0.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    for name in names:
+        if type(size := getattr(config, name)) is not int or size < 1:
+            raise ConfigError(f"{name} must be a whole number above 0, got {size!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +47,7 @@ class FrontEndConfig:
     `top_hz`, where sibilants are.
     """
 
-    sample_rate: int = 16_000
+    sample_rate: int = SAMPLE_RATE
     window: int = 480
     hop: int = 160
     fft: int = 512
@@ -43,11 +58,20 @@ class FrontEndConfig:
     top_hz: float = 7_600.0
 
     def __post_init__(self) -> None:
-        """Refuse bands that leave no room for the lower ones.
+        """Refuse what nothing is heard through, or no compiled step takes.
 
         Raises:
-            ConfigError: naming both numbers.
+            ConfigError: naming the numbers, and what they must be.
         """
+        _check_sizes(self, "window", "hop", "bands")
+        if self.sample_rate != SAMPLE_RATE:
+            raise ConfigError(f"sample_rate must be {SAMPLE_RATE}, got {self.sample_rate}")
+        if self.fft not in FFT_SIZES or self.window % 16 or self.window > self.fft:
+            raise ConfigError(f"fft must be one of {FFT_SIZES}, window a multiple of 16 below, got {self}")
+        if self.hop > self.window:
+            raise ConfigError(f"hop ({self.hop}) must be at most window ({self.window}), or samples are lost")
+        if not 0 <= self.low_hz < self.high_hz < self.top_hz <= SAMPLE_RATE / 2:
+            raise ConfigError(f"low_hz, high_hz and top_hz must rise, from 0 on to {SAMPLE_RATE / 2:g} at most")
         if not 0 <= self.treble < self.bands:
             raise ConfigError(f"treble ({self.treble}) must be less than bands ({self.bands}), and not below 0")
 
@@ -86,6 +110,7 @@ class ModelConfig:
         Raises:
             ConfigError: naming the field and what it must be.
         """
+        _check_sizes(self, "stride", "kernel", "channels", "layers", "heads", "hidden", "span", "pool_span")
         if self.channels % self.heads:
             raise ConfigError(f"channels ({self.channels}) must be a multiple of heads ({self.heads})")
         if self.kernel < self.stride:

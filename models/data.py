@@ -19,7 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ FRONTEND = FrontEndConfig()
 NOISE_TRAINING_SHARE = 0.8
 
 SPLITS = ("training", "validation", "testing")
+
+
+def is_audio(path: PurePath) -> bool:
+    """Whether a file is a recording, going by its name's end, in capitals or not."""
+    return path.suffix.lower() in AUDIO
 
 
 class DataError(ValueError):
@@ -84,7 +89,7 @@ class Item:
 
 def audio_clips(items: Iterable[Item], split: str) -> Iterator[Item]:
     """A split's clips that are audio, in their order."""
-    return (item for item in items if item.path.suffix in AUDIO and item.is_clip and split_of(item.speaker) == split)
+    return (item for item in items if is_audio(item.path) and item.is_clip and split_of(item.speaker) == split)
 
 
 def split_of(speaker: str) -> str:
@@ -100,7 +105,7 @@ def walk(directory: Path) -> Iterator[Item]:
         DataError: where there is no such directory, or an archive is broken.
     """
     for path in _files(directory):
-        if path.name.endswith(ARCHIVES):
+        if _is_archive(path):
             yield from _unpack(path)
         else:
             yield Item(PurePosixPath(path.relative_to(directory).as_posix()), path.read_bytes())
@@ -122,7 +127,11 @@ def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise DataError(f"there is no folder {directory}: name one with Speech Commands clips or archives")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [path for path in files if path.name.endswith(ARCHIVES) or path.suffix in AUDIO | {".jpg"}]
+    return [path for path in files if _is_archive(path) or is_audio(path) or path.suffix.lower() == ".jpg"]
+
+
+def _is_archive(path: PurePath) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
 
 
 def _unpack(path: Path) -> Iterator[Item]:
@@ -225,14 +234,14 @@ def load_corpus(directory: Path, split: str, cache: Path) -> Corpus:
 def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     pixels, words, raw, noise, speech = [], [], [], [], []
     for item in items:
-        if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO:
+        if item.word in NOISE_FOLDERS and is_audio(item.path):
             noise.append(np.rint(frames(noise_part(item.audio(), split))).astype(np.uint8))
-        elif item.word == SPEECH_FOLDER and item.path.suffix in AUDIO and split == "training":
+        elif item.word == SPEECH_FOLDER and is_audio(item.path) and split == "training":
             speech.append(np.rint(frames(item.audio())).astype(np.uint8))
         elif item.is_clip and split_of(item.speaker) == split:
             pixels.append(_pixels(item))
             words.append(item.word)
-            raw.append(item.path.suffix in AUDIO)
+            raw.append(is_audio(item.path))
     if not pixels:
         wanted = "<word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg)"
         raise DataError(f"no {split} clips found: expected {wanted}")
@@ -250,7 +259,7 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
 
 def _pixels(item: Item) -> NDArray[np.uint8]:
     """A clip, or the picture of one, as pixels (98, M)."""
-    if item.path.suffix in AUDIO:
+    if is_audio(item.path):
         return np.rint(frames(pad_clip(item.audio()))).astype(np.uint8)
     return np.pad(picture(item.data, item.path), ((0, 0), (0, FRONTEND.treble)))
 

@@ -18,13 +18,13 @@ from models.bounds import binomial_bounds
 from models.config import SILENCE, UNKNOWN, ModelConfig
 from models.counting import Count
 from models.data import (
-    AUDIO,
     CLIP_SAMPLES,
     NOISE_FOLDERS,
     SPEECH_FOLDER,
     SPLITS,
     DataError,
     Item,
+    is_audio,
     noise_part,
     pad_clip,
     split_of,
@@ -87,7 +87,7 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
         raise DataError(f"no split {split!r}: choose one of {', '.join((*SPLITS, ALL))}")
     samples, words = [], []
     for item in items:
-        if item.path.suffix not in AUDIO or item.word in {*NOISE_FOLDERS, SPEECH_FOLDER}:
+        if not is_audio(item.path) or item.word in {*NOISE_FOLDERS, SPEECH_FOLDER}:
             continue
         if split not in (ALL, split_of(item.speaker)):
             continue
@@ -106,9 +106,7 @@ def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "valida
     Raises:
         DataError: where there is none.
     """
-    parts = [
-        noise_part(item.audio(), split) for item in items if item.word in NOISE_FOLDERS and item.path.suffix in AUDIO
-    ]
+    parts = [noise_part(item.audio(), split) for item in items if item.word in NOISE_FOLDERS and is_audio(item.path)]
     clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
     if not clips:
         raise DataError(

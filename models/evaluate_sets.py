@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from models.config import KEYWORDS
-from models.data import AUDIO, NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, noise_part, split_of
+from models.data import NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, is_audio, noise_part, split_of
 from models.evaluate import LONGEST_CLIP
 from models.features import Array
 from models.streams import (
@@ -60,7 +60,7 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     """
     material = Material()
     for item in items:
-        if item.path.suffix not in AUDIO or item.word == SPEECH_FOLDER:
+        if not is_audio(item.path) or item.word == SPEECH_FOLDER:
             continue
         if item.is_clip and split_of(item.speaker) != split:
             continue

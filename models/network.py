@@ -93,7 +93,7 @@ class Network:
             ring = max(config.longest_span, max(config.factors) * config.span)
             bands = config.frontend.bands
             ends = (config.kernel * padded(bands), *filter_outputs(config))
-            wide = max(config.hidden, config.heads * ring, *ends) + WIDTH
+            wide = max(config.hidden, config.channels, config.heads * ring, *ends) + WIDTH
             scratch = Scratch(
                 x=np.zeros(config.channels, np.float32),
                 wide=np.zeros(wide, np.float32),

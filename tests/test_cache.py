@@ -69,6 +69,12 @@ def test_sizes_that_are_no_whole_vectors_are_refused(wrong: dict[str, int]) -> N
         Cache(ModelConfig(**wrong), 1)
 
 
+@pytest.mark.parametrize("wrong", [{"heads": 17, "channels": 17 * 16}, {"kernel": 17}])
+def test_more_than_there_are_lanes_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be at most 16"):
+        Cache(ModelConfig(**wrong), 1)
+
+
 @pytest.mark.parametrize("capacity", [1, 3, 100])
 def test_rows_begin_on_cache_lines_and_are_empty(capacity: int) -> None:
     cache = Cache(CONFIG, capacity)

@@ -151,11 +151,54 @@ def test_broken_metadata_is_refused(path: Path, name: str, text: str | None) -> 
 
 @pytest.mark.parametrize(
     "config",
-    ["3", '{"heads": 0}', '{"heads": "two"}', '{"colour": 1}', '{"frontend": {"colour": 1}}', '{"labels": 3}'],
+    [
+        '{"layers": 0}',
+        '{"channels": 32.0}',
+        '{"stride": 0}',
+        '{"frontend": {"hop": 0}}',
+        '{"frontend": {"hop": 481}}',
+        '{"frontend": {"fft": 500}}',
+        '{"frontend": {"window": 470}}',
+        '{"frontend": {"sample_rate": 8000}}',
+        '{"frontend": {"high_hz": 9000}}',
+        '{"frontend": {"low_hz": NaN}}',
+        "3",
+        '{"heads": 0}',
+        '{"heads": "two"}',
+        '{"colour": 1}',
+        '{"frontend": {"colour": 1}}',
+        '{"labels": 3}',
+    ],
 )
 def test_configuration_that_cannot_be_built_is_refused(path: Path, config: str) -> None:
     rewrite(path, config=config)
     with pytest.raises(CheckpointError, match="metadata"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity", "1e39", '"0.1"', "true", "-0.1"])
+def test_thresholds_that_are_none_are_refused(path: Path, value: str) -> None:
+    rewrite(path, points=f'{{"shipped": {{"stem": {value}}}}}')
+    with pytest.raises(CheckpointError, match="threshold .* of stem at operating point shipped"):
+        load_checkpoint(path)
+    rewrite(path, points='{"shipped": {"block0.score.0": -1.5}}')
+    load_checkpoint(path)
+
+
+@pytest.mark.parametrize("points", ["[]", "[3]", "3", '{"shipped": 3}', '{"shipped": [1]}'])
+def test_points_that_are_none_are_refused(path: Path, points: str) -> None:
+    rewrite(path, points=points)
+    with pytest.raises(CheckpointError, match="metadata"):
+        load_checkpoint(path)
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused(path: Path) -> None:
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    weights = {name: array.astype(np.float32) for name, array in load_file(path).items()}
+    weights["blocks.0.up.weight"][3, 3] = 1e6
+    save_file(weights, path, metadata)
+    with pytest.raises(CheckpointError, match=r"not finite.*blocks\.0\.up\.weight"):
         load_checkpoint(path)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from models.config import ModelConfig
 from models.data import (
     CLIP_SAMPLES,
     SPEECH_FOLDER,
@@ -28,6 +29,8 @@ from models.data import (
     split_of,
     walk,
 )
+from models.evaluate import cut_silence, read_clips
+from models.evaluate_sets import gather_material
 from service.audio import clip_blocks
 
 TRAINING, VALIDATION, TESTING = "0a7c2a8d", "026290a7", "0c40e715"
@@ -54,10 +57,10 @@ def tone(seconds: float = 1.0, hz: float = 440) -> np.ndarray:
 FILES = {
     f"yes/{TRAINING}_nohash_0.wav": wav(tone()),
     f"yes/{VALIDATION}_nohash_1.wav": wav(tone(0.7)),
-    f"bed/{TRAINING}_nohash_0.flac": wav(tone(0.9), container="FLAC"),
-    f"training/no/{TRAINING}_nohash_3.jpg": jpeg(np.full((98, 40), 100, np.uint8)),
+    f"bed/{TRAINING}_nohash_0.FLAC": wav(tone(0.9), container="FLAC"),
+    f"training/no/{TRAINING}_nohash_3.JPG": jpeg(np.full((98, 40), 100, np.uint8)),
     f"no/{TESTING}_nohash_0.wav": wav(tone()),
-    "_background_noise_/white_noise.wav": wav(tone(5.0, 3000)),
+    "_background_noise_/white_noise.WAV": wav(tone(5.0, 3000)),
     "_background_noise_/README.md": b"where the noise comes from",
     "validation_list.txt": b"yes/026290a7_nohash_1.wav\n",
 }
@@ -81,6 +84,7 @@ def as_archive(root: Path, mode: str, prefix: str = "") -> None:
 LAYOUTS = {
     "folder": as_folder,
     "tar": lambda root: as_archive(root, "tar"),
+    "TAR": lambda root: as_archive(root, "TAR"),
     "tar.gz": lambda root: as_archive(root, "tar.gz", "./"),
     "tgz": lambda root: as_archive(root, "tgz", "speech_commands_v0.02/"),
 }
@@ -98,6 +102,15 @@ def test_every_layout_holds_the_same_clips(data: Path) -> None:
     found = {(item.word, item.path.name): item.data for item in walk(data) if item.path.suffix not in {".md", ".txt"}}
     wanted = {tuple(name.split("/")[-2:]): content for name, content in FILES.items()}
     assert found == {key: content for key, content in wanted.items() if not key[-1].endswith((".md", ".txt"))}
+
+
+def test_endings_in_capitals_are_those_of_recordings_wherever_they_are_judged(data: Path) -> None:
+    config = ModelConfig()
+    assert len(read_clips(walk(data), config, "training").samples) == 2
+    assert len(cut_silence(walk(data), config).samples) == 1
+    material = gather_material(walk(data), "training")
+    assert sorted(clip.word for clip in material.clips) == ["bed", "yes"]
+    assert [len(noise) for noise in material.noise] == [4 * RATE]
 
 
 def test_order_is_stable(data: Path) -> None:
@@ -155,7 +168,7 @@ def test_data_that_changed_is_read_again(tmp_path: Path) -> None:
     sentence.write_bytes(wav(tone(1.0)).ljust(status.st_size, b"\0"))
     os.utime(sentence, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert loaded() == (["bed", "no", "yes", "yes"], 98)
-    (root / "bed" / f"{TRAINING}_nohash_0.flac").unlink()
+    (root / "bed" / f"{TRAINING}_nohash_0.FLAC").unlink()
     assert loaded() == (["no", "yes", "yes"], 98)
 
 

@@ -109,6 +109,7 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
     [
         ("[modl]", "no 'modl', but model, recipe, schedule"),
         ("[model.frontend]\nband = 40", "model.frontend has no 'band', but sample_rate"),
+        ("[model.frontend]\ntop_hz = 7000.0", "leave model.frontend out"),
         ("[model]\nchannels = 97", "must be a multiple of heads"),
         ("[recipe]\nsnr_db = [0]", "recipe.snr_db.1"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),

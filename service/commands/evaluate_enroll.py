@@ -14,7 +14,7 @@ from rich.table import Table
 from models.background import embed_all_words, embed_speech, fit
 from models.checkpoint import load_checkpoint
 from models.config import UNKNOWN
-from models.data import AUDIO, SPEECH_FOLDER, load_corpus, walk
+from models.data import SPEECH_FOLDER, is_audio, load_corpus, walk
 from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
 from models.evaluate_sets import gather_material
 from models.network import Network
@@ -48,7 +48,7 @@ def enroll(
         speech = embed_speech(network, corpus, point)  # first, since there may be none
         background = fit(embed_all_words(network, forgetful(corpus), point), speech, network.config)
     with console.status("reading recordings of validation speakers"):
-        recorded, said = halves(item for item in walk(data) if item.path.suffix in AUDIO and item.word != SPEECH_FOLDER)
+        recorded, said = halves(item for item in walk(data) if is_audio(item.path) and item.word != SPEECH_FOLDER)
         enrolment = Enrolment(network, background, recorded, point)
         streams = streams_of(gather_material(said), minutes, snr, seed)
     followed = {name: follow(network, streams[name], point) for name in track(streams, "streams", console=console)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.data import AUDIO, DataError, read_audio, walk
+from models.data import DataError, is_audio, read_audio, walk
 from models.evaluate_sets import Material, gather_material
 from models.streams import Stream, read_labels
 
@@ -40,7 +40,7 @@ def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> l
         return [_read_stream(audio, audio.stem, own, keywords)]
     if labels is not None and not labels.is_dir():
         raise DataError(f"{audio} is a folder, so its labels must be one, too: {labels} is a file")
-    paths = sorted(p for p in audio.rglob("*") if p.suffix in AUDIO)
+    paths = sorted(p for p in audio.rglob("*") if is_audio(p))
     if not paths:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
     names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]

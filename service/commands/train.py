@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.checkpoint import load_checkpoint
 from models.clip_stage import TUTOR, Clip
 from models.config import SILENCE, UNKNOWN, ModelConfig
+from models.data import FRONTEND
 from models.gated import TARGET, Gated
 from models.teachers import load_teacher
 from models.train import MODEL, Dense, Report, share_cores, train
@@ -199,8 +200,10 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
 
     Raises:
         ConfigError: for folds or keywords that no model can have.
-        TrainingError: for folds that the compiled step cannot have.
+        TrainingError: for folds that the compiled step cannot have, and another front end than the usual one.
     """
+    if config.frontend != FRONTEND:
+        raise TrainingError("recordings are read by the usual front end only: leave model.frontend out of --config")
     labels = (SILENCE, UNKNOWN, *words) if words else config.labels
     config = replace(config, folds=folds or config.folds, labels=labels)
     if len(set(config.factors) - {1}) > 1:

@@ -121,6 +121,11 @@ def test_dense_network_equals_the_reference(config: ModelConfig) -> None:
     np.testing.assert_allclose(got.reshape(2, tokens, -1), expected(frames, model=model), atol=TOLERANCE)
 
 
+def test_working_memory_has_room_for_all_channels() -> None:
+    wide = compiled(reference(ModelConfig(channels=512, heads=2, layers=1, hidden=16, filters=())))._scratch().wide
+    assert len(wide) > 512
+
+
 @pytest.mark.parametrize("point", ["mild", "strong"])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0])
 def test_gated_network_equals_the_reference(point: str, scale: float) -> None:
