@@ -14,6 +14,7 @@ streams are the same in every trial, only the recordings are others: figures are
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,15 +24,15 @@ import numpy as np
 from models.background import Background, embed_tokens
 from models.bounds import binomial_bounds, poisson_bounds
 from models.config import SILENCE, UNKNOWN, ModelConfig
-from models.data import Corpus, Item
+from models.data import Corpus, DataError, Item
 from models.enroll import EnrolledKeyword, Spotting, learn
-from models.evaluate_sets import KEYWORDS_ALONE, MIXED, Material, build_many, gather_material
+from models.evaluate_sets import KEYWORDS_ALONE, MIXED, Material, build_many
 from models.evaluate_streams import Detect, Heard, Tally, shifted, total
 from models.features import Array
 from models.network import Network
 from models.offline import tokens_of
 from models.recordings import embed_recording
-from models.streams import Stream
+from models.streams import Clip, Stream
 
 WORDS = ("bed", "cat", "happy", "one", "zero", "eight", "five")
 """Unknown words of which there is enough validation audio."""
@@ -69,6 +70,18 @@ def halves(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
     return first, second
 
 
+def check_recordings(recorded: Material, said: Material) -> None:
+    """Refuse recordings that are too few to draw from, or to judge by.
+
+    Raises:
+        DataError: naming the words.
+    """
+    drawn, judged = (Counter(clip.word for clip in half.clips) for half in (recorded, said))
+    if few := [word for word in WORDS if drawn[word] < max(COUNTS) or not judged[word]]:
+        wanted = f"{max(COUNTS)} by one half of the validation speakers, and some by the other half"
+        raise DataError(f"too few recordings of {', '.join(few)}: {wanted} are needed")
+
+
 def streams_of(material: Material, minutes: float, snr_db: tuple[float, float], seed: int) -> dict[str, list[Stream]]:
     """Streams by name: one for each of `WORDS`, `mixed`, and `speech`."""
     alone = replace(KEYWORDS_ALONE, minutes=minutes, snr_db=snr_db)
@@ -91,10 +104,10 @@ def follow(network: Network, streams: Sequence[Stream], point: str) -> list[Foll
 class Enrolment:
     """The network, the background, and the recordings of each word, embedded."""
 
-    def __init__(self, network: Network, background: Background, recordings: Iterable[Item], point: str) -> None:
+    def __init__(self, network: Network, background: Background, clips: Iterable[Clip], point: str) -> None:
         self.network, self.background = network, background
         self.recordings: dict[str, list[Array]] = {}
-        for clip in gather_material(recordings).clips:
+        for clip in clips:
             if clip.word in WORDS:
                 self.recordings.setdefault(clip.word, []).append(embed_recording(network, clip.samples, point))
 

@@ -56,7 +56,8 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
 
     Clips are sorted by speaker and noise is cut, so nothing is used that the other splits may use. Recordings longer
     than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as that of
-    `SPEECH_FOLDER` is for training only. Shorter ones that are not named as clips are have no speaker, and no use.
+    `SPEECH_FOLDER` is for training only. Shorter ones that are not named as clips are have no speaker, and no use; nor
+    have clips without a sound, or too long to be one word.
     """
     material = Material()
     for item in items:
@@ -69,9 +70,9 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
             part = noise_part(samples, split)
             if len(part) > SAMPLE_RATE // 10:
                 material.noise.append(part)
-        elif item.is_clip:
+        elif item.is_clip and len(samples) <= LONGEST_CLIP and samples.any():
             material.clips.append(Clip(samples, item.word, *spoken_span(samples)))
-        elif len(samples) > LONGEST_CLIP:
+        elif len(samples) > LONGEST_CLIP and not item.is_clip:
             material.speech.append(Stream(item.path.stem, samples))
         else:
             material.unused.append(item.path)

@@ -9,7 +9,6 @@ Levels are in dB, samples carry int16 values, times are counted in samples.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -228,19 +227,23 @@ def read_labels(path: Path, length: float = math.inf, keywords: Collection[str] 
     Raises:
         DataError: naming the line that cannot be read, or cannot be true.
     """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {number}: this is no UTF-8; save it as such") from None
     words = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
-            if not row or row[0].startswith("#") or row[0] == "start_s":
-                continue
-            try:
-                start, end, word = (field.strip() for field in row[:3])
-                said = Utterance(round(float(start) * SAMPLE_RATE), round(float(end) * SAMPLE_RATE), word)
-            except (ValueError, OverflowError) as error:
-                raise DataError(f"{path}, line {number}: expected start_s, end_s, word between tabs") from error
-            if wrong := _wrong(said, length, keywords):
-                raise DataError(f"{path}, line {number}: {wrong}")
-            words.append(said)
+    for number, row in enumerate((line.split("\t") for line in lines), 1):
+        if row == [""] or row[0].startswith("#") or row[0] == "start_s":
+            continue
+        try:
+            start, end, word = (field.strip() for field in row[:3])
+            said = Utterance(round(float(start) * SAMPLE_RATE), round(float(end) * SAMPLE_RATE), word)
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}, line {number}: expected start_s, end_s, word between tabs") from error
+        if wrong := _wrong(said, length, keywords):
+            raise DataError(f"{path}, line {number}: {wrong}")
+        words.append(said)
     return tuple(sorted(words, key=lambda w: w.start))
 
 

@@ -269,7 +269,7 @@ def test_calibration_needs_keywords_and_where_they_are_said(tmp_path: Path) -> N
     for name in ("plain.wav", "other.wav"):
         soundfile.write(data / name, np.ones(SAMPLE_RATE, np.int16), SAMPLE_RATE)
     told = refused("--output", str(output), "--data", str(data.parent), "--negatives", str(tmp_path / "quiet.wav"))
-    assert "left out: 2 short recordings, as yes/other.wav" in told
+    assert "left out: 2 recordings, as yes/other.wav: not named" in told
     assert not output.exists()
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from models.bounds import poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
-from models.data import SPEECH_FOLDER, DataError, walk
+from models.data import SPEECH_FOLDER, DataError, split_of, walk
 from models.evaluate import cut_silence, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
@@ -163,9 +163,9 @@ def test_a_stricter_trade_off_misses_more_and_errs_less() -> None:
 # --- folders
 
 
-def save(path: Path, seconds: float = 1.0) -> None:
+def save(path: Path, seconds: float = 1.0, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(int(seconds * SECOND), np.int16), SAMPLE_RATE)
+    soundfile.write(path, np.full(int(seconds * SECOND), value, np.int16), SAMPLE_RATE)
 
 
 def test_every_recording_in_a_labels_folder_counts_whatever_its_name(tmp_path: Path) -> None:
@@ -243,6 +243,16 @@ def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
     harder = sweeps(material, 0, minutes=0.5)
     assert set(harder) == {"snr_db", "gain_db", "line", "room"}
     assert len({tuple(u.word for u in stream.utterances) for c in harder.values() for _, stream in c}) == 1
+
+
+def test_clips_without_a_sound_or_too_long_for_a_word_are_no_words(tmp_path: Path) -> None:
+    speaker = next(name for name in map(str, range(99)) if split_of(name) == "validation")
+    for take, (seconds, value) in enumerate(((1.0, 9), (1.0, 0), (0.0, 9), (1.6, 9))):
+        save(tmp_path / "yes" / f"{speaker}_nohash_{take}.wav", seconds, value)
+    material = gather_material(walk(tmp_path))
+    assert len(material.clips) == 1
+    assert [path.stem[-1] for path in material.unused] == ["1", "2", "3"]
+    assert not material.speech
 
 
 def test_a_calm_room_is_calm_through_a_socket_too(running) -> None:

@@ -18,6 +18,7 @@ from models.checkpoint import save as save_checkpoint
 from models.config import KEYWORDS, ModelConfig
 from models.data import DataError, split_of, walk
 from models.evaluate import judge_clips, read_clips
+from models.evaluate_enroll import WORDS
 from models.features import log_mel
 from models.folding import network_of
 from models.kwt_weights import save as save_stock
@@ -141,8 +142,25 @@ def test_data_without_keywords_or_running_speech_says_so(tmp_path: Path) -> None
     save(tmp_path / "bed/a_nohash_0.wav")
     with pytest.raises(DataError, match="no keyword is said"):
         run("socket", "--data", str(tmp_path))
+    with pytest.raises(DataError, match="too few recordings of bed, cat, happy"):
+        run("enroll", "--data", str(tmp_path))
+    bare = tmp_path / "bare.safetensors"
+    save_checkpoint(replace(load_checkpoint(), calibration={}), bare)
+    with pytest.raises(CheckpointError, match="model calibrate"):
+        run("enroll", "--data", str(tmp_path), "--model", str(bare))
+    for speaker in [name for name in map(str, range(999)) if split_of(name) == "validation"][:40]:
+        for word in WORDS:
+            save(tmp_path / word / f"{speaker}_nohash_0.wav", 0.1, value=9)
     with pytest.raises(DataError, match="no running speech"):
         run("enroll", "--data", str(tmp_path))
+
+
+def test_a_range_begins_below_its_end(tmp_path: Path) -> None:
+    for command in ("socket", "enroll", "make-stream"):
+        words = [command, "--data", str(tmp_path), "--snr", "20", "0"]
+        told = CliRunner().invoke(app, [*words, *(["--output", "x"] if command == "make-stream" else [])])
+        assert told.exit_code == 2
+        assert "lower number first" in told.output
 
 
 def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data: Path) -> None:
@@ -157,7 +175,7 @@ def test_made_streams_are_what_the_evaluation_reads(tmp_path: Path, shared_data:
 
 def test_made_streams_have_the_keywords_of_the_model(tmp_path: Path) -> None:
     for word in ("yes", "bed"):
-        save(tmp_path / "data" / word / f"{VALIDATION}_nohash_0.wav")
+        save(tmp_path / "data" / word / f"{VALIDATION}_nohash_0.wav", value=1)
     config = replace(CONFIG, labels=("_silence_", "_unknown_", "bed"))
     weights = {name: value.numpy() for name, value in network_of(config).state_dict().items()}
     save_checkpoint(Checkpoint(config, weights), tmp_path / "bed.safetensors")
@@ -165,6 +183,7 @@ def test_made_streams_have_the_keywords_of_the_model(tmp_path: Path) -> None:
     for word, model in (("yes", ()), ("bed", ("--model", str(tmp_path / "bed.safetensors")))):
         result = CliRunner().invoke(app, [*common, "--output", str(tmp_path / word), *model], catch_exceptions=False)
         assert result.exit_code == 0
+        assert "no noise: words lie in digital silence" in result.stderr
         assert {said.word for said in read_labels(tmp_path / word / "stream-000.tsv")} == {word}
 
 

@@ -107,6 +107,18 @@ def test_labels_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "words.tsv") == words
 
 
+def test_labels_are_read_as_editors_and_tables_leave_them(tmp_path: Path) -> None:
+    path = tmp_path / "words.tsv"
+    path.write_bytes(b'\xef\xbb\xbf0\t1\tno\r\n\r\n1\t2\t"yes\n2\t3\tup')
+    assert [word.word for word in read_labels(path)] == ["no", '"yes', "up"]
+    path.write_bytes(b"0\t1\tno\n1\t2\tcaf\xe9\n")
+    with pytest.raises(DataError, match=r"words\.tsv, line 2: this is no UTF-8"):
+        read_labels(path)
+    path.write_bytes(b"0\t1\tno\n\0" + b"x" * 200_000)
+    with pytest.raises(DataError, match=r"words\.tsv, line 2: expected"):
+        read_labels(path)
+
+
 @pytest.mark.parametrize("line", ["1.0\tyes", "one\t2.0\tyes", "1.0,2.0,yes", "nan\t2.0\tyes", "1.0\tinf\tyes"])
 def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "words.tsv").write_text(f"start_s\tend_s\tword\n0\t1\tno\n{line}\n")

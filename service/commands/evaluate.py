@@ -30,7 +30,7 @@ from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.material import read_material, read_streams
 from service.commands.methods import methods
-from service.commands.options import data_option
+from service.commands.options import Snr, data_option
 from service.commands.replay import detector
 from service.commands.tables import show
 
@@ -227,7 +227,7 @@ def make_stream(
     output: Annotated[Path, typer.Option(help="Folder for the recordings (wav) and their labels (tsv).")],
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
     minutes: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 10.0,
-    snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
+    snr: Snr = (0.0, 20.0),
     unknown_share: Annotated[float, typer.Option(min=0, max=1, help="Share of words that are no keyword.")] = 0.5,
     seed: Seed = 0,
     model: Model = None,

@@ -14,11 +14,22 @@ from rich.table import Table
 from models.background import embed_all_words, embed_speech, fit
 from models.checkpoint import load_checkpoint
 from models.config import UNKNOWN
-from models.data import SPEECH_FOLDER, is_audio, load_corpus, walk
-from models.evaluate_enroll import COUNTS, WORDS, Enrolment, follow, forgetful, halves, judge_word, streams_of
+from models.data import SPEECH_FOLDER, load_corpus, walk
+from models.evaluate_enroll import (
+    COUNTS,
+    WORDS,
+    Enrolment,
+    check_recordings,
+    follow,
+    forgetful,
+    halves,
+    judge_word,
+    streams_of,
+)
 from models.evaluate_sets import gather_material
 from models.network import Network
-from service.commands.options import data_option
+from service.commands.material import tell_of
+from service.commands.options import Snr, data_option
 from service.commands.tables import show
 
 console = Console(stderr=True)
@@ -30,7 +41,7 @@ def enroll(
         Path | None, typer.Option(help="Folder for the training speakers' data as pixels; not kept if left out.")
     ] = None,
     minutes: Annotated[float, typer.Option(min=1, help="Length of the stream in which one word is said.")] = 20.0,
-    snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
+    snr: Snr = (0.0, 20.0),
     trials: Annotated[int, typer.Option(min=1, help="Choices of recordings for each word and number.")] = 3,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal streams.")] = 0,
     model: Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")] = None,
@@ -39,18 +50,22 @@ def enroll(
     """Judge keywords from 3, 5 and 10 recordings, of words that the network knows as unknown only; some minutes."""
     from service.commands.evaluate import usual_point
     from service.commands.model import kept
-    from service.commands.replay import detector
+    from service.commands.replay import check_calibrated, detector
 
     network = Network(load_checkpoint(model))
+    check_calibrated(network.checkpoint.calibration)
     point = usual_point(network, None)
+    with console.status("reading recordings of validation speakers"):
+        recorded, said = map(gather_material, halves(item for item in walk(data) if item.word != SPEECH_FOLDER))
+    check_recordings(recorded, said)
+    tell_of(said)
     with console.status("fitting a background without the words"), kept(cache) as folder:
         corpus = load_corpus(data, "training", folder)
         speech = embed_speech(network, corpus, point)  # first, since there may be none
         background = fit(embed_all_words(network, forgetful(corpus), point), speech, network.config)
-    with console.status("reading recordings of validation speakers"):
-        recorded, said = halves(item for item in walk(data) if is_audio(item.path) and item.word != SPEECH_FOLDER)
-        enrolment = Enrolment(network, background, recorded, point)
-        streams = streams_of(gather_material(said), minutes, snr, seed)
+    with console.status("embedding recordings of validation speakers"):
+        enrolment = Enrolment(network, background, recorded.clips, point)
+        streams = streams_of(said, minutes, snr, seed)
     followed = {name: follow(network, streams[name], point) for name in track(streams, "streams", console=console)}
     results = {
         count: {

@@ -17,12 +17,13 @@ from rich.console import Console
 from client.connection import connect
 from models.bounds import binomial_bounds
 from models.checkpoint import load_checkpoint
-from models.data import DataError, walk
-from models.evaluate_sets import Material, gather_material
+from models.data import DataError
+from models.evaluate_sets import Material
 from models.features import Array
 from models.streams import SAMPLE_RATE, Plan, Stream, build
 from service.commands.demo import free_port, server
-from service.commands.options import data_option
+from service.commands.material import read_material
+from service.commands.options import Snr, data_option
 from service.protocol import Detection
 
 ONE_WORD: Final = Plan(minutes=3 / 60, scene_s=3.0, gap_s=(1.0, 1.6), unknown_share=0.0, words=1)
@@ -44,13 +45,13 @@ def socket(
     url: Annotated[str | None, typer.Option(help="A running server; one is started if left out.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint for the server that is started.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many words.")] = 200,
-    snr: Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.")] = (0.0, 20.0),
+    snr: Snr = (0.0, 20.0),
     seed: Annotated[int, typer.Option(help="Equal seeds give equal recordings.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Stream single keywords in noise; report how often they are detected exactly once, and nothing else is."""
     keywords = load_checkpoint(model).config.keywords
-    recordings = single_words(gather_material(walk(data)), keywords, count, snr, seed)
+    recordings = single_words(read_material(data), keywords, count, snr, seed)
     with ExitStack() as stack:
         if url is None:
             port = free_port(0)

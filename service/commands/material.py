@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.data import DataError, is_audio, read_audio, walk
+from models.data import NOISE_FOLDERS, DataError, is_audio, read_audio, walk
 from models.evaluate_sets import Material, gather_material
 from models.streams import Stream, read_labels
 
@@ -15,16 +15,25 @@ console = Console(stderr=True)
 
 
 def read_material(data: Path) -> Material:
-    """What a data directory holds for validation; what has no use in it is told."""
+    """What a data directory holds for validation; what has no use in it, or is missing, is told."""
     with console.status("reading recordings"):
         material = gather_material(walk(data))
-    if unused := material.unused:
-        console.print(
-            f"left out: {len(unused)} short recordings, as {unused[0]}, not named <word>/<speaker>_nohash_<take>",
-            soft_wrap=True,
-            markup=False,
-        )
+    tell_of(material)
     return material
+
+
+def tell_of(material: Material) -> None:
+    """Say which recordings are of no use, and where there is no noise."""
+    if unused := material.unused:
+        why = "not named <word>/<speaker>_nohash_<take>, silent, or too long for a word"
+        _tell(f"left out: {len(unused)} recordings, as {unused[0]}: {why}")
+    if not material.noise:
+        folders = " or ".join(sorted(NOISE_FOLDERS))
+        _tell(f"no noise: words lie in digital silence; recordings of noise are expected in a folder {folders}")
+
+
+def _tell(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:

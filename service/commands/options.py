@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,20 @@ def read_keywords(text: str | None) -> dict[str, KeywordSettings] | None:
         return None if text is None else parse_keywords(text)
     except BadMessage as error:
         raise typer.BadParameter(f"--keywords: {error}") from None
+
+
+def rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    """A range, as it is.
+
+    Raises:
+        BadParameter: for one that ends before it begins, or nowhere.
+    """
+    if not -math.inf < bounds[0] <= bounds[1] < math.inf:
+        raise typer.BadParameter("name the lower number first, then the higher one")
+    return bounds
+
+
+Snr = Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.", callback=rising)]
 
 
 def data_option(text: str = "Folder of recordings and archives.") -> Any:  # noqa: ANN401 (as typer has it)

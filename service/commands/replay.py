@@ -18,12 +18,21 @@ PIECE: Final = 16
 """Tokens handed to the detector at once; it skips a piece in which nothing stirs."""
 
 
+def check_calibrated(calibration: Calibration) -> None:
+    """Refuse a checkpoint that has no thresholds for streams.
+
+    Raises:
+        CheckpointError: saying how to choose some.
+    """
+    if "keywords" not in calibration:
+        raise CheckpointError("no thresholds for streams in this checkpoint: `deltaspot model calibrate` sets them")
+
+
 def detector(config: ModelConfig) -> Detect:
     """What the server detects with, as the evaluation calls it; it refuses a checkpoint that is not calibrated."""
 
     def detect(calibration: Calibration, posteriors: Array) -> list[Hit]:
-        if "keywords" not in calibration:
-            raise CheckpointError("no thresholds for streams in this checkpoint: `deltaspot model calibrate` sets them")
+        check_calibrated(calibration)
         usual = {"refractory_ms": calibration["refractory_ms"]}
         rules = {word: calibrated(usual | rule, config) for word, rule in calibration["keywords"].items()}
         window, margin = calibration["window_tokens"], calibration["margin"]
