@@ -144,17 +144,18 @@ Progress = Callable[[Sequence[Entry]], Iterable[Entry]]
 
 
 @contextmanager
-def pinned() -> Iterator[int]:
-    """Run on one core, whose number is given; collect no garbage meanwhile."""
-    before = os.sched_getaffinity(0)
-    core = max(before)
-    os.sched_setaffinity(0, {core})
+def pinned() -> Iterator[None]:
+    """Run on one core, where the system has a say in that (macOS has none); collect no garbage meanwhile."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     gc.disable()
     try:
-        yield core
+        if before:
+            os.sched_setaffinity(0, {max(before)})
+        yield
     finally:
         gc.enable()
-        os.sched_setaffinity(0, before)
+        if before:
+            os.sched_setaffinity(0, before)
 
 
 def with_silence(samples: Array, share: float) -> Array:

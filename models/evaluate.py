@@ -100,13 +100,15 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
     return LabelledClips(samples, np.array(config.indices(words)))
 
 
-def cut_silence(items: Iterable[Item], config: ModelConfig, split: str = "validation") -> LabelledClips:
-    """Whole seconds of the noise recordings' part for `split`, as clips of silence.
+def cut_silence(items: Iterable[Item], config: ModelConfig) -> LabelledClips:
+    """Whole seconds of the part of noise recordings that validates, as clips of silence.
 
     Raises:
         DataError: where there is none.
     """
-    parts = [noise_part(item.audio(), split) for item in items if item.word in NOISE_FOLDERS and is_audio(item.path)]
+    parts = [
+        noise_part(item.audio(), "validation") for item in items if item.word in NOISE_FOLDERS and is_audio(item.path)
+    ]
     clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
     if not clips:
         raise DataError(

@@ -89,13 +89,17 @@ class Hold(torch.autograd.Function):
         return grad.to(ctx.dtype), torch.tensor(theta), None, None
 
 
+START = 0.1
+"""Threshold from which learning begins; of weights, which are small, a part of it."""
+
+
 class LearnedGates(nn.Module):
     """Thresholds as parameters (log theta)."""
 
-    def __init__(self, config: ModelConfig, initial: float = 0.1) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.names = config, gate_names(config)
-        start = [initial * (0.03 if "weights" in name else 1.0) for name in self.names]
+        start = [START * (0.03 if "weights" in name else 1.0) for name in self.names]
         self.log_theta = nn.Parameter(torch.tensor(start).log())
         self.prices = dict(zip(self.names, _mac_shares(config), strict=True))
 

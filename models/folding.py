@@ -27,12 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.config import ConfigError
 from models.transformer import Block, Gating, Past, StreamingKWT, WindowedAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from models.checkpoint import Checkpoint
     from models.config import ModelConfig
 
@@ -104,7 +101,7 @@ class FoldedBlock(Block):
 
 def network_of(config: ModelConfig) -> StreamingKWT:
     """The network that a configuration describes, its layers folded where it says so."""
-    return FoldedKWT(config, config.factors) if max(config.factors) > 1 else StreamingKWT(config)
+    return FoldedKWT(config) if max(config.factors) > 1 else StreamingKWT(config)
 
 
 def filled(network: StreamingKWT, checkpoint: Checkpoint) -> StreamingKWT:
@@ -114,20 +111,14 @@ def filled(network: StreamingKWT, checkpoint: Checkpoint) -> StreamingKWT:
 
 
 class FoldedKWT(StreamingKWT):
-    """The streaming network with some layers folded.
-
-    Args:
-        config: shape of the plain network.
-        factors: one per layer; 1 keeps the layer plain.
+    """The streaming network with some layers folded, as `config.folds` has it.
 
     Raises:
-        ConfigError: where factors do not fit the shape.
+        ConfigError: where a factor does not fit the shape.
     """
 
-    def __init__(self, config: ModelConfig, factors: Sequence[int]) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        if len(factors) != config.layers:
-            raise ConfigError(f"{config.layers} layers need as many factors, got {len(factors)}")
-        for layer, factor in enumerate(factors):
+        for layer, factor in enumerate(config.factors):
             if factor > 1:
                 self.blocks[layer] = FoldedBlock(config, f"block{layer}", factor)

@@ -38,6 +38,10 @@ TENSORS = ("x", "q", "k", "a")
 
 START = torch.tensor([0.1, 0.1, 0.1, 0.001])
 """Thresholds from which learning begins, in every layer."""
+PRICES = (0.003, 0.15)
+"""Of an operation, from first to last: nats per unit of log-operations."""
+RATE = 0.05
+"""Of Adam, on log-thresholds."""
 ALWAYS = 1e6
 """Difference of a token outside the chain: it counts as moved."""
 
@@ -110,12 +114,10 @@ def learn(
     *,
     steps: int,
     batch: int = 48,
-    prices: tuple[float, float] = (0.003, 0.15),
-    rate: float = 0.05,
 ) -> Iterator[tuple[float, Tensor]]:
     """Learn thresholds for ever fewer operations, weights frozen.
 
-    The price of an operation rises geometrically from the first to the second of `prices`, so that one run
+    The price of an operation rises geometrically from the first to the second of `PRICES`, so that one run
     draws the whole curve.
 
     Args:
@@ -123,8 +125,6 @@ def learn(
         clips: (n, N, C) embedded training clips (`KWT.embed`).
         steps: optimiser steps, each on `batch` random clips.
         batch: clips in a step.
-        prices: nats per unit of log-operations.
-        rate: Adam's learning rate on log-thresholds.
 
     Yields:
         After each step, the share of the three products' operations left (smooth count), and the thresholds
@@ -133,11 +133,11 @@ def learn(
     dense = batch * sum(model.config.macs()[group] for group in PRODUCTS)
     target = model.beliefs(clips)
     log_theta = START.log().repeat(model.config.layers, 1).requires_grad_()
-    optimiser = torch.optim.Adam([log_theta], lr=rate)
+    optimiser = torch.optim.Adam([log_theta], lr=RATE)
     for step in range(steps):
         chosen = torch.randperm(len(clips))[:batch]
         task, done = _try(model, clips[chosen], target[chosen], log_theta.exp())
-        left, price = done / dense, prices[0] * (prices[1] / prices[0]) ** (step / max(1, steps - 1))
+        left, price = done / dense, PRICES[0] * (PRICES[1] / PRICES[0]) ** (step / max(1, steps - 1))
         optimiser.zero_grad()
         (task + price * left.log()).backward()
         optimiser.step()

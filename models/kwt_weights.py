@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from models.aside import aside
 from models.config import LABELS, ConfigError
 from models.features import Array
 
@@ -147,7 +148,7 @@ def check(config: KWTConfig, weights: Weights) -> None:
     """Compare tensors with the shape they should have.
 
     Raises:
-        KWTFileError: naming the first tensor that is missing, unknown or of another shape.
+        KWTFileError: naming the first tensor that is missing, unknown, of another shape, or not finite.
     """
     shapes = config.shapes()
     if odd := sorted(set(shapes) ^ set(weights)):
@@ -155,6 +156,8 @@ def check(config: KWTConfig, weights: Weights) -> None:
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise KWTFileError(f"tensor {name} must be {shape}, got {weights[name].shape}")
+        if not np.isfinite(weights[name]).all():
+            raise KWTFileError(f"tensor {name} holds NaN or infinite numbers")
 
 
 def save(path: Path, config: KWTConfig, weights: Weights) -> None:
@@ -165,7 +168,9 @@ def save(path: Path, config: KWTConfig, weights: Weights) -> None:
     """
     check(config, weights)
     tensors: dict[str, NDArray[np.float32]] = {name: np.array(value, order="C") for name, value in weights.items()}
-    save_file(tensors, path, metadata={"format": FORMAT, "config": json.dumps(asdict(config))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as partial:
+        save_file(tensors, partial, metadata={"format": FORMAT, "config": json.dumps(asdict(config))})
 
 
 def load(path: Path) -> tuple[KWTConfig, dict[str, Array]]:
@@ -178,11 +183,16 @@ def load(path: Path) -> tuple[KWTConfig, dict[str, Array]]:
         with safe_open(path, "numpy") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:  # the last: number formats numpy lacks
         raise KWTFileError(f"cannot read {path}: {error}") from error
     if header.get("format") != FORMAT:
         raise KWTFileError(f"{path} holds no stock Keyword Transformer (format {header.get('format')!r})")
-    fields = json.loads(header["config"])
-    config = KWTConfig(**fields | {"labels": tuple(fields["labels"])})
-    check(config, weights)
+    try:
+        fields = json.loads(header["config"])
+        config = KWTConfig(**fields | {"labels": tuple(fields["labels"])})
+        check(config, weights)
+    except KWTFileError as error:
+        raise KWTFileError(f"{path}: {error}") from None
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise KWTFileError(f"{path} has a broken shape: {error!r}") from error
     return config, weights

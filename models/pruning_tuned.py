@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models import pruning
+from models.aside import aside
 from models.kwt_weights import fingerprint
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def save(stock: KWT, tuned: Tuned, path: Path) -> None:
     tensors = {name: (value - before[name]).half() for name, value in tuned.model.state_dict().items()}
     tensors = {name: value for name, value in tensors.items() if value.any()}
     kept = {"thresholds": tuned.thresholds, "centres": tuned.centres, "trajectory": tuned.trajectory}
-    save_file(tensors | kept, path, {"stock": _name(stock)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside(path) as partial:
+        save_file(tensors | kept, partial, {"stock": _name(stock)})
 
 
 def load(stock: KWT, path: Path) -> Tuned | None:

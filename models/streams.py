@@ -27,6 +27,8 @@ SPOKEN_SHARE = 0.3
 """A frame belongs to the word where its loudness is above this share of the way from the clip's floor to its peak."""
 BEYOND = SAMPLE_RATE // 10
 """Samples by which a label may end behind its recording: times are rounded."""
+FADE = SAMPLE_RATE // 10
+"""Samples over which a copy of a recording fades into the next."""
 TELEPHONE_RATE = 8_000
 MU = 255.0
 
@@ -106,9 +108,9 @@ def level(db: float) -> float:
     return FULL_SCALE * 10.0 ** (db / 20.0)
 
 
-def lengthen(samples: Array, length: int, fade: int = 1_600) -> Array:
+def lengthen(samples: Array, length: int) -> Array:
     """Repeat a recording (S,) up to `length` samples, each copy fading into the next."""
-    fade = min(fade, len(samples) // 4)
+    fade = min(FADE, len(samples) // 4)
     ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
     copy = samples.copy()
     copy[:fade] *= np.sqrt(ramp)

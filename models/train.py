@@ -47,15 +47,18 @@ SMOOTHING = 0.98
 """Share that a figure keeps of its past, from step to step."""
 
 
+LOOKED_AT = 0.25
+
+
 class Movement:
     """Stands where the gates stand and measures how much each tensor moves between neighbouring tokens.
 
     The measure is mean |x_t - x_{t-1}| over mean |x|, so scaling a tensor down gains nothing. Each gate is
-    looked at with probability `share`: the penalty stays unbiased and costs a quarter of the time.
+    looked at with probability `LOOKED_AT`: the penalty stays unbiased and costs a quarter of the time.
     """
 
-    def __init__(self, share: float = 0.25, generator: torch.Generator | None = None) -> None:
-        self.share, self.generator = share, generator
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
         self.ratios: list[Tensor] = []
 
     def __call__(self, name: str, x: Tensor, window: Tensor | None = None) -> Tensor:
@@ -63,7 +66,7 @@ class Movement:
         if (
             window is None
             and not name.startswith(RESTLESS)
-            and torch.rand((), generator=self.generator).item() < self.share
+            and torch.rand((), generator=self.generator).item() < LOOKED_AT
         ):
             pairs = x[..., : x.shape[-2] // 2 * 2, :].unflatten(-2, (-1, 2))
             moved = (pairs[..., 1, :] - pairs[..., 0, :]).abs().mean(dtype=torch.float32)
@@ -130,7 +133,7 @@ class Dense(Streaming):
         self, model: StreamingKWT, batch: Batch, schedule: Schedule, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighted cross-entropy over the asked tokens, plus the movement penalty; and figures for the log."""
-        gates = Movement(generator=generator)
+        gates = Movement(generator)
         task, names = asked(model, batch, gates, self.naming, schedule)
         moved = gates.penalty()
         figures = {"loss": task.item(), "names": names.item(), "movement": moved.item()}

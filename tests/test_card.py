@@ -108,7 +108,10 @@ def test_the_command_writes_the_card(evaluation: dict, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "CARD.md").read_text().startswith("# Model card")
 
 
-@pytest.mark.parametrize("text", ["# Model card", "{}", "[]", "\xff"])
+POINTLESS = '{"model": {}, "calibration": {}, "protocol": {}, "clips": [], "streams": {}, "sweeps": {}}'
+
+
+@pytest.mark.parametrize("text", ["# Model card", "{}", "[]", "\xff", POINTLESS])
 def test_another_file_is_no_evaluation(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CardError, match=r"other\.json is no evaluation"):

@@ -46,7 +46,7 @@ def run(*words: str) -> dict:
 def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) -> None:
     save(tmp_path / "yes/a_nohash_0.wav")
     save(tmp_path / "_silence_/b.wav")
-    words = ("--split", "all", "--confusion", str(tmp_path / "c.png"), "--json")
+    words = ("--split", "all", "--confusion", str(tmp_path / "new" / "c.png"), "--json")
     points = run("clips", "--data", str(tmp_path), *words)["points"]
     assert [point["name"] for point in points] == list(network.points)
     for point in points:
@@ -61,7 +61,7 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
     table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path), "--split", "all"], catch_exceptions=False).stdout
     assert "95 % bounds" in table
     assert "{:.1%}..{:.1%}".format(*points[0]["bounds"]["accuracy"]) in table
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_clips_are_those_of_validation_speakers_where_no_others_are_asked_for(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_clip_of_the_real_thing_is_judged_right(network, shared_data: Path, tm
 
 def test_the_sample_recording_is_judged_with_its_labels_and_without(tmp_path: Path) -> None:
     audio = str(SAMPLE / "commands.flac")
-    curve = tmp_path / "curve.png"
+    curve = tmp_path / "new" / "curve.png"
     report = run("stream", "--audio", audio, "--labels", str(SAMPLE / "commands.tsv"), "--curve", str(curve), "--json")
     rows = list(csv.DictReader(curve.with_suffix(".csv").read_text().splitlines()))
     assert [float(row["offset"]) for row in rows] == sorted(float(row["offset"]) for row in rows)
@@ -130,6 +130,10 @@ def test_a_stock_network_is_judged_on_the_same_streams(tmp_path: Path) -> None:
     assert report["unprovoked"] == 0, "its thresholds are chosen so"
     with pytest.raises(DataError, match="name their labels"):
         run(*asked)
+    for beside in (("--point", "dense"), ("--model", "other.safetensors")):
+        told = CliRunner().invoke(app, [*asked, *beside])
+        assert told.exit_code == 2
+        assert "leave them" in told.output
 
 
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:

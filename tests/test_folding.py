@@ -38,7 +38,7 @@ GATED = {name: 0.02 if name.endswith("weights") else 0.3 for name in gate_names(
 @pytest.fixture
 def network() -> FoldedKWT:
     torch.manual_seed(0)
-    network = FoldedKWT(SMALL, (1, 2, 3))
+    network = FoldedKWT(FOLDED)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return network.requires_grad_(False)
@@ -114,7 +114,8 @@ def test_a_quarter_of_the_default_networks_memory_is_saved() -> None:
     config = ModelConfig()
     folds = tuple(2 if 3 <= layer < 6 else 1 for layer in range(config.layers))
     plain, folded = (
-        sum(p.numel() for p in model.parameters()) for model in (network_of(config), FoldedKWT(config, folds))
+        sum(p.numel() for p in model.parameters())
+        for model in (network_of(config), FoldedKWT(replace(config, folds=folds)))
     )
     assert folded < 0.76 * plain
 
@@ -190,7 +191,7 @@ def test_the_past_is_causal_by_token(network: FoldedKWT, frames: Tensor) -> None
 def test_factors_of_one_are_the_plain_network(frames: Tensor) -> None:
     torch.manual_seed(4)
     plain = StreamingKWT(SMALL)
-    folded = FoldedKWT(SMALL, (1, 1, 1))
+    folded = FoldedKWT(SMALL)
     folded.load_state_dict(plain.state_dict())
     torch.testing.assert_close(folded(frames)[0], plain(frames)[0], rtol=0, atol=0)
 
@@ -201,14 +202,14 @@ def test_matrices_shrink_by_the_square_of_the_factor() -> None:
     def matrices(network: StreamingKWT) -> int:
         return sum(p.numel() for name, p in network.blocks[0].named_parameters() if p.ndim == 2 and "bias" not in name)
 
-    assert matrices(FoldedKWT(config, (2,))) * 4 == matrices(StreamingKWT(config))
+    assert matrices(FoldedKWT(replace(config, folds=(2,)))) * 4 == matrices(StreamingKWT(config))
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="as many factors"):
-        FoldedKWT(SMALL, (2,))
+    with pytest.raises(ConfigError, match="one factor for each of 3 layers"):
+        replace(SMALL, folds=(2,))
     with pytest.raises(ConfigError, match="multiples of 5"):
-        FoldedKWT(SMALL, (5, 1, 1))
+        FoldedKWT(replace(SMALL, folds=(5, 1, 1)))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from models import kwt_weights
 from models.config import ConfigError
@@ -91,6 +92,14 @@ def test_files_and_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"no safetensors")
     with pytest.raises(KWTFileError, match="cannot read"):
         kwt_weights.load(tmp_path / "broken")
+    with pytest.raises(KWTFileError, match=r"head\.bias holds NaN"):
+        kwt_weights.save(tmp_path / "x", SMALL, weights | {"head.bias": np.full(len(SMALL.labels), np.nan, "f4")})
+    for config in ({}, {"config": "{"}, {"config": "3"}, {"config": "{}"}, {"config": '{"labels": [], "heads": 0}'}):
+        save_file(weights, tmp_path / "bent", {"format": kwt_weights.FORMAT, **config})
+        with pytest.raises(KWTFileError, match="bent has a broken shape"):
+            kwt_weights.load(tmp_path / "bent")
+    assert not (tmp_path / "x").exists()
+    kwt_weights.save(tmp_path / "new" / "x", SMALL, weights)
     with pytest.raises(ConfigError, match="multiple of heads"):
         KWTConfig(channels=10, heads=3)
 

@@ -43,7 +43,7 @@ def clips() -> Tensor:
 
 
 def test_what_was_tuned_comes_back_for_the_same_network_only(stock: KWT, clips: Tensor, tmp_path: Path) -> None:
-    path, told = tmp_path / "tuned.safetensors", []
+    path, told = tmp_path / "new" / "tuned.safetensors", []
     tuned = pruning_tuned.tune(stock, clips, steps=20, tell=told.append)
     pruning_tuned.save(stock, tuned, path)
     found = pruning_tuned.load(stock, path)

@@ -82,6 +82,7 @@ def clips(
     Raises:
         DataError: where nobody of the split says anything.
     """
+    _make_room(confusion)
     network = Network(load_checkpoint(model))
     try:
         heard = read_clips(walk(data), network.config, split)
@@ -138,6 +139,9 @@ def stream(
     as_json: AsJson = False,
 ) -> None:
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
+    if stock is not None and (point, model) != (None, None):
+        raise typer.BadParameter("--stock is another network than --model, and has no --point: leave them out")
+    _make_room(curve)
     if stock is not None:
         config, calibration, heard = _hear_stock(stock, read_streams(audio, labels, KEYWORDS))
     else:
@@ -155,6 +159,12 @@ def stream(
         print(json.dumps(report))
     else:
         show(streams_table({audio.name: report}))
+
+
+def _make_room(picture: Path | None) -> None:
+    """Make the folder of what will be drawn, before there is anything to lose."""
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _hear_stock(path: Path, streams: Sequence[Stream]) -> tuple[ModelConfig, Calibration, list[Heard]]:

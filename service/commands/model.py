@@ -38,7 +38,7 @@ app.command()(info)
 app.command("import")(import_stock)
 console = Console(stderr=True)
 
-PARTS = {"model", "calibration", "protocol", "clips", "streams", "sweeps"}
+PARTS = {"model", "calibration", "protocol", "clips", "streams", "points", "sweeps"}
 """What an evaluation has in it."""
 CALIBRATION_SEED = 50_000
 """Far from the evaluation's, so that no stream of words is used for both; running speech and noise are the same."""
