@@ -136,10 +136,9 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no {FORMAT} checkpoint but {metadata.get('format', 'without a format')!r}")
-    strange = [name for name, array in weights.items() if array.dtype not in FLOATS]
-    weights = {name: rounded(name, array.astype(np.float32)) for name, array in weights.items()}
-    if bad := strange or [name for name, array in weights.items() if not np.isfinite(array).all()]:
+    if bad := [name for name, array in weights.items() if array.dtype not in FLOATS or not np.isfinite(array).all()]:
         raise CheckpointError(f"{path} holds weights that are not finite float32 or float16: {', '.join(bad)}")
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
         rest = {name: _object(metadata[name]) for name in ("points", "calibration", "metadata")}
@@ -149,7 +148,10 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
     background = {
         name.removeprefix(BACKGROUND): weights.pop(name) for name in [*weights] if name.startswith(BACKGROUND)
     }
-    return Checkpoint(config, weights, **rest, background=background)
+    checkpoint = Checkpoint(config, weights, **rest, background=background)
+    if bad := [name for name, array in checkpoint.weights.items() if not np.isfinite(array).all()]:
+        raise CheckpointError(f"{path} holds weights that are not finite in half precision: {', '.join(bad)}")
+    return checkpoint
 
 
 def _object(text: str) -> dict[str, Any]:
