@@ -158,6 +158,8 @@ async def test_clip_that_our_own_mistake_ends_has_failed(
     [
         ("POST", "/v1/detect?sample_rate=7", 422, "sample_rate"),
         ("POST", "/v1/detect?encoding=mp3", 422, "encoding"),
+        ("POST", f"/v1/detect?point={'x' * 40}", 422, "point"),
+        ("POST", f"/v1/detect?keywords={','.join(map(str, range(65)))}", 422, "keywords"),
         ("GET", "/v1/detect", 405, None),
         ("DELETE", "/", 405, None),
         ("GET", "/nowhere", 404, None),
