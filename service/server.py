@@ -260,7 +260,7 @@ class Server:
         self.metrics.session_closed(outcome, stream.session.audio_s)
         self.metrics.cache_bytes(-stream.vitals.cache_bytes)
         why = {"message": stream.error.message, "field": stream.error.field} if stream.error else {}
-        what = {"model": stream.hosted.name, "point": stream.session.point}
+        what = {"model": stream.hosted.name, "point": stream.session.point, "connection": stream.session.connection}
         logs.log.info("session", session=stream.session.id, outcome=outcome, **why, **what, **totals.model_dump())
         return last
 

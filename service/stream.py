@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from models.counting import nothing
-from service.capture import keep
+from service.capture import Opinions
 from service.engine import Engine, Hosted, Slot, clock
 from service.enrolled import extended, spotting
 from service.errors import Idle, Internal, QueueFull, TooFast, failed
@@ -92,7 +92,7 @@ class Stream:
         self._changed.set()
         self._counted = (nothing(hosted.spec.config), 0, 0.0)
         self._verdict_s: float | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._opinions = Opinions(settings.capture, name) if settings.capture else None
         self.vitals = Vitals(self.slot)
 
     # --- from the client
@@ -285,9 +285,8 @@ class Stream:
         said = {"session": self.session.id, "keyword": known.keyword, "score": known.score, "correct": message.correct}
         self.metrics.feedback(known.keyword, correct=message.correct)
         log.info("feedback", extra=said)
-        if self.settings.capture is not None:
-            writing = keep(self.settings.capture, self.session.id, known, correct=message.correct)
-            self._writing = asyncio.get_running_loop().create_task(writing)
+        if self._opinions is not None:
+            self._opinions.add(self.session.id, known, correct=message.correct)
 
     def _note(self, messages: list[ServerMessage]) -> None:
         """Tell the metrics what the client is told."""
