@@ -272,7 +272,7 @@ async def _asyncapi(request: Request) -> Response:
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
     """Read the body as far as it is allowed to go, and judge it; only now it needs a place."""
     async with server.bodies.whole(request.stream()) as data:
-        server.admit()
+        server.admit(begun=True)
         return await clips.judge(server, data, raw, configure)
 
 

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         20.0,
         ge=0,
-        description="After SIGTERM: for half of it streams may end, in the rest they are, in turn; s.",
+        description="After SIGTERM: for half of it streams and clips may end, in the rest streams are, in turn; s.",
     )
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
     origins: list[str] = Field([], description="Pages that may use the server beside its own, as JSON.")
