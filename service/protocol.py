@@ -43,7 +43,7 @@ class BadMessage(WireError):
 
 
 class TooLong(WireError):
-    """A frame, a body, a clip or a stream beyond its limit."""
+    """A frame, a body or a clip beyond its limit."""
 
     code = CloseCode.TOO_LONG
 
@@ -172,7 +172,7 @@ class Limits(Strict):
     """What the server allows this stream."""
 
     frame_bytes: int = Field(gt=0, description="longest binary frame, bytes")
-    stream_s: float = Field(gt=0, description="longest stream, s of audio")
+    stream_s: float = Field(gt=0, description="audio that a connection may bring, s; the stream resumes on another")
     idle_s: float = Field(gt=0, description="longest time without a frame, s")
     speed: float = Field(gt=0, description="audio may arrive this many times faster than real time")
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     lag_s: float = Field(0.5, gt=0, le=60, description="Wait for a turn above which the server is busy, s.")
     behind_s: float = Field(15.0, gt=0, le=600, description="Age of unjudged audio that ends a stream, s.")
     frame_bytes: int = Field(1 << 20, ge=1_024, le=1 << 26, description="Longest binary frame, bytes.")
-    stream_s: float = Field(DAY, gt=0, description="Longest stream, s of audio.")
+    stream_s: float = Field(DAY, gt=0, description="Audio that a connection may bring, s; clients resume on another.")
     idle_s: float = Field(
         MINUTE,
         gt=0,

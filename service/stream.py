@@ -13,7 +13,7 @@ from models.counting import nothing
 from service.capture import Opinions
 from service.engine import Engine, Hosted, Slot, clock
 from service.enrolled import extended, spotting
-from service.errors import Idle, Internal, QueueFull, TooFast, failed
+from service.errors import Idle, Internal, QueueFull, ShareSpent, TooFast, failed
 from service.line import Pace
 from service.protocol import (
     Close,
@@ -77,7 +77,9 @@ class Stream:
         own = spotting(hosted.network, configure, settings.keywords)
         self.session = Session(name, extended(hosted.spec, own), configure, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
-        self.outbox: list[ServerMessage] = [self.session.ready()]
+        ready = self.session.ready()
+        self._share_s = limits.stream_s + (ready.replay_samples / configure.sample_rate if configure.resume else 0)
+        self.outbox: list[ServerMessage] = [ready]
         self.hosted: Hosted = hosted
         self.slot: Slot = engine.open(hosted, self)
         self.slot.spotting = own
@@ -271,11 +273,11 @@ class Stream:
         self._changed.set()
 
     def _allow(self, audio_s: float, now: float) -> None:
-        """Let `burst_s` of audio be ahead of `speed` times real time."""
+        """Let `burst_s` of audio be ahead of `speed` times real time; a connection has its share beside a replay."""
         if self._pace.came(audio_s, now) > self.settings.burst_s:
             raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
-        if self.session.audio_s > self.limits.stream_s:
-            raise TooLong(f"a stream may last {self.limits.stream_s:g} s")
+        if self.session.audio_s > self._share_s:
+            raise ShareSpent(f"a connection may bring {self.limits.stream_s:g} s of audio; resume on a new one")
 
     def _feedback(self, message: Feedback) -> None:
         known, warnings = self.session.feedback(message)
