@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route, WebSocketRoute
 from structlog.contextvars import bound_contextvars
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope as Connection
 
 PAGE: Final = Path(__file__).parent.parent / "client" / "web"
+EXPOSED: Final = ("Retry-After", "X-Request-ID")
+"""Headers of answers that pages of other origins may read."""
 ANSWERS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": Failed} for status in HTTP_STATUS.values()}
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {status: ANSWERS[status] for status in (401, 403, 429)}
 KEY: Final = HTTPBearer(auto_error=False, description="an API key, of a server that has any")
@@ -91,6 +94,8 @@ def create_app(server: Server) -> FastAPI:
         title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.server = server
+    if origins := server.settings.origins:
+        app.add_middleware(CORSMiddleware, origins, ("GET", "POST"), ("Authorization",), expose_headers=EXPOSED)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
     app.add_middleware(Lingering)
@@ -119,7 +124,7 @@ class StreamDoor:
         await receive()
         try:
             ticket = QueryParams(scope["query_string"]).get("ticket")
-            caller = server.guard.upgrade(headers, ticket, headers.get("host", ""))
+            caller = server.guard.upgrade(headers, ticket)
             server.admit()
         except WireError as error:
             server.turned_away(error)
@@ -267,7 +272,7 @@ async def _asyncapi(request: Request) -> Response:
 async def _judge(server: Server, request: Request, raw: Encoding | None, configure: Configure) -> clips.ClipResult:
     """Read the body as far as it is allowed to go, and judge it; only now it needs a place."""
     async with server.bodies.whole(request.stream()) as data:
-        server.admit()
+        server.admit(begun=True)
         return await clips.judge(server, data, raw, configure)
 
 

@@ -174,24 +174,22 @@ class Guard:
         self.anyone = Anyone().find(None)
 
     def request(self, scope: Scope, headers: Mapping[str, str]) -> Caller:
-        """Check a request's key.
+        """Check the page that a request comes from, if it does from one, and its key.
 
         Raises:
-            Unauthorised, Forbidden, TooFast: by whom, what, how often.
+            Unauthorised, Forbidden, TooFast: by whom, from where, what, how often.
         """
+        self._know(headers)
         caller = self._callers.find(_bearer(headers))
         return self._allow(caller, scope)
 
-    def upgrade(self, headers: Mapping[str, str], ticket: str | None, host: str) -> Caller:
+    def upgrade(self, headers: Mapping[str, str], ticket: str | None) -> Caller:
         """Check what opens a WebSocket: the page's origin, and a ticket or a key.
 
         Raises:
             Unauthorised, Forbidden, TooFast: by whom, from where, how often.
         """
-        origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and _host_of(origin) != host:
-            help_ = "the operator may name them in DELTASPOT_ORIGINS, and a proxy must hand on Host"
-            raise Forbidden(f"pages of {origin} may not open streams at host {host}; {help_}")
+        self._know(headers)
         caller = self._redeem(ticket) if ticket else self._callers.find(_bearer(headers))
         self._allow(caller, Scope.STREAM)
         if caller.sessions is not None and caller.open >= caller.sessions:
@@ -202,6 +200,13 @@ class Guard:
         """A ticket that opens streams for a short time, in the caller's name."""
         claims = {"sub": caller.digest, "exp": int(wall_clock()) + self._ticket_s, "jti": secrets.token_hex(8)}
         return jwt.encode(claims, self._secret, ALGORITHM)
+
+    def _know(self, headers: Mapping[str, str]) -> None:
+        """Refuse pages of strangers: without keys, a browser would carry the wishes of any page that is visited."""
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is not None and origin not in self._origins and _host_of(origin) != host:
+            help_ = "the operator may name them in DELTASPOT_ORIGINS, and a proxy must hand on Host"
+            raise Forbidden(f"pages of {origin} may ask for nothing at host {host}; {help_}")
 
     def _redeem(self, ticket: str) -> Caller:
         try:

@@ -10,7 +10,7 @@ from service.errors import Capacity, Idle, UnsupportedAudio
 from service.protocol import TooLong
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from service.settings import Settings
 
@@ -23,11 +23,13 @@ class Bodies:
 
     Attributes:
         held: bytes in memory.
+        here: how many are on their way, or dealt with.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_left: Callable[[], None]) -> None:
         self._longest, self._patience_s = settings.clip_bytes, settings.idle_s
-        self.held = 0
+        self.held = self.here = 0
+        self._on_left = on_left
 
     @asynccontextmanager
     async def whole(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -38,6 +40,7 @@ class Bodies:
             UnsupportedAudio: there is nothing in it.
         """
         data, size = bytearray(), 0
+        self.here += 1
         try:
             await self._take(parts, data)
             if not data:
@@ -47,6 +50,8 @@ class Bodies:
             yield body
         finally:
             self.held -= len(data) + size
+            self.here -= 1
+            self._on_left()
 
     async def _take(self, parts: AsyncIterator[bytes], data: bytearray) -> None:
         try:

@@ -15,15 +15,35 @@ if TYPE_CHECKING:
     from service.protocol import Detection
 
 
-async def keep(directory: Path, session: str, detection: Detection, *, correct: bool) -> None:
-    """Write one file for one opinion: the detection, its clip if the stream asked for clips, and whether it was right.
+class Opinions:
+    """Those of one connection, one file each: the detection, its clip if there is one, and whether it was right.
 
-    A full disk is logged and hurts no stream; half a file does not stay.
+    Files have the connection's own name, which the server gave it: a session's may be claimed by anybody.
     """
-    opinion = {"session": session, "correct": correct, **detection.model_dump(exclude={"checkpoint"})}
-    path = directory / f"{session}-{detection.id}.json"
+
+    def __init__(self, directory: Path, connection: str) -> None:
+        self._directory, self._connection = directory, connection
+        self._writing: asyncio.Task[None] | None = None
+
+    def add(self, session: str, detection: Detection, *, correct: bool) -> None:
+        """Write one in the background, after those before it: of two on one detection, the later one stays."""
+        opinion = {"session": session, "correct": correct, **detection.model_dump(exclude={"checkpoint"})}
+        path = self._directory / f"{self._connection}-{detection.id}.json"
+        writing = _keep(path, json.dumps(opinion), session, after=self._writing)
+        self._writing = asyncio.get_running_loop().create_task(writing)
+
+    async def written(self) -> None:
+        """Wait until all are."""
+        if self._writing is not None:
+            await self._writing
+
+
+async def _keep(path: Path, text: str, session: str, after: asyncio.Task[None] | None) -> None:
+    """A full disk is logged and hurts no stream; half a file does not stay."""
+    if after is not None:
+        await asyncio.wait([after])
     try:
-        await asyncio.to_thread(_write, path, json.dumps(opinion))
+        await asyncio.to_thread(_write, path, text)
     except OSError as error:
         log.warning("feedback was not kept", session=session, reason=str(error))
 

@@ -26,10 +26,11 @@ class CloseCode(IntEnum):
     UNAUTHORISED = 4401, "The key or ticket is missing, wrong or expired."
     FORBIDDEN = 4403, "The key is known but may not do this."
     IDLE = 4408, "Neither audio nor keepalive arrived for `limits.idle_s` seconds."
-    TOO_LONG = 4413, "A frame, message or stream is longer than its limit."
+    TOO_LONG = 4413, "A frame or message is longer than its limit."
     UNSUPPORTED_AUDIO = 4415, "The audio is not what `configure` said, or holds values that are no numbers."
     TOO_FAST = 4429, "Audio came faster than `limits.speed` times real time, or more than 1,000 text messages a second."
     QUEUE_FULL = 4430, "The client does not read its messages, or the server fell behind; resume elsewhere.", True
+    SHARE_SPENT = 4431, "This connection has had its `limits.stream_s` of audio; resume on a new one.", True
     INTERNAL = 4500, "The server's fault; it is logged under the session's id.", True
     CAPACITY = 4503, "No room for another stream; try another replica or later.", True
     DRAINING = 4504, "The server is stopping; resume at once, on another replica.", True

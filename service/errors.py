@@ -10,6 +10,7 @@
     ├── UnsupportedAudio       4415
     ├── TooFast                4429  audio, messages or requests, faster than allowed
     ├── QueueFull              4430
+    ├── ShareSpent             4431
     ├── Internal               4500
     └── Capacity               4503  carries `retry_after`
         ├── NotReady           4503
@@ -34,6 +35,7 @@ HTTP_STATUS: Final = {
     CloseCode.UNSUPPORTED_AUDIO: 415,
     CloseCode.TOO_FAST: 429,
     CloseCode.QUEUE_FULL: 503,
+    CloseCode.SHARE_SPENT: 429,
     CloseCode.INTERNAL: 500,
     CloseCode.CAPACITY: 503,
     CloseCode.DRAINING: 503,
@@ -78,6 +80,12 @@ class QueueFull(WireError):
     """A queue between the client and its verdicts ran over; nothing is dropped silently, so the stream ends."""
 
     code = CloseCode.QUEUE_FULL
+
+
+class ShareSpent(WireError):
+    """A connection brought all the audio that it may; the stream goes on with the next."""
+
+    code = CloseCode.SHARE_SPENT
 
 
 class Internal(WireError):

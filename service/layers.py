@@ -20,6 +20,7 @@ POLICY: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Cache-Control": "no-cache",  # ask each time, or modules of two versions meet in one page
 }
 HEADER: Final = b"x-request-id"
 ACCEPTABLE: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("deltaspot")
 
 
-def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | None = None) -> None:
-    """Send the process's log lines, those of libraries too, to one stream in one form.
+def configure(*, pretty: bool = False, stream: TextIO | None = None) -> None:
+    """Send the process's log lines, those of libraries too, to one stream in one form, from `info` on.
 
     Args:
-        level: least severe level written: debug, info, warning, error.
         pretty: lines for a person at a terminal instead of JSON.
         stream: where to, standard error if left out.
     """
@@ -36,16 +35,18 @@ def configure(level: str = "info", *, pretty: bool = False, stream: TextIO | Non
         structlog.processors.format_exc_info,
         without_bytes,
     ]
-    renderer = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer(default=str)
+    form: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(default=str)]
+    if pretty:
+        form = [visible, structlog.dev.ConsoleRenderer()]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *form],
     )
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
@@ -78,3 +79,16 @@ def without_bytes(_logger: object, _method: str, event: MutableMapping[str, Any]
         if isinstance(value, bytes | bytearray | memoryview):
             event[key] = f"<{len(value)} bytes>"
     return event
+
+
+def visible(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Write out what others sent that would move a terminal's cursor, or worse; a traceback keeps its lines."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            lines = value.split("\n") if key == "exception" else [value]
+            event[key] = "\n".join("".join(map(_shown, line)) for line in lines)
+    return event
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()

@@ -39,15 +39,18 @@ class Places:
         """Places that are not free."""
         return self.taken + self.reserved
 
-    def admit(self) -> None:
+    def admit(self, *, begun: bool = False) -> None:
         """Check that one more stream would be served well.
+
+        Args:
+            begun: it came before the end did, which waits for it.
 
         Raises:
             Draining: the process is about to stop.
             Capacity: all places are taken.
             Behind: the streams that are here already wait too long.
         """
-        if self.draining:
+        if self.draining and not begun:
             raise Draining("the server is stopping; use another replica")
         if self.used >= self.most:
             raise Capacity(f"all {self.most} places are taken", retry_after=5)
@@ -56,9 +59,9 @@ class Places:
         if (wait := self._wait()) > self._lag_s:
             raise Behind(f"the server is {wait:.1f} s behind", retry_after=5)
 
-    def reserve(self) -> None:
+    def reserve(self, *, begun: bool = False) -> None:
         """Keep a place for a stream to come; see `admit`."""
-        self.admit()
+        self.admit(begun=begun)
         self.reserved += 1
 
     def cancel(self) -> None:

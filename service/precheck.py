@@ -1,6 +1,6 @@
 """What can be wrong with a server's settings, found before it starts: one line that says what to change.
 
-Knows no doors and no streams; leaves nothing behind but the folder for captures.
+Knows no doors and no streams; leaves nothing behind but the folders that settings name.
 """
 
 from __future__ import annotations
@@ -119,15 +119,14 @@ def _check_models(settings: Settings) -> None:
 
 
 def _check_folders(settings: Settings) -> None:
-    if settings.keywords is not None and not settings.keywords.is_dir():
-        raise SettingError(f"DELTASPOT_KEYWORDS: there is no folder {settings.keywords}")
-    if settings.capture is not None:
-        try:
-            settings.capture.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingError(f"DELTASPOT_CAPTURE: {settings.capture} cannot be made: {error.strerror}") from None
-        if not os.access(settings.capture, os.W_OK | os.X_OK):
-            raise SettingError(f"DELTASPOT_CAPTURE: nothing can be written to {settings.capture}")
+    for name, folder in (("keywords", settings.keywords), ("capture", settings.capture)):
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SettingError(f"{variable(name)}: {folder} cannot be made: {error.strerror}") from None
+    if settings.capture is not None and not os.access(settings.capture, os.W_OK | os.X_OK):
+        raise SettingError(f"DELTASPOT_CAPTURE: nothing can be written to {settings.capture}")
 
 
 def _check_keys(settings: Settings) -> None:

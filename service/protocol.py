@@ -20,6 +20,8 @@ PROTOCOL: Final = 1
 """The version of this format; it changes only when an old client would break."""
 MAX_TEXT_BYTES: Final = 65_536
 """Longest text frame that is read at all, in bytes."""
+MOST: Final = 64
+"""Keywords that a stream or clip may ask for."""
 LATER: Final = {"union_tag_invalid", "enum"}
 """What pydantic says of a message, and of a warning, that this version does not know."""
 
@@ -41,7 +43,7 @@ class BadMessage(WireError):
 
 
 class TooLong(WireError):
-    """A frame, a body, a clip or a stream beyond its limit."""
+    """A frame, a body or a clip beyond its limit."""
 
     code = CloseCode.TOO_LONG
 
@@ -118,7 +120,7 @@ class Configure(Strict):
     point: str | None = Field(None, max_length=32, description="operating point of the model, such as `dense`")
     method: Method | None = Field(None, description="a point of this method, unless `point` names one of it")
     coarsest: float = Field(4.0, ge=1, le=16, description="largest factor on delta thresholds if the server is busy")
-    keywords: dict[str, KeywordSettings] | None = Field(None, max_length=64, description="exactly these; left out: all")
+    keywords: dict[str, KeywordSettings] | None = Field(None, max_length=MOST, description="only these; left out: all")
     enrolled: tuple[Enrolled, ...] = Field((), max_length=8, description="one's own; `keywords` may change settings")
     stored: tuple[Name, ...] = Field((), max_length=8, description="the server's own, detected as those of `enrolled`")
     scores: bool = Field(False, description="send every token's posteriors")
@@ -170,7 +172,7 @@ class Limits(Strict):
     """What the server allows this stream."""
 
     frame_bytes: int = Field(gt=0, description="longest binary frame, bytes")
-    stream_s: float = Field(gt=0, description="longest stream, s of audio")
+    stream_s: float = Field(gt=0, description="audio that a connection may bring, s; the stream resumes on another")
     idle_s: float = Field(gt=0, description="longest time without a frame, s")
     speed: float = Field(gt=0, description="audio may arrive this many times faster than real time")
 
@@ -322,7 +324,7 @@ def parse_keywords(text: str) -> dict[str, KeywordSettings]:
     """Words between commas, with thresholds or without, such as `yes=0.3,no` -> `configure.keywords`.
 
     Raises:
-        BadMessage: for a threshold that is none, and where a word is missing.
+        BadMessage: for a threshold that is none, where a word is missing, and for more than `MOST`.
     """
     wishes = {}
     for part in text.split(","):
@@ -333,6 +335,8 @@ def parse_keywords(text: str) -> dict[str, KeywordSettings]:
             raise BadMessage(f"a threshold is a number from 0 to 1, not {number!r}", "keywords") from None
         if not word:
             raise BadMessage(f"keywords are words between commas, such as yes=0.3,no; not {text!r}", "keywords")
+    if len(wishes) > MOST:
+        raise BadMessage(f"there may be {MOST} keywords, these are {len(wishes)}", "keywords")
     return wishes
 
 

@@ -88,10 +88,11 @@ class Server:
         self.on_reload: Callable[[], None] = lambda: None
         self.headroom: Headroom
         self.limits = limits(settings)
-        self.bodies = Bodies(settings)
+        self._left = asyncio.Event()
+        self.bodies = Bodies(settings, self._left.set)
         self.decoding = asyncio.Semaphore(settings.clips)
         self.reloading: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
+        self._one_reload = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics.ready(False)
 
@@ -131,10 +132,11 @@ class Server:
         """
         outcome = "failed"
         try:
-            if self.keys is not None and self.settings.keys is not None:
-                self.keys.adopt(Keys.load(self.settings.keys))
-            self.on_reload()
-            await self._load()
+            async with self._one_reload:  # two at a time might end with what the first of them read
+                if self.keys is not None and self.settings.keys is not None:
+                    self.keys.adopt(Keys.load(self.settings.keys))
+                self.on_reload()
+                await self._load()
             outcome = "done"
         except (ValueError, OSError) as error:  # the errors of all that is read are among these
             log.exception("not everything was reloaded")
@@ -164,9 +166,9 @@ class Server:
         return network
 
     async def drain(self) -> None:
-        """Take no more streams, tell those that are open, and give them time to end.
+        """Take no more streams and clips, tell streams that are open, and give all time to end.
 
-        Those that stay half of it go one after another: all at once would overrun the replicas where they resume.
+        Streams that stay half of it go one after another: all at once would overrun the replicas where they resume.
         """
         self.engine.places.draining = True
         self.metrics.ready(False)
@@ -185,11 +187,12 @@ class Server:
         await self._emptied(LAST_WORDS_S)
 
     async def _emptied(self, limit_s: float) -> None:
-        """Wait until no stream is open, up to a limit."""
-        self._empty.clear()
-        if self.streams:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), limit_s)
+        """Wait until no stream is open and no posted body here, up to a limit."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.streams or self.bodies.here:
+                    self._left.clear()
+                    await self._left.wait()
 
     async def stop(self) -> None:
         """End the engine; streams should be gone."""
@@ -216,15 +219,15 @@ class Server:
 
     # --- streams
 
-    def admit(self, *, reserve: bool = True) -> None:
-        """See that there is a place for one more stream, and reserve it.
+    def admit(self, *, reserve: bool = True, begun: bool = False) -> None:
+        """See that there is a place for one more stream, and reserve it; see `Places.admit`.
 
         Raises:
             Capacity: there is none, or the models are not ready yet.
         """
         if not self.warm:
             raise NotReady("the models are not ready yet", retry_after=5)
-        (self.engine.places.reserve if reserve else self.engine.places.admit)()
+        (self.engine.places.reserve if reserve else self.engine.places.admit)(begun=begun)
 
     def turned_away(self, error: WireError) -> None:
         """Count who was not served, and write it down, unless there was no room: a crowd needs no lines as well."""
@@ -254,13 +257,12 @@ class Server:
             last, totals = stream.close()
         finally:
             self.streams.discard(stream)
-            if not self.streams:
-                self._empty.set()
+            self._left.set()
         outcome = outcome or stream.code.wire
         self.metrics.session_closed(outcome, stream.session.audio_s)
         self.metrics.cache_bytes(-stream.vitals.cache_bytes)
         why = {"message": stream.error.message, "field": stream.error.field} if stream.error else {}
-        what = {"model": stream.hosted.name, "point": stream.session.point}
+        what = {"model": stream.hosted.name, "point": stream.session.point, "connection": stream.session.connection}
         logs.log.info("session", session=stream.session.id, outcome=outcome, **why, **what, **totals.model_dump())
         return last
 

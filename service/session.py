@@ -51,7 +51,8 @@ class Session:
     """The state of one stream outside the model.
 
     Attributes:
-        id: names it in logs.
+        id: names it in logs; a resumed one has the name that its token claims.
+        connection: the name that the server gave it, whatever a token claims.
         fed: tokens handed to the model.
         detector: decides, and counts what it held back.
     """
@@ -62,7 +63,8 @@ class Session:
         Raises:
             BadMessage: for keywords, points or resume tokens that make no sense here.
         """
-        self.id, self.spec, self.limits = session_id, spec, limits
+        self.id = self.connection = session_id
+        self.spec, self.limits = spec, limits
         self.asked = configure
         self.fed = self.chunks = self.detections = 0
         self._decoder = Decoder(configure.encoding, configure.channels, configure.sample_rate)
@@ -114,6 +116,7 @@ class Session:
         self._remember(self._decoder.flush())
         self._position = self._time.position(self._decoder.samples)
         self._frames.reset()
+        self._skipped = 0  # tokens begin anew
         self._at(self._forget)
         self._shift(self._time.aligned(self.fed, self._decoder.samples))
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     lag_s: float = Field(0.5, gt=0, le=60, description="Wait for a turn above which the server is busy, s.")
     behind_s: float = Field(15.0, gt=0, le=600, description="Age of unjudged audio that ends a stream, s.")
     frame_bytes: int = Field(1 << 20, ge=1_024, le=1 << 26, description="Longest binary frame, bytes.")
-    stream_s: float = Field(DAY, gt=0, description="Longest stream, s of audio.")
+    stream_s: float = Field(DAY, gt=0, description="Audio that a connection may bring, s; clients resume on another.")
     idle_s: float = Field(
         MINUTE,
         gt=0,
@@ -69,10 +69,10 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         20.0,
         ge=0,
-        description="After SIGTERM: for half of it streams may end, in the rest they are, in turn; s.",
+        description="After SIGTERM: for half of it streams and clips may end, in the rest streams are, in turn; s.",
     )
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
-    origins: list[str] = Field([], description="Pages that may open streams, as JSON; the server's own if empty.")
+    origins: list[str] = Field([], description="Pages that may use the server beside its own, as JSON.")
     proxies: list[IPvAnyNetwork] = Field(
         [IPv4Network("127.0.0.1"), IPv6Network("::1")],
         description="Networks of proxies whose X-Forwarded-For and -Proto are believed, as JSON; `0.0.0.0/0` is any.",

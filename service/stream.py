@@ -10,10 +10,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from models.counting import nothing
-from service.capture import keep
+from service.capture import Opinions
 from service.engine import Engine, Hosted, Slot, clock
 from service.enrolled import extended, spotting
-from service.errors import Idle, Internal, QueueFull, TooFast, failed
+from service.errors import Idle, Internal, QueueFull, ShareSpent, TooFast, failed
 from service.line import Pace
 from service.protocol import (
     Close,
@@ -77,7 +77,9 @@ class Stream:
         own = spotting(hosted.network, configure, settings.keywords)
         self.session = Session(name, extended(hosted.spec, own), configure, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
-        self.outbox: list[ServerMessage] = [self.session.ready()]
+        ready = self.session.ready()
+        self._share_s = limits.stream_s + (ready.replay_samples / configure.sample_rate if configure.resume else 0)
+        self.outbox: list[ServerMessage] = [ready]
         self.hosted: Hosted = hosted
         self.slot: Slot = engine.open(hosted, self)
         self.slot.spotting = own
@@ -92,7 +94,7 @@ class Stream:
         self._changed.set()
         self._counted = (nothing(hosted.spec.config), 0, 0.0)
         self._verdict_s: float | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._opinions = Opinions(settings.capture, name) if settings.capture else None
         self.vitals = Vitals(self.slot)
 
     # --- from the client
@@ -271,11 +273,11 @@ class Stream:
         self._changed.set()
 
     def _allow(self, audio_s: float, now: float) -> None:
-        """Let `burst_s` of audio be ahead of `speed` times real time."""
+        """Let `burst_s` of audio be ahead of `speed` times real time; a connection has its share beside a replay."""
         if self._pace.came(audio_s, now) > self.settings.burst_s:
             raise TooFast(f"audio may arrive {self.limits.speed:g} times faster than real time")
-        if self.session.audio_s > self.limits.stream_s:
-            raise TooLong(f"a stream may last {self.limits.stream_s:g} s")
+        if self.session.audio_s > self._share_s:
+            raise ShareSpent(f"a connection may bring {self.limits.stream_s:g} s of audio; resume on a new one")
 
     def _feedback(self, message: Feedback) -> None:
         known, warnings = self.session.feedback(message)
@@ -285,9 +287,8 @@ class Stream:
         said = {"session": self.session.id, "keyword": known.keyword, "score": known.score, "correct": message.correct}
         self.metrics.feedback(known.keyword, correct=message.correct)
         log.info("feedback", extra=said)
-        if self.settings.capture is not None:
-            writing = keep(self.settings.capture, self.session.id, known, correct=message.correct)
-            self._writing = asyncio.get_running_loop().create_task(writing)
+        if self._opinions is not None:
+            self._opinions.add(self.session.id, known, correct=message.correct)
 
     def _note(self, messages: list[ServerMessage]) -> None:
         """Tell the metrics what the client is told."""

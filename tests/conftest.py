@@ -60,7 +60,7 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     stream = io.StringIO()
-    logs.configure("info", stream=stream)
+    logs.configure(stream=stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], level = before
     root.setLevel(level)

@@ -13,8 +13,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from client.connection import connect as spotting
+from client.frames import CLOSE, PING, TEXT, client_frame
 from service import upkeep
 from service.app import StreamDoor
+from service.commands import serve
 from service.protocol import (
     CloseCode,
     Closed,
@@ -31,8 +34,10 @@ from service.protocol import (
 )
 from service.server import Server
 from service.session import Session
+from service.sockets import Socket
 from service.stream import DEAR, MESSAGES
-from tests.talk import opened, play, rest, words
+from tests.system.test_lifecycle import chunks, detections
+from tests.talk import opened, play, rest, upgraded, words
 
 
 async def test_stream_hears_and_says_goodbye(running: Any, spoken: np.ndarray) -> None:
@@ -260,7 +265,63 @@ async def test_stream_and_places_are_limited(serving: Callable[..., Any]) -> Non
             assert Failed.model_validate_json(refused.value.response.body).code == "capacity"
             await socket.send(bytes(40_000))
             await rest(socket)
-        assert socket.close_code == CloseCode.TOO_LONG
+        assert socket.close_code == CloseCode.SHARE_SPENT
+
+
+async def test_stream_outlives_the_share_of_a_connection(
+    serving: Callable[..., Any], running: Any, spoken: np.ndarray
+) -> None:
+    async def heard(url: str) -> tuple[list[tuple[int, str, float]], int]:
+        async with asyncio.timeout(120), spotting(url, point="dense") as spotter:
+            spotter.play(chunks(spoken, {}))
+            told: list[object] = [event async for event in spotter]
+            return detections(told), spotter.connections
+
+    with serving(stream_s=3) as scanty:
+        told, connections = await heard(scanty.stream)
+    assert connections > 3
+    assert (told, 1) == await heard(running.stream)
+
+
+async def test_clip_on_its_way_is_judged_before_the_end(serving: Callable[..., Any]) -> None:
+    clip = bytes(32_000)
+    head = b"POST /v1/detect?encoding=s16le HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    with serving() as running:
+        server = running.server
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        async with asyncio.timeout(60):
+            writer.write(head % len(clip) + clip[1:])
+            while not server.bodies.held:  # noqa: ASYNC110 (the server is another thread)
+                await asyncio.sleep(0.01)
+            draining = asyncio.run_coroutine_threadsafe(server.drain(), server.engine._loop)
+            while not server.engine.places.draining:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.01)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), server.engine._loop))
+            assert not draining.done()
+            writer.write(clip[:1])
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            await asyncio.wrap_future(draining)
+        writer.close()
+
+
+async def test_peer_that_answers_no_ping_is_sent_away_for_silence_alone(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hurried(Socket):
+        def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+            config.ws_ping_interval, config.ws_ping_timeout = 0.02, config.ws_ping_timeout and 0.02
+            super().__init__(config, *arguments, **options)
+
+    monkeypatch.setattr(serve, "Socket", Hurried)
+    with serving(idle_s=0.5) as running:
+        async with upgraded(running.port) as (reader, writer, frames):
+            writer.write(client_frame(TEXT, CONFIGURE.encode()))
+            heard = []
+            while data := await reader.read(65_536):
+                heard += frames.feed(data)
+    assert [kind for kind, _ in heard].count(PING) > 3
+    assert heard[-1][0] == CLOSE
+    assert int.from_bytes(heard[-1][1][:2]) == CloseCode.IDLE
 
 
 async def test_streams_are_warned_of_what_the_server_cannot_help(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,14 +99,14 @@ async def test_ticket_opens_a_stream_until_it_expires(guarded: Any) -> None:
     old._ticket_s = -1
     expired = old.ticket(guarded.server.guard._callers.find(KEYS["ears"]))
     with pytest.raises(Unauthorised):
-        old.upgrade({}, expired, "host")
+        old.upgrade({}, expired)
     assert await refused(f"{guarded.stream}?ticket={expired}") == 401
 
 
 async def test_ticket_of_a_withdrawn_key_is_worthless() -> None:
     guard = Guard(Keys([]), Settings())
     with pytest.raises(Unauthorised, match="withdrawn"):
-        guard.upgrade({}, guard.ticket(Caller("gone", "0" * 64, frozenset(Scope))), "host")
+        guard.upgrade({}, guard.ticket(Caller("gone", "0" * 64, frozenset(Scope))))
 
 
 def test_keys_of_one_name_have_tickets_and_limits_of_their_own(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_keys_of_one_name_have_tickets_and_limits_of_their_own(tmp_path: Path) -
     guard = Guard(Keys.load(path), Settings())
     small, large = ({"authorization": f"Bearer {key}"} for key in ("small", "large"))
     ticket = guard.ticket(guard.request(Scope.STREAM, small))
-    assert guard.upgrade({}, ticket, "host").sessions == 1
+    assert guard.upgrade({}, ticket).sessions == 1
     with pytest.raises(TooFast):
         guard.request(Scope.STREAM, small)
     assert guard.request(Scope.STREAM, large).sessions is None
@@ -130,9 +130,24 @@ async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
     assert await refused(guarded.stream, origin="null", additional_headers=key) == 403
     assert await refused(guarded.stream, origin="http://[", additional_headers=key) == 403
     with pytest.raises(Forbidden, match=r"pages of https://x .* at host y; .* DELTASPOT_ORIGINS, .* hand on Host"):
-        guarded.server.guard.upgrade({"origin": "https://x"}, None, "y")
+        guarded.server.guard.upgrade({"origin": "https://x", "host": "y"}, None)
     assert await opens(guarded.stream, origin="https://app.example", additional_headers=key)
     assert await opens(guarded.stream, origin=guarded.http, additional_headers=key)
+
+
+async def test_pages_of_strangers_reload_nothing_and_those_on_the_list_read_answers(guarded: Any, running: Any) -> None:
+    listed, strange = {"Origin": "https://app.example"}, {"Origin": "https://evil.example"}
+    async with httpx.AsyncClient() as web:
+        assert (await web.post(f"{running.http}/v1/reload", headers=strange)).status_code == 403
+        own = {"Origin": running.http}
+        assert (await web.post(f"{running.http}/v1/detect", headers=own)).status_code == 415
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        for origin, codes, told in ((listed, [200, 200], listed["Origin"]), (strange, [400, 403], None)):
+            preflight = await web.options(f"{guarded.http}/v1/enroll", headers=origin | asked)
+            answer = await web.post(f"{guarded.http}/v1/tickets", headers=origin | bearer("ears"))
+            assert [preflight.status_code, answer.status_code] == codes
+            for one in (preflight, answer):
+                assert one.headers.get("access-control-allow-origin") == told
 
 
 async def test_key_has_limits_of_its_own(guarded: Any) -> None:

@@ -177,6 +177,15 @@ def test_the_ingress_leads_to_all_that_is_served_but_metrics():
     assert set(kinds) | {"/metrics"} == {path for path in routes | page if not path.startswith("/v1/")}
 
 
+def test_clips_that_the_server_takes_pass_the_ingress():
+    def size(**settings):
+        annotations = render({"ingress": {"enabled": True}, "settings": settings})["Ingress"]["metadata"]["annotations"]
+        return annotations["nginx.ingress.kubernetes.io/proxy-body-size"]
+
+    assert size() == str(Settings().clip_bytes)
+    assert size(clip_bytes=67_108_864) == "67108864"
+
+
 def test_satellites_get_a_port_if_there_is_one():
     manifests = render({"wyoming": {"port": 10400}, "networkPolicy": {"enabled": True}})
     (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from service import errors
+from service import capture, errors
 from service.auth import KeyFileError, Keys, Scope
-from service.capture import keep
+from service.capture import Opinions
 from service.commands.key import app as key_command
 from service.errors import HTTP_STATUS, failed
 from service.protocol import Checkpoint, CloseCode, Detection, WireError, parse_server
@@ -47,16 +49,38 @@ HEARD = Detection(
 
 
 async def test_opinion_is_kept_with_its_clip(tmp_path: Path) -> None:
-    await keep(tmp_path, "abc", HEARD, correct=False)
+    opinions = Opinions(tmp_path, "abc")
+    opinions.add("claimed", HEARD, correct=False)
+    await opinions.written()
     kept: Any = json.loads((tmp_path / "abc-3.json").read_text())
-    assert (kept["correct"], kept["keyword"], kept["clip"]) == (False, "yes", "AAA=")
+    assert (kept["session"], kept["correct"], kept["keyword"], kept["clip"]) == ("claimed", False, "yes", "AAA=")
     assert "checkpoint" not in kept
 
 
 async def test_directory_that_cannot_be_written_hurts_no_stream(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
-        await keep(tmp_path / "gone", "abc", HEARD, correct=True)
+        opinions = Opinions(tmp_path / "gone", "mine")
+        opinions.add("abc", HEARD, correct=True)
+        await opinions.written()
     assert [(line["event"], line["session"]) for line in lines] == [("feedback was not kept", "abc")]
+
+
+async def test_later_opinion_stays_though_its_disk_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, later = capture._write, threading.Event()
+
+    def slow_at_first(path: Path, text: str) -> None:
+        if '"correct": false' in text:
+            later.wait(0.2)
+        write(path, text)
+        later.set()
+
+    monkeypatch.setattr(capture, "_write", slow_at_first)
+    opinions = Opinions(tmp_path, "abc")
+    opinions.add("abc", HEARD, correct=False)
+    first = opinions._writing
+    opinions.add("abc", HEARD, correct=True)
+    await asyncio.gather(first, opinions.written())
+    assert json.loads((tmp_path / "abc-3.json").read_text())["correct"]
 
 
 def test_key_command_makes_a_line_that_lets_its_key_in(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Log lines as a log collector would read them, and request ids over a real socket."""
 
+import io
 import logging
 import socket
 import threading
@@ -58,6 +59,17 @@ def test_audio_never_reaches_a_line(lines):
     logs.log.warning("odd chunk", payload=b"\x01secret", view=memoryview(b"abc"))
     (line,) = lines()
     assert (line["payload"], line["view"]) == ("<7 bytes>", "<3 bytes>")
+
+
+@pytest.mark.usefixtures("lines")
+def test_nothing_that_a_stranger_sent_reaches_a_terminal_as_it_is():
+    stream = io.StringIO()
+    logs.configure(pretty=True, stream=stream)
+    logs.log.error("refused", field="\x1b]0;x\a\nforged", exc_info=ValueError("\x1b]0;y"))
+    told = stream.getvalue()
+    assert r"\x1b]0;x\x07\nforged" in told
+    assert "\x1b]0" not in told
+    assert "\nValueError: \\x1b]0;y" in told
 
 
 def test_an_exception_is_told_with_its_traceback(lines):

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from client.errors import SettingError
 from client.keywords import write_keyword
 from service.cli import COMMANDS, load
 from service.commands.demo import SAMPLE
@@ -88,6 +89,7 @@ def test_words_may_have_thresholds():
         ("yes,,no", "such as yes=0.3,no; not 'yes,,no'"),
         ("=0.3", "such as yes=0.3,no; not '=0.3'"),
         ("", "such as yes=0.3,no; not ''"),
+        (",".join(map(str, range(65))), "there may be 64 keywords, these are 65"),
     ],
 )
 @pytest.mark.parametrize("app", [detect, listen])
@@ -106,6 +108,12 @@ def test_words_and_thresholds_are_those_that_files_are_judged_by():
     assert heard("yes,no=0.3") == ["yes", "no"]
     assert heard("yes=0.99,no") == ["no"]
     assert "this model does not know 'foo', it knows yes, no" in str(trouble(detect, RECORDING, "--keywords", "foo"))
+
+
+def test_point_that_can_be_none_is_named():
+    error = trouble(detect, RECORDING, "--point", "x" * 40)
+    assert isinstance(error, SettingError)
+    assert str(error).startswith("point: ")
 
 
 def test_words_and_thresholds_are_those_that_a_server_judges_files_by(running):

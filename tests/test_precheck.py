@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "DELTASPOT_METHODS": ('["foo"]', "DELTASPOT_METHODS: "),
     "DELTASPOT_MODEL": (__file__, "test_precheck.py"),
     "DELTASPOT_MODELS": ('{"more": "/nonexistent"}', "DELTASPOT_MODELS, 'more': "),
-    "DELTASPOT_KEYWORDS": ("/nonexistent", "there is no folder /nonexistent"),
+    "DELTASPOT_KEYWORDS": ("/proc/x", "DELTASPOT_KEYWORDS: /proc/x cannot be made: "),
     "DELTASPOT_CAPTURE": ("/proc/x", "DELTASPOT_CAPTURE: /proc/x cannot be made: "),
     "DELTASPOT_TLS_KEY": ("key.pem", "no use without DELTASPOT_TLS_CERT"),
     "DELTASPOT_TLS_CERT": ("/nonexistent.pem", "DELTASPOT_TLS_CERT: there is no file /nonexistent.pem"),
@@ -158,8 +158,9 @@ def test_doors_with_one_port_are_refused() -> None:
         check(Settings(port=47_011, wyoming_port=47_011))
 
 
-def test_folder_for_captures_is_made(tmp_path: Path) -> None:
-    check(Settings(port=0, capture=tmp_path / "far" / "away"))
+@pytest.mark.parametrize("name", ["capture", "keywords"])
+def test_folder_that_is_not_there_yet_is_made(tmp_path: Path, name: str) -> None:
+    check(Settings(**{"port": 0, name: tmp_path / "far" / "away"}))
     assert (tmp_path / "far" / "away").is_dir()
 
 

@@ -166,7 +166,7 @@ def test_codes_say_what_they_mean() -> None:
     assert len({code.description for code in WarningCode}) == len(WarningCode)
     assert all(1000 <= code < 5000 and code.wire.islower() for code in CloseCode)
     assert {code for code in CloseCode if code.retry} == {
-        CloseCode.QUEUE_FULL, CloseCode.INTERNAL, CloseCode.CAPACITY, CloseCode.DRAINING,
+        CloseCode.QUEUE_FULL, CloseCode.SHARE_SPENT, CloseCode.INTERNAL, CloseCode.CAPACITY, CloseCode.DRAINING,
     }  # fmt: skip
 
 

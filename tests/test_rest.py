@@ -30,6 +30,8 @@ from service.errors import Internal
 from service.layers import POLICY
 from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
+from service.server import Server
+from service.settings import Settings
 from tests.talk import opened, play, words
 
 
@@ -158,6 +160,8 @@ async def test_clip_that_our_own_mistake_ends_has_failed(
     [
         ("POST", "/v1/detect?sample_rate=7", 422, "sample_rate"),
         ("POST", "/v1/detect?encoding=mp3", 422, "encoding"),
+        ("POST", f"/v1/detect?point={'x' * 40}", 422, "point"),
+        ("POST", f"/v1/detect?keywords={','.join(map(str, range(65)))}", 422, "keywords"),
         ("GET", "/v1/detect", 405, None),
         ("DELETE", "/", 405, None),
         ("GET", "/nowhere", 404, None),
@@ -277,6 +281,27 @@ async def test_probes_documents_and_metrics(running: Any, web: httpx.AsyncClient
 async def test_every_answer_carries_the_security_headers(web: httpx.AsyncClient) -> None:
     for path in ("/healthz", "/nowhere", "/metrics"):
         assert POLICY.items() <= {name.title(): value for name, value in (await web.get(path)).headers.items()}.items()
+
+
+async def test_modules_of_the_page_are_asked_for_anew_and_sent_when_they_changed(web: httpx.AsyncClient) -> None:
+    module = await web.get("/deltaspot.js")
+    assert module.headers["cache-control"] == "no-cache"
+    again = await web.get("/deltaspot.js", headers={"If-None-Match": module.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
+
+
+async def test_reloads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    async def load(_server: Server) -> None:
+        steps.append("begin")
+        await asyncio.sleep(0)
+        steps.append("end")
+
+    monkeypatch.setattr(Server, "_load", load)
+    server = Server(Settings())
+    await asyncio.gather(server.reload(), server.reload())
+    assert steps == ["begin", "end"] * 2
 
 
 async def test_bytes_that_are_no_http_do_no_harm(running: Any, web: httpx.AsyncClient) -> None:

@@ -22,6 +22,7 @@ from service.protocol import (
     Resume,
     ServerMessage,
 )
+from service.resume import Position
 from service.session import ACTIONS, Session
 from service.spec import Spec
 
@@ -149,6 +150,15 @@ def test_reset_forgets_the_past_but_not_the_time() -> None:
     one.audio(pcm(TOKEN))
     (detection,) = one.judge(said("yes"), Vitals())
     assert detection.at_s == pytest.approx((3 * TOKEN + 2 * TAIL) / 16_000)
+
+
+def test_reset_at_a_resumed_stream_s_beginning_leaves_nothing_to_skip() -> None:
+    one = session(resume=Resume(token=Position("stolen", 100, 0, {}).encode(), sample=0))
+    assert (one.id, one.connection) == ("stolen", "abc")
+    one.audio(pcm(50))
+    one.reset()
+    one.audio(pcm(TOKEN + TAIL))
+    assert one.fed == 1
 
 
 def test_new_rules_hold_from_where_they_were_asked_for() -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import typer
 
 from client.errors import ClientError, SourceError
+from client.handshake import configured
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
 from service.commands.options import Keywords, read_keywords, server_for
@@ -90,13 +91,13 @@ async def here(
 ) -> AsyncIterator[tuple[Path, Result | Trouble]]:
     """Judge recordings in this process, exactly as a server would: it is one, without a door."""
     from service import clips
-    from service.protocol import Configure
     from service.server import Server
     from service.settings import indoors
 
+    wishes = {"point": point, "keywords": keywords, "enrolled": enrolled, "scores": True, "heartbeat_ms": 60_000}
+    configure = configured(wishes)
     server = Server(indoors(sessions=2, clip_s=86_400))  # a place is cleared while the next recording begins
     await server.start()
-    configure = Configure(point=point, scores=True, heartbeat_ms=60_000, enrolled=tuple(enrolled), keywords=keywords)
     try:
         for file in files:
             try:

@@ -23,7 +23,7 @@ def read_keywords(text: str | None) -> dict[str, KeywordSettings] | None:
     """What `Keywords` has -> `configure.keywords`.
 
     Raises:
-        BadParameter: for a threshold that is none, and where a word is missing.
+        BadParameter: for a threshold that is none, where a word is missing, and for too many.
     """
     try:
         return None if text is None else parse_keywords(text)

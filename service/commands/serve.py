@@ -170,6 +170,7 @@ def uvicorn_config(server: Server) -> uvicorn.Config:
         ws=Socket,
         ws_per_message_deflate=False,
         ws_max_size=2 * settings.frame_bytes,
+        ws_ping_timeout=None,  # pings keep proxies awake; who is dead is found by `idle_s`, and told so
         log_config=None,
         access_log=False,
         server_header=False,
