@@ -47,6 +47,7 @@ from service.protocol import (
 )
 
 LONGEST_PAUSE_S: Final = 5.0
+"""Between two tries, s; a connection that lasted longer counts for progress if no audio is overdue."""
 AGAIN_S: Final = 1.0
 """When whoever waits for a server may look for it again, s."""
 TOKEN: Final = "resume.token"  # noqa: S105 (a field's name)
@@ -90,7 +91,7 @@ def connect(
         settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
 
     Raises:
-        SettingError: for an argument that the protocol does not know.
+        SettingError: for an argument that the protocol does not know, and for what is no address.
         SourceError: for a file that is no keyword.
     """
     for name, words in (("keywords", keywords), ("enrolled", enrolled)):
@@ -217,7 +218,7 @@ class Spotter:
         self._say(Feedback(detection=detection, correct=correct))
 
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
-        """Detect these keywords from now on; a connection to come begins with them."""
+        """Detect these keywords from here on."""
         self._say(self._memory.configure.model_copy(update={"keywords": dict(keywords)}))
 
     @property
@@ -241,9 +242,13 @@ class Spotter:
 
     async def _run(self, socket: ClientConnection) -> None:
         """Go through connections until the server says that everything has been judged."""
+        clock = asyncio.get_running_loop().time
         try:
+            began = clock()
             while (reason := await self._converse(socket)) is not None:
-                socket = await self._reopen(reason)
+                if clock() - began > LONGEST_PAUSE_S and not self._memory.overdue:
+                    self._memory.stuck_since = None  # that connection was a good one
+                socket, began = await self._reopen(reason), clock()
             self._events.put_nowait(None)
         except ClientError as error:
             self._events.put_nowait(error)
@@ -262,6 +267,8 @@ class Spotter:
                     self._work.set()
                     self._room.set()
         except ConnectionClosed as error:
+            if self.totals is not None:
+                return None  # all was said but the last frames
             if error.rcvd is None:
                 return "the connection broke"
             return why_closed(error.rcvd.code, error.rcvd.reason, self._memory.failed)
