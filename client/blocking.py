@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from client import connection
 from client.connection import Event
-from service.protocol import KeywordSettings
+from service.protocol import KeywordSettings, Ready, Totals
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -27,7 +28,10 @@ def connect(url: str, **settings: Any) -> BlockingSpotter:  # noqa: ANN401 (thos
 
 
 class BlockingSpotter:
-    """One stream. Audio may be sent on one thread while another iterates the events."""
+    """One stream. Audio may be sent on one thread while another iterates the events.
+
+    Whatever is said after `finish` raises StreamFinished.
+    """
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         """Prepare; nothing is opened before `with`."""
@@ -56,6 +60,16 @@ class BlockingSpotter:
         finally:
             self._stop()
 
+    @property
+    def ready(self) -> Ready:
+        """The server's answer to `configure`, of the connection in use."""
+        return self._spotter.ready
+
+    @property
+    def totals(self) -> Totals | None:
+        """The stream in numbers, once it is closed."""
+        return self._spotter.totals
+
     def __iter__(self) -> Iterator[Event]:
         """Events as they come, until the stream is closed."""
         while (event := self._do(anext(self._spotter, None))) is not None:
@@ -70,9 +84,28 @@ class BlockingSpotter:
         self._do(self._spotter.finish())
         return iter(self)
 
+    def marker(self, name: int | str) -> None:
+        """Have `name` come back as an event once all audio so far has been judged."""
+        self._do(self._say(self._spotter.marker, name))
+
+    def flush(self) -> None:
+        """Have the rest in the server's buffers judged as if silence followed."""
+        self._do(self._say(self._spotter.flush))
+
+    def reset(self) -> None:
+        """Have everything so far forgotten."""
+        self._do(self._say(self._spotter.reset))
+
+    def feedback(self, detection: int, *, correct: bool) -> None:
+        """Tell whether a detection of the connection in use was right."""
+        self._do(self._say(self._spotter.feedback, detection, correct=correct))
+
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
-        """Detect these keywords from now on."""
-        self._loop.call_soon_threadsafe(self._spotter.adjust, keywords)
+        """Detect these keywords from here on."""
+        self._do(self._say(self._spotter.adjust, keywords))
+
+    async def _say(self, say: Callable[P, None], *what: P.args, **how: P.kwargs) -> None:
+        say(*what, **how)
 
     async def _open(self) -> connection.Spotter:
         return await connection.connect(self._url, **self._settings).__aenter__()

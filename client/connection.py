@@ -16,7 +16,6 @@ import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -25,11 +24,11 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from client.address import stream_url
-from client.errors import CannotConnect, ClientError, SettingError, SourceError, StreamFailed, StreamFinished
-from client.handshake import NotNow, configured, dial, introduce, parsed, why_closed
-from client.keywords import read_keyword
+from client.errors import CannotConnect, ClientError, SourceError, StreamFailed, StreamFinished
+from client.handshake import NotNow, dial, introduce, parsed, why_closed
 from client.memory import Memory, News
-from client.pace import Pace
+from client.pace import pump
+from client.wishes import wished
 from service.protocol import (
     Close,
     Configure,
@@ -38,7 +37,6 @@ from service.protocol import (
     Feedback,
     Flush,
     Heartbeat,
-    Keepalive,
     KeywordSettings,
     Marker,
     Ready,
@@ -47,6 +45,7 @@ from service.protocol import (
 )
 
 LONGEST_PAUSE_S: Final = 5.0
+"""Between two tries, s; a connection that lasted longer counts for progress if no audio is overdue."""
 AGAIN_S: Final = 1.0
 """When whoever waits for a server may look for it again, s."""
 TOKEN: Final = "resume.token"  # noqa: S105 (a field's name)
@@ -90,18 +89,10 @@ def connect(
         settings: other fields of `service.protocol.Configure`: `sample_rate`, `encoding`, `scores`, `point`, ...
 
     Raises:
-        SettingError: for an argument that the protocol does not know.
+        SettingError: for an argument that the protocol does not know, and for what is no address.
         SourceError: for a file that is no keyword.
     """
-    for name, words in (("keywords", keywords), ("enrolled", enrolled)):
-        if isinstance(words, str) or not isinstance(words, Iterable | None):
-            raise SettingError(f"{name}: {words!r} is no list; {name}=[{words!r}] is one")
-    own = tuple(word if isinstance(word, Enrolled) else read_keyword(Path(word)) for word in enrolled)
-    if isinstance(keywords, Mapping):
-        settings["keywords"] = dict(keywords)
-    elif keywords is not None:
-        settings["keywords"] = {word: KeywordSettings() for word in keywords}
-    return Spotter(stream_url(url), configured({"enrolled": own, **settings}), key=key, retry_s=retry_s)
+    return Spotter(stream_url(url), wished(keywords, enrolled, settings), key=key, retry_s=retry_s)
 
 
 class Spotter:
@@ -217,7 +208,7 @@ class Spotter:
         self._say(Feedback(detection=detection, correct=correct))
 
     def adjust(self, keywords: Mapping[str, KeywordSettings]) -> None:
-        """Detect these keywords from now on; a connection to come begins with them."""
+        """Detect these keywords from here on."""
         self._say(self._memory.configure.model_copy(update={"keywords": dict(keywords)}))
 
     @property
@@ -241,9 +232,13 @@ class Spotter:
 
     async def _run(self, socket: ClientConnection) -> None:
         """Go through connections until the server says that everything has been judged."""
+        clock = asyncio.get_running_loop().time
         try:
+            began = clock()
             while (reason := await self._converse(socket)) is not None:
-                socket = await self._reopen(reason)
+                if clock() - began > LONGEST_PAUSE_S and not self._memory.overdue:
+                    self._memory.stuck_since = None  # that connection was a good one
+                socket, began = await self._reopen(reason), clock()
             self._events.put_nowait(None)
         except ClientError as error:
             self._events.put_nowait(error)
@@ -253,7 +248,7 @@ class Spotter:
 
     async def _converse(self, socket: ClientConnection) -> str | None:
         """Send and receive until this connection ends; return why, or None if it ended as it should."""
-        pump = asyncio.create_task(self._pump(socket))
+        sending = asyncio.create_task(pump(socket, self._memory, self._work))
         try:
             async for text in socket:
                 if event := self._memory.note(parsed(text)):
@@ -262,27 +257,15 @@ class Spotter:
                     self._work.set()
                     self._room.set()
         except ConnectionClosed as error:
+            if self.totals is not None:
+                return None  # all was said but the last frames
             if error.rcvd is None:
                 return "the connection broke"
             return why_closed(error.rcvd.code, error.rcvd.reason, self._memory.failed)
         finally:
-            pump.cancel()
+            sending.cancel()
             await socket.close()
         return None if self.totals else "the server went away"
-
-    async def _pump(self, socket: ClientConnection) -> None:
-        """Send what there is, no faster than allowed, and a sign of life where there is nothing."""
-        pace = Pace(self.ready.limits.speed)
-        with suppress(ConnectionClosed):  # the receiving side sees it as well, and acts
-            while True:
-                self._work.clear()
-                for item in self._memory.unsent():
-                    await pace.keep(self._memory.seconds(item))
-                    await socket.send(item)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), self.ready.limits.idle_s / 3)
-                    continue
-                await socket.send(Keepalive().model_dump_json())
 
     async def _reopen(self, reason: str) -> ClientConnection:
         """Try again, ever more patiently, while there was progress within `retry_s`."""

@@ -1,7 +1,7 @@
 """Everything that a client raises, in one tree; each message is one sentence for a person.
 
 ClientError
-├── SettingError     an argument of `connect` that no server would take
+├── SettingError     an argument of `connect` that no server would take, or no server's address
 ├── CannotConnect    no server there, or it refuses this client
 ├── StreamFailed     a stream ended for a reason that trying again does not mend; carries the close code
 ├── StreamFinished   something was sent after `finish`
@@ -18,7 +18,7 @@ class ClientError(Exception):
 
 
 class SettingError(ClientError):
-    """An argument of `connect` is none that the protocol knows; the message names it."""
+    """An argument of `connect` is none that the protocol knows, or no address; the message names it."""
 
 
 class CannotConnect(ClientError):

@@ -6,15 +6,13 @@ Knows nothing of what a stream has sent or heard before.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-from client.errors import CannotConnect, SettingError, StreamFailed
+from client.errors import CannotConnect, StreamFailed
 from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
 
 PATIENCE_S: Final = 10.0
@@ -32,28 +30,6 @@ class NotNow(CannotConnect):
         """Keep when to ask again."""
         super().__init__(message)
         self.retry_after = retry_after
-
-
-def configured(settings: Mapping[str, Any]) -> Configure:
-    """Fields of `Configure` as Python may have them, lists and plain strings among them -> what the wire allows.
-
-    Raises:
-        SettingError: for one that it does not allow; the message names it.
-    """
-    try:
-        return Configure.model_validate_json(json.dumps(settings, default=_plain))
-    except TypeError as error:  # names that are no text
-        raise SettingError(f"names must be text: {error}") from None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise SettingError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _plain(value: object) -> object:
-    """What JSON does not know: messages, numpy's numbers, and anything else as text."""
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:

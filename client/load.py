@@ -30,8 +30,9 @@ import typer
 from client.address import stream_url
 from client.errors import CannotConnect, ClientError, SourceError
 from client.frames import BINARY, CLOSE, PING, PONG, TEXT, Reader, client_frame, upgrade
-from client.handshake import configured, told
+from client.handshake import told
 from client.sources import AudioFile
+from client.wishes import configured
 from service.protocol import Configure
 
 SAMPLE: Final = Path(__file__).with_name("samples") / "commands.flac"

@@ -5,7 +5,7 @@ Knows no socket and no clock: client/connection.py sends what there is, and hand
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -47,7 +47,7 @@ class Memory:
     """The client's side of one stream, whatever carries it.
 
     Attributes:
-        configure: how the stream shall be from now on.
+        configure: how the stream shall be after all that was said.
         ready: the server's answer to it, of the connection in use.
         failed: why the connection in use is about to be closed, if the server said so.
         finished: nothing more may be said.
@@ -59,23 +59,27 @@ class Memory:
 
     def __init__(self, configure: Configure) -> None:
         """Remember nothing but how the stream shall be."""
-        self.configure = configure
+        self.configure = self._begin = configure
         self.failed: Failed | None = None
         self.finished = False
         self.totals: Totals | None = None
         self.stuck_since: float | None = None
         self._frame = SAMPLE_BYTES[configure.encoding] * configure.channels
         self._second = self._frame * configure.sample_rate
-        self._outbox = Outbox(self._frame, piece=self._second // 4)
+        self._outbox: Outbox[ClientMessage] = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._origin, self._told = 0, -1
         self._verdicts: deque[str] = deque()
-        self._markers: Counter[int | str] = Counter()
 
     @property
     def full(self) -> bool:
         """Whether as much audio is kept as may be."""
         return self._outbox.unjudged > self._window(BACKLOG_S)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether more audio is unacknowledged than may be between two heartbeats."""
+        return self._outbox.unjudged >= self._window(0)
 
     def add(self, said: bytes | ClientMessage) -> None:
         """Audio, in any split, or a message that belongs after all audio so far; feedback has no place among it.
@@ -92,12 +96,10 @@ class Memory:
         self.finished = isinstance(said, Close)
         if isinstance(said, Configure):
             self.configure = said
-        elif isinstance(said, Marker):
-            self._markers[said.id] += 1
-        return self._outbox.add_text(said.model_dump_json(exclude_none=True))
+        return self._outbox.add_message(said)
 
     def hello(self) -> Configure:
-        """What a new connection begins with; all that the server may need again is to be sent once more.
+        """What a new connection begins with: the settings that held where all that is to be sent once more begins.
 
         Feedback is not: a resumed stream knows no detection of the connections before.
         """
@@ -106,7 +108,7 @@ class Memory:
         if self._checkpoint is None:
             self._origin = sample
         resume = self._checkpoint and Resume(token=self._checkpoint.token, sample=sample - self._origin)
-        return self.configure.model_copy(update={"resume": resume})
+        return self._begin.model_copy(update={"resume": resume})
 
     def begin_anew(self) -> None:
         """No server goes on from the checkpoint: to the next, what is kept is all of a stream; its times stay ours."""
@@ -131,9 +133,8 @@ class Memory:
             self.failed = message or self.failed
             return None
         if isinstance(message, Marker):
-            if not self._markers[message.id]:
-                return None  # asked again after a reconnection, and answered before
-            self._markers -= Counter([message.id])  # which forgets those that are not asked for any more
+            if not self._outbox.drop(message):
+                return None  # which nobody asked for
         elif isinstance(message, Closed):
             if message.reason != CloseCode.NORMAL.wire:
                 return None  # this connection ends; the close code tells whether the stream goes on
@@ -141,13 +142,21 @@ class Memory:
         elif isinstance(message, Ready):
             self.ready = message
         elif isinstance(message, Detection | Heartbeat):
-            self._checkpoint = message.checkpoint
-            sample = self._origin + message.checkpoint.sample
-            if self._outbox.acknowledge(sample, self.ready.replay_samples):
-                self.stuck_since = None
+            sample = self._acknowledge(message.checkpoint)
             if isinstance(message, Detection) and sample <= self._told:
                 return None  # by a server before, whose stream could not be gone on with
         return self._timed(message)
+
+    def _acknowledge(self, checkpoint: Checkpoint) -> int:
+        """Forget what no server needs any more; return the sample of our stream up to which all was judged."""
+        self._checkpoint, before = checkpoint, self._outbox.acknowledged
+        sample = self._origin + checkpoint.sample
+        for message in self._outbox.acknowledge(sample, self.ready.replay_samples):
+            if isinstance(message, Configure):
+                self._begin = message
+        if self._outbox.acknowledged > before:
+            self.stuck_since = None
+        return sample
 
     def _timed(self, message: News) -> News:
         """A message with its times in this stream, of which its server may know a part only."""
@@ -155,10 +164,10 @@ class Memory:
         times = {name: getattr(message, name) + later_s for name in TIMES if hasattr(message, name)}
         return message.model_copy(update=times) if later_s else message
 
-    def _fitting(self, item: bytes | str) -> Iterator[bytes | str]:
-        """Audio in frames that the server takes."""
-        if isinstance(item, str):
-            yield item
+    def _fitting(self, item: bytes | ClientMessage) -> Iterator[bytes | str]:
+        """Audio in frames that the server takes; a message is left whole."""
+        if not isinstance(item, bytes):
+            yield item.model_dump_json(exclude_none=True)
             return
         most = self.ready.limits.frame_bytes // self._frame * self._frame
         yield from (item[start : start + most] for start in range(0, len(item), most))

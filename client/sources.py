@@ -11,8 +11,11 @@ import math
 import operator
 import sys
 from array import array
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO, Final, Protocol
 
 import miniaudio
@@ -106,7 +109,9 @@ class Pipe:
 
     def __init__(self, pipe: BinaryIO, rate: int = SAMPLE_RATE) -> None:
         """Take a pipe, such as `sys.stdin.buffer`, and the rate of its samples, Hz."""
-        self._pipe, self.rate = pipe, rate
+        self.rate = rate
+        raw = getattr(pipe, "raw", None)  # Python cannot end while a thread reads through a buffer
+        self._read: Callable[[int], bytes] = raw.read if raw else pipe.read1  # type: ignore[attr-defined]  # whatever has no `raw` has it
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Whole samples, until the pipe ends; half a one at its end is forgotten.
@@ -115,7 +120,7 @@ class Pipe:
             SourceError: for a file of some format, whose bytes are no samples.
         """
         rest, first = b"", True
-        while data := await asyncio.to_thread(self._pipe.read1, 2 * self.rate):  # type: ignore[attr-defined]  # buffered readers have it
+        while data := await _aside(partial(self._read, 2 * self.rate)):
             if first and (kind := next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)):
                 raise SourceError(
                     f"this is a file, {kind}; pipe raw samples, such as: ffmpeg -i FILE -f s16le -ar 16000 -ac 1 -"
@@ -159,6 +164,21 @@ def mixed(samples: array[int], channels: int) -> array[int]:
     if channels == 1:
         return samples
     return array("h", [total // channels for total in map(sum, zip(*[iter(samples)] * channels, strict=True))])
+
+
+async def _aside(read: Callable[[], bytes]) -> bytes:
+    """What a function returns, called on a thread that nobody has to wait for: a pipe may be silent for ever."""
+    done: Future[bytes] = Future()
+    done.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            done.set_result(read())
+        except Exception as error:  # noqa: BLE001 (whoever waits is told)
+            done.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _head(path: Path) -> miniaudio.SoundFileInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import blocking, handshake, memory
+from client import blocking, connection, handshake, memory
 from client.address import rest_url, stream_url
 from client.connection import Interrupted, connect
 from client.errors import CannotConnect, SettingError, SourceError, StreamFinished
@@ -59,6 +60,13 @@ def test_outbox_repeats_all_that_may_be_needed(chunks, frame, piece, data):
 def test_a_server_can_be_named_in_many_ways(given, stream, rest):
     assert stream_url(given) == stream
     assert rest_url(given, "/v1/detect?point=dense") == f"{rest}/v1/detect?point=dense"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:99999", "http://[::1", "h:port", f"{'a' * 70}.org", "h..org"])
+def test_what_can_be_no_servers_name_is_said(name):
+    for ask in (connect, lambda url: rest_url(url, "/v1/detect")):
+        with pytest.raises(SettingError, match=re.escape(f"{name} is no server's address: ")):
+            ask(name)
 
 
 async def test_settings_are_taken_as_python_has_them():
@@ -277,6 +285,39 @@ async def test_sending_waits_while_nothing_is_acknowledged(monkeypatch):
     assert not returned, "the server had everything, but had not judged it"
 
 
+async def test_stream_without_sound_does_not_add_up_its_breaks(monkeypatch):
+    clock, hours = asyncio.get_running_loop().time, []
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock() + 3_600 * len(hours))
+
+    async def breaks(peer: Peer) -> None:
+        await greet(peer)
+        await peer.socket.recv()
+        hours.append("later")
+        peer.socket.transport.abort()
+
+    async def last(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    async with server(breaks, breaks, last) as (url, _peers), connect(url) as spotter:
+        await spotter.finish()
+        events = [event async for event in spotter]
+    assert [type(event) for event in events] == [Ready, Interrupted, Ready, Interrupted, Ready, Closed]
+
+
+async def test_break_after_the_last_message_is_no_failure():
+    async def act(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+        peer.socket.transport.close()  # what was said still goes, and no close frame
+        peer.socket.server.close()
+
+    async with server(act) as (url, _peers), connect(url, retry_s=0.1) as spotter:
+        await spotter.send(PCM)
+        assert (await spotter.finish()).samples == len(PCM) // 2
+        assert [type(event) async for event in spotter] == [Ready, Closed]
+
+
 async def test_silent_microphone_keeps_the_stream_alive():
     heard = asyncio.Event()
 
@@ -316,6 +357,12 @@ def test_blocking_face_opens_nothing_before_it_is_entered():
     assert threading.active_count() == before
 
 
+def test_blocking_face_has_all_that_the_other_has():
+    spotters = (connection.Spotter, blocking.BlockingSpotter)
+    names, face = ({name for name in vars(spotter) if not name.startswith("_")} for spotter in spotters)
+    assert names - face == {"play"}, "whose sources are asyncio's"
+
+
 def test_blocking_face_streams_without_asyncio():
     async def act(peer: Peer) -> None:
         await greet(peer)
@@ -330,7 +377,13 @@ def test_blocking_face_streams_without_asyncio():
     url, peers = asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result()
     with blocking.connect(url) as spotter:
         spotter.send(PCM)
-        assert [type(event) for event in spotter.finish()] == [Ready, Detection, Closed]
+        spotter.marker("here")
+        spotter.feedback(0, correct=True)
+        assert [type(event) for event in spotter.finish()] == [Ready, Detection, Marker, Closed]
+        assert (spotter.ready.model, spotter.totals.samples) == ("m", len(PCM) // 2)
+        for say in (spotter.flush, spotter.reset, lambda: spotter.adjust({})):
+            with pytest.raises(StreamFinished):
+                say()
     assert peers[0].audio == PCM
     asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result()
     loop.call_soon_threadsafe(loop.stop)

@@ -18,7 +18,7 @@ from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running, Serving
 from tests.own_words import variants
-from tests.peer import Peer, greet, of_another_version, ready, server
+from tests.peer import Peer, greet, heartbeat, of_another_version, ready, server
 from tests.talk import play, words
 
 WEB = SAMPLE.parent / "web"
@@ -81,6 +81,12 @@ def test_every_export_is_typed(name: str) -> None:
 def test_types_are_those_of_the_wire(name: str) -> None:
     body = re.search(rf"export interface {name} {{\n(.*?)^}}", TYPES, re.DOTALL | re.MULTILINE)[1]
     assert set(re.findall(r"^  (\w+)\??:", body, re.MULTILINE)) == set(MESSAGES[name].model_fields) - OWN
+
+
+def test_streams_go_on_where_trying_again_helps() -> None:
+    final = re.search(r"FINAL = new Set\(\[([^]]*)]\)", (WEB / "deltaspot.js").read_text())[1]
+    given_up = {code for code in protocol.CloseCode if not code.retry and code is not protocol.CloseCode.NORMAL}
+    assert set(map(int, final.split(","))) == given_up
 
 
 def test_a_server_can_be_named_in_many_ways() -> None:
@@ -229,6 +235,126 @@ async def test_next_connection_brings_no_marker_twice_and_takes_no_feedback() ->
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 2
     kinds = [message.type for message in said]
     assert kinds == ["marker", "marker", "feedback", "marker", "marker", "close"]
+
+
+async def test_settings_and_markers_keep_their_places_in_the_next_connections() -> None:
+    said: list[list[str]] = []
+
+    async def hear(peer: Peer, markers: int) -> None:
+        """Echo the first marker; leave after some of them, or at the end."""
+        await greet(peer)
+        said.append([])
+        while said[-1].count("marker") < markers and "close" not in said[-1]:
+            if isinstance(message := await peer.socket.recv(), str):
+                said[-1].append((told := protocol.parse_client(message)).type)
+                if said == [["marker"]]:
+                    await peer.say(told)
+
+    async def first(peer: Peer) -> None:
+        await hear(peer, 2)
+        peer.socket.transport.abort()
+
+    async def second(peer: Peer) -> None:
+        await hear(peer, 9)
+        await peer.say(heartbeat(3_200))
+        await peer.socket.close(protocol.CloseCode.DRAINING)
+
+    async def third(peer: Peer) -> None:
+        await hear(peer, 9)
+        await peer.end()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.send(new Int16Array(1_600));
+    spotter.marker(7);
+    spotter.configure({ scores: true });
+    spotter.send(new Int16Array(1_600));
+    await new Promise((told) => spotter.addEventListener("marker", told));
+    spotter.marker(7);
+    await spotter.finish();
+    console.log(null);
+    """
+    async with server(first, second, third) as (url, peers):
+        await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert said == [["marker", "configure", "marker"], ["configure", "marker", "close"], ["marker", "close"]]
+    assert [peer.hello.scores for peer in peers] == [False, False, True], "as at the place where each begins"
+
+
+async def test_stream_without_sound_does_not_add_up_its_breaks() -> None:
+    async def breaks(peer: Peer) -> None:
+        await greet(peer)
+        await peer.socket.recv()
+        peer.socket.transport.abort()
+
+    async def last(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const { now } = Date;
+    const { send } = WebSocket.prototype;
+    let hours = 0;
+    Date.now = () => now() + hours * 3_600_000;
+    WebSocket.prototype.send = function (data) {
+      if (data === '{"type":"close"}') hours++;
+      send.call(this, data);
+    };
+    const spotter = await connect(url);
+    console.log(JSON.stringify((await spotter.finish()).samples));
+    """
+    async with server(breaks, breaks, last) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == 0
+
+
+async def test_connection_that_died_unnoticed_is_left_for_the_next() -> None:
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        await peer.socket.wait_closed()
+
+    async def second(peer: Peer) -> None:
+        await greet(peer)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const { now } = Date;
+    const every = setInterval;
+    globalThis.setInterval = (act, ms) => every(act, Math.min(ms, 50));
+    Date.now = () => 100 * now();
+    const spotter = await connect(url);
+    const reasons = [];
+    spotter.addEventListener("interrupted", ({ detail }) => {
+      reasons.push(detail.reason);
+      Date.now = now;
+    });
+    spotter.send(new Int16Array(40_000));
+    await new Promise((again) => spotter.addEventListener("ready", again));
+    const { samples } = await spotter.finish();
+    console.log(JSON.stringify({ reasons, samples }));
+    """
+    async with server(first, second) as (url, _peers):
+        told = await asyncio.to_thread(node, code, url=f"ws://{url}")
+    assert told == {"reasons": ["the server says nothing any more"], "samples": 40_000}
+
+
+async def test_stream_that_is_abandoned_is_not_opened_again() -> None:
+    async def leave(peer: Peer) -> None:
+        await greet(peer)
+        await peer.socket.recv()
+        peer.socket.transport.abort()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    spotter.addEventListener("interrupted", () => spotter.abandon());
+    console.log(JSON.stringify(await spotter.finish().catch(({ message }) => message)));
+    """
+    async with server(leave) as (url, peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == "this stream was abandoned"
+        assert len(peers) == 1
 
 
 async def test_connection_that_is_closed_before_everything_was_judged_was_interrupted() -> None:

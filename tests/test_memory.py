@@ -32,6 +32,16 @@ def test_markers_of_one_name_are_told_as_often_as_they_were_asked(stream: Memory
     assert [stream.note(Marker(id="here")) for _ in range(2)] == [Marker(id="here"), None]
 
 
+def test_a_marker_whose_name_is_used_again_waits_for_its_own_place(stream: Memory) -> None:
+    stream.add(marker := Marker(id="here"))
+    list(stream.unsent())
+    assert stream.note(marker) == marker
+    stream.add(PCM)
+    stream.add(marker)
+    stream.hello()
+    assert list(stream.unsent()) == [PCM, marker.model_dump_json()], "the first of them was answered"
+
+
 def test_feedback_goes_at_once_and_to_no_other_connection(stream: Memory) -> None:
     stream.add(PCM)
     stream.add(opinion := Feedback(detection=0, correct=True))
@@ -124,6 +134,14 @@ def test_audio_goes_in_frames_that_the_server_takes() -> None:
     assert {len(frame) for frame in frames[:-1]} == {1_020}, "whole samples of three channels"
 
 
-def test_settings_that_changed_are_those_of_the_next_connection(stream: Memory) -> None:
+def test_settings_hold_from_where_they_were_changed_in_the_next_connection_too(stream: Memory) -> None:
+    stream.add(PCM)
     stream.add(changed := Configure(scores=True))
-    assert stream.hello() == changed
+    stream.add(PCM)
+    stream.add(PCM)
+    list(stream.unsent())
+    assert stream.hello() == Configure()
+    assert [said if isinstance(said, bytes) else parse_client(said) for said in stream.unsent()][1] == changed
+    stream.note(heartbeat(len(PCM) // 2 + REPLAY))
+    assert stream.hello().model_copy(update={"resume": None}) == changed, "what came before is not needed any more"
+    assert all(isinstance(said, bytes) for said in stream.unsent())

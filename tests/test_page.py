@@ -121,7 +121,7 @@ async def test_word_that_is_said_three_times_is_heard(teacher, spoken, tmp_path)
         await page.until(f"{OWN}.includes('lucky')", PATIENCE_S)
         await page.until(f"{WORDS}.includes('lucky')", PATIENCE_S)
         rows = await page.run("document.querySelectorAll('#sliders input').length")
-        kept = await page.run("JSON.parse(localStorage.getItem('keywords'))[0]")
+        kept = await page.run("JSON.parse(localStorage.getItem('deltaspot-keywords'))[0]")
         await page.reload()
         await page.until(f"{OWN}.includes('lucky')", PATIENCE_S)
         await page.run("document.querySelector('#own [aria-label^=Forget]').click()")
@@ -152,7 +152,7 @@ async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
         await page.until("/is no keyword/.test(document.getElementById('status').textContent)", PATIENCE_S)
         await page.choose("#file", tmp_path / "old.json")
         await page.until("/another version. Say it three times/.test(document.getElementById('status').textContent)")
-        await page.run("localStorage.setItem('keywords', '[{\"name\": \"ancient\"}]')")
+        await page.run("localStorage.setItem('deltaspot-keywords', '[{\"name\": \"ancient\"}]')")
         await page.reload()
         await page.until(f"/older version. Say it three times/.test({TROUBLES})")
         await page.until("!document.getElementById('point').disabled")  # the page knows the model
@@ -170,6 +170,46 @@ async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
         await page.choose("#file", RECORDING)
         await page.until("/words?\\.$/.test(document.getElementById('status').textContent)", PATIENCE_S)
         assert len(await page.run(WORDS)) >= ENOUGH, "words of other models and versions are left at home"
+    assert page.complaints == []
+
+
+async def test_ninth_word_takes_no_others_place(chromium, port, tmp_path):
+    word = {"format": "deltaspot-keyword-2", "fingerprint": "f", "recordings": 1, "prototype": [0.5], "contrast": [0.1]}
+    names = [f"word{number}" for number in range(9)]
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps(word | {"name": name}))
+    async with tab(chromium) as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        for count, name in enumerate(names[:8], 1):
+            await page.choose("#file", tmp_path / f"{name}.json")
+            await page.until(f"{OWN}.length === {count}", PATIENCE_S)
+        await page.choose("#file", tmp_path / "word8.json")
+        await page.until("/word8.json finds no room/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        assert await page.run(OWN) == names[:8]
+        await page.run("document.getElementById('word').value = 'word9'; document.getElementById('say').click()")
+        await page.until("/“word9” finds no room/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        await page.choose("#file", tmp_path / "word0.json")
+        await page.until(f"{OWN}.at(-1) === 'word0'", PATIENCE_S)
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        """for (const name of ["keywords", "theme"]) localStorage.setItem(`deltaspot-${name}`, '{"not": "ours"}')""",
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('', 'SecurityError') } })",
+    ],
+)
+async def test_page_needs_nothing_that_a_browser_keeps(chromium, port, before):
+    async with tab(chromium) as page:
+        await page.open(f"http://127.0.0.1:{port}/")
+        await page.call("Page.addScriptToEvaluateOnNewDocument", source=before)
+        await page.reload()
+        await page.until("!document.getElementById('point').disabled", PATIENCE_S)
+        scheme = await page.run("getComputedStyle(document.documentElement).colorScheme")
+        await page.run("document.getElementById('theme').click()")
+        assert await page.run("getComputedStyle(document.documentElement).colorScheme") != scheme
+        assert await page.run(OWN) == []
     assert page.complaints == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from contextlib import asynccontextmanager, suppress
 
@@ -51,6 +52,49 @@ async def test_stop_while_the_browser_asks_leaves_no_microphone_on(chromium, por
         await page.until("window.heard?.getTracks().every((track) => track.readyState === 'ended')")
         await page.until(LET_GO)
         assert await page.run(STATUS) == "Stopped."
+    assert page.complaints == []
+
+
+async def listening(page, port):
+    """Listen as a person does, with connections and microphone seen."""
+    await page.open(f"http://127.0.0.1:{port}/")
+    await page.run(WATCHED)
+    await page.run(CLICK)
+    await page.until("window.allow")
+    await page.run("allow()")
+    await page.until(f"{STATUS}.startsWith('Listening to')")
+
+
+async def test_stream_whose_end_nobody_answers_is_let_go_and_says_nothing_into_the_next(chromium, port):
+    word = {"type": "detection", "id": 0, "keyword": "late", "score": 0.9, "latency_ms": 1}
+    word |= {"start_s": 0, "end_s": 0, "at_s": 0}
+    async with tab(chromium) as page:
+        await listening(page, port)
+        await page.run("window.say = sockets[0].onmessage; sockets[0].send = () => {}; delete window.allow")
+        await page.run(f"{CLICK}; {CLICK}")
+        await page.until("window.allow")
+        await page.run(f"say({{data: {json.dumps(json.dumps(word))}}}); allow()")
+        await page.until("sockets[0].readyState === WebSocket.CLOSED")
+        await page.until(f"{STATUS}.startsWith('Listening to')")
+        assert await page.run("document.querySelectorAll('#detections li').length") == 0
+        assert await page.run("sockets.length") == 2
+    assert page.complaints == []
+
+
+async def test_slider_is_no_interruption_and_a_microphone_may_be_unplugged(chromium, port):
+    async with tab(chromium) as page:
+        await listening(page, port)
+        before = await page.run(STATUS)
+        await page.run(
+            "sockets[0].addEventListener('message', ({data}) => (window.adjusted ||= /\"ready\"/.test(data)))"
+        )
+        await page.run("document.querySelector('#sliders input[type=range]').oninput()")
+        await page.until("window.adjusted")
+        assert await page.run(STATUS) == before
+        await page.run("heard.getTracks()[0].dispatchEvent(new Event('ended'))")
+        await page.until(f"{STATUS}.startsWith('The microphone is gone.')")
+        assert await page.run(LET_GO)
+        assert await page.run("document.getElementById('listen').getAttribute('aria-pressed')") == "false"
     assert page.complaints == []
 
 

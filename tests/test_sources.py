@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 from array import array
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -159,6 +162,33 @@ async def test_a_pipe_may_split_samples():
     blocks = [block async for block in Pipe(Dribble(samples.tobytes() + b"!"), 48_000)]
     assert b"".join(blocks) == samples.tobytes()
     assert not any(len(block) % 2 for block in blocks)
+
+
+def test_a_pipe_that_says_nothing_more_keeps_nobody():
+    code = """
+import asyncio, sys
+from client.sources import Pipe
+
+async def main():
+    hearing = asyncio.create_task(anext(aiter(Pipe(sys.stdin.buffer))))
+    await asyncio.sleep(0)
+    hearing.cancel()
+
+asyncio.run(main())
+print("over")
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.wait(60) == 0, process.stderr.read()  # while its standard input is open
+        assert process.stdout.read() == "over\n"
+
+
+async def test_a_pipe_that_breaks_is_told():
+    class Broken(io.BytesIO):
+        def read1(self, _size=-1):
+            raise OSError("cut off")
+
+    with pytest.raises(OSError, match="cut off"):
+        await gather(Pipe(Broken()))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])

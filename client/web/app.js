@@ -1,18 +1,19 @@
 /** The page: a source of sound, a stream to the server, and what comes back. */
 
+import { askForKey, refusal, ticket, wantsKey } from "./access.js";
 import { connect } from "./deltaspot.js";
+import { keep, kept } from "./kept.js";
 import { LogMel } from "./logmel.js";
 import { OwnWords } from "./own.js";
+import { $, decibels, explained, figures, layers, level, listed, make, pressed, status, unlisted } from "./shown.js";
 import { openFile, openMicrophone, RATE } from "./sources.js";
 import { Timeline } from "./timeline.js";
 
 const LIVE_S = 12;
 const LONGEST_VIEW_S = 60;
-const KEPT_DETECTIONS = 200;
 const FRAME_MS = 30;
 const CALM_MS = 500;
 
-const $ = (id) => document.getElementById(id);
 /** Where a proxy may have put it under a path. */
 const server = new URL(".", document.baseURI);
 const timeline = new Timeline({ mel: $("mel"), posteriors: $("posteriors"), work: $("work"), axis: $("axis") });
@@ -73,30 +74,6 @@ async function begin(title, open, seconds = LIVE_S) {
   }
 }
 
-/** Browsers do not tell a refused WebSocket from one that nobody answers; the server's probe does. */
-async function refusal(error) {
-  const health = await fetch("readyz").then((answer) => answer.json()).catch(() => null);
-  const advice = `It may have no room, or not allow pages of ${location.origin}: try again, or read its log.`;
-  return health ? new Error(`The server is there (${health.status}), but refused the stream. ${advice}`) : error;
-}
-
-/** Browsers cannot send a key with a WebSocket: it is exchanged for a ticket that is good for a minute. */
-async function ticket() {
-  const answer = await tickets({ Authorization: `Bearer ${$("key").value}` });
-  const { ticket, message } = await answer.json();
-  if (!answer.ok) throw new Error(message);
-  return ticket;
-}
-
-const tickets = (headers) => fetch("v1/tickets", { method: "POST", headers });
-const wantsKey = async () => (await tickets({}).catch(() => null))?.status === 401;
-
-function askForKey(error) {
-  status($("access").hidden ? "This server wants a key." : explained(error), true);
-  $("access").hidden = false;
-  $("key").focus();
-}
-
 async function end() {
   const mine = session ?? {};
   session = null;
@@ -105,10 +82,11 @@ async function end() {
   await leave(mine);
 }
 
-/** Let go of a stream's sound and of its connection. */
+/** Let go of a stream's sound and of its connection, with what can be told of it in two seconds. */
 async function leave({ source, spotter }) {
   source?.stop();
   if (spotter && !spotter.failure) await Promise.race([spotter.finish(), new Promise((done) => setTimeout(done, 2_000))]).catch(() => {});
+  spotter?.abandon();
   return null;
 }
 
@@ -123,13 +101,18 @@ function take(mine, samples) {
   return true;
 }
 
-/** A microphone does not wait. */
+/** A microphone does not wait, and may be unplugged. */
 function microphone(take) {
-  return openMicrophone((samples) => take(samples) || status("The server does not keep up; sound is being lost.", true));
+  return openMicrophone(
+    (samples) => take(samples) || status("The server does not keep up; sound is being lost.", true),
+    (error) => end().then(() => session || status(error.message, true)),
+  );
 }
 
+/** Show what a stream tells, until another one takes its place. */
 function listenTo(spotter) {
-  const on = (type, act) => spotter.addEventListener(type, ({ detail }) => act(detail));
+  const on = (type, act) => spotter.addEventListener(type, ({ detail }) => (!session || session.spotter === spotter) && act(detail));
+  let broken = false;
   configured(spotter.ready);
   on("ready", configured);
   on("scores", (scores) => {
@@ -139,8 +122,14 @@ function listenTo(spotter) {
   on("detection", (detection) => heard(detection, spotter));
   on("heartbeat", figures);
   on("warning", ({ message }) => status(message, true));
-  on("interrupted", ({ reason }) => status(`Interrupted: ${reason}. Trying again; nothing is lost.`, true));
-  on("ready", () => session?.source && status("Listening again."));
+  on("interrupted", ({ reason }) => {
+    broken = true;
+    status(`Interrupted: ${reason}. Trying again; nothing is lost.`, true);
+  });
+  on("ready", () => {
+    if (broken && session?.source) status("Listening again.");
+    broken = false;
+  });
   on("failed", (error) => {
     end();
     status(explained(error), true);
@@ -159,7 +148,7 @@ const sayWishes = later(() => session?.spotter?.finished === false && session.sp
 // --- controls
 
 $("listen").onclick = () => {
-  if (session) end().then(() => status("Stopped."));
+  if (session) end().then(() => session || status("Stopped."));
   else begin(({ name }) => `Listening to ${name}.`, microphone);
 };
 
@@ -220,7 +209,7 @@ const dark = () => getComputedStyle(document.documentElement).colorScheme === "d
 function theme(name) {
   if (name) {
     document.documentElement.dataset.theme = name;
-    localStorage.setItem("theme", name);
+    keep("theme", name);
   }
   const other = dark() ? "light" : "dark";
   $("theme").textContent = other === "light" ? "☀ Light" : "☾ Dark";
@@ -229,7 +218,7 @@ function theme(name) {
   redraw();
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme());
-theme(localStorage.getItem("theme"));
+theme(kept("theme"));
 
 /** What streams get, or would get: from `ready`, or from `/v1/models` before the first one. */
 function configured(model) {
@@ -283,95 +272,20 @@ function row(word) {
   $("sliders").append(make("div", {}, on, label, slider));
 }
 
-function layers(count) {
-  if ($("layers").children.length === count) return;
-  const names = ["stem", ...Array.from({ length: count - 2 }, (_, i) => `block ${i + 1}`), "read-out"];
-  $("layers").replaceChildren(...names.map((name) => make("li", { textContent: name })));
-  document.documentElement.style.setProperty("--layers", count);
-}
-
 // --- what is shown
 
 function heard(detection, spotter) {
   timeline.detections.push(detection);
-  $("none").hidden = true;
-  const { id, keyword, score, start_s, latency_ms } = detection;
-  const verdict = (text, label, correct) => {
-    const button = make("button", { type: "button", textContent: text, ariaLabel: `${keyword} was ${label}` });
-    button.onclick = () => {
-      spotter.feedback(id, correct);
-      for (const other of button.parentNode.children) other.setAttribute("aria-pressed", other === button);
-    };
-    return button;
-  };
-  $("detections").prepend(
-    make("li", {},
-      make("time", { textContent: `${start_s.toFixed(2)} s` }),
-      make("b", { textContent: keyword }),
-      make("progress", { max: 1, value: score, ariaLabel: "score" }),
-      make("span", { className: "score", textContent: score.toFixed(2) }),
-      make("span", { className: "latency", textContent: `${latency_ms.toFixed(0)} ms` }),
-      make("span", { className: "verdict" }, verdict("✓", "right", true), verdict("✗", "wrong", false)),
-    ),
-  );
-  while ($("detections").children.length > KEPT_DETECTIONS) $("detections").lastChild.remove();
-  const name = $("names").children[timeline.words.indexOf(keyword)];
+  listed(detection, (correct) => spotter.feedback(detection.id, correct));
+  const name = $("names").children[timeline.words.indexOf(detection.keyword)];
   name?.classList.add("now");
   setTimeout(() => name?.classList.remove("now"), 1_200);
-}
-
-function figures({ at_s, macs_skipped_vs_window, macs_skipped_vs_causal, lag_ms, real_time_factor, cache_bytes }) {
-  $("seconds").textContent = `${at_s.toFixed(1)} s`;
-  $("window").textContent = percent(macs_skipped_vs_window, 2);
-  $("causal").textContent = percent(macs_skipped_vs_causal, 1);
-  $("lag").textContent = `${lag_ms.toFixed(0)} ms`;
-  if (real_time_factor !== undefined) $("core").textContent = percent(real_time_factor, 2);
-  if (cache_bytes !== undefined) $("memory").textContent = `${Math.round(cache_bytes / 1024)} kB`;
-}
-
-const percent = (share, digits) => `${(100 * share).toFixed(digits)} %`;
-
-function status(text, bad = false) {
-  $("status").textContent = text;
-  $("status").parentNode.classList.toggle("bad", bad);
-}
-
-function pressed(on) {
-  $("listen").setAttribute("aria-pressed", on);
-  $("listen-label").textContent = on ? "Stop" : "Listen";
-}
-
-function level(db) {
-  $("level").value = db;
-  $("listen").style.setProperty("--loud", Math.max(0, (db + 55) / 55).toFixed(2));
-}
-
-function decibels(samples) {
-  const power = samples.reduce((sum, x) => sum + x * x, 0) / Math.max(1, samples.length);
-  return Math.max(-60, 10 * Math.log10(power / 32768 ** 2 + 1e-9));
 }
 
 function clear(seconds) {
   timeline.clear(seconds);
   still = 0;
-  $("detections").replaceChildren();
-  $("none").hidden = false;
-}
-
-function explained(error) {
-  const known = {
-    NotAllowedError: "The browser may not use the microphone. Allow it in the address bar, then press Listen again.",
-    NotFoundError: "No microphone was found. Plug one in, or drop a recording here.",
-    NotReadableError: "The microphone is held by another program.",
-    EncodingError: "That file is no audio that this browser can read.",
-  };
-  return known[error.name] ?? error.message;
-}
-
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
+  unlisted();
 }
 
 function later(act, ms) {

@@ -130,6 +130,8 @@ export class Spotter extends EventTarget {
   /** Of a detection that this connection told; the server knows no earlier ones. */
   feedback(detection: number, correct: boolean): void;
   finish(): Promise<Totals>;
+  /** Let go at once, of an interrupted stream, too: nothing more is told, and `finish` fails unless all was judged. */
+  abandon(): void;
   addEventListener<K extends keyof Events>(type: K, listener: (event: CustomEvent<Events[K]>) => void): void;
 }
 

@@ -17,8 +17,9 @@ const PIECE_S = 0.25;
 /** Audio that may go at once, whatever the server's `limits.speed`. */
 const AHEAD_S = 0.5;
 const LONGEST_PAUSE_MS = 5_000;
-/** Time in which a server must be ready. */
+/** Time in which a server must be ready, and in which one that has audio to judge must say something. */
 const PATIENCE_MS = 10_000;
+const LOOK_MS = 1_000;
 
 /** Fields of messages that are stream time. */
 const TIMES = ["at_s", "start_s", "end_s"];
@@ -69,14 +70,22 @@ export class Outbox {
     if (typeof data !== "string") this.end += data.length;
   }
 
+  /** Forget what ends `replay` samples before `sample`; return the messages among it. */
   acknowledge(sample, replay) {
-    const news = sample > this.acknowledged;
     this.acknowledged = Math.max(this.acknowledged, Math.min(sample, this.end));
     let drop = 0;
     while (drop < this.cursor && drop + 1 < this.items.length && this.items[drop + 1].start <= this.acknowledged - replay) drop++;
-    this.items.splice(0, drop);
     this.cursor -= drop;
-    return news;
+    return this.items.splice(0, drop).flatMap(({ data }) => (typeof data === "string" ? [data] : []));
+  }
+
+  /** Forget the first message like this one; return whether there was one. */
+  drop(message) {
+    const place = this.items.findIndex(({ data }) => data === message);
+    if (place < 0) return false;
+    this.items.splice(place, 1);
+    if (place < this.cursor) this.cursor--;
+    return true;
   }
 
   rewind() {
@@ -101,6 +110,7 @@ export class Spotter extends EventTarget {
     if ((configure.channels ?? 1) !== 1) throw new SpotterError("channels: this module sends one; mix them first", 0, "channels");
     this.url = url;
     this.configuration = { type: "configure", protocol: 1, sample_rate: 16_000, encoding: "s16le", ...configure };
+    this.begin = { ...this.configuration }; // what held where the outbox begins
     this.ready = this.totals = this.failure = null;
     this.heartbeatMs = this.configuration.heartbeat_ms ?? 1_000;
     this.lost = this.allowed = this.pumpedAt = 0;
@@ -110,8 +120,8 @@ export class Spotter extends EventTarget {
     this.checkpoint = null;
     this.origin = 0; // where the server's stream begins in ours
     this.told = -1; // sample up to which servers before told everything, if this one does not know
-    this.asked = new Map(); // marker -> how often it is still to come back
     this.troubleSince = 0;
+    this.readyAt = this.heardAt = 0;
     this.finished = false;
     this.ended = new Promise((resolve) => (this.end = resolve));
   }
@@ -137,7 +147,6 @@ export class Spotter extends EventTarget {
   }
 
   marker(id) {
-    this.asked.set(id, (this.asked.get(id) ?? 0) + 1);
     this.say({ type: "marker", id });
   }
 
@@ -161,6 +170,15 @@ export class Spotter extends EventTarget {
     await this.ended;
     if (this.failure) throw this.failure;
     return this.totals;
+  }
+
+  /** Let go at once, of an interrupted stream, too: nothing more is told, and `finish` fails unless all was judged. */
+  abandon() {
+    if (this.totals || this.failure) return;
+    this.finished = true;
+    this.failure = new SpotterError("this stream was abandoned");
+    this.hangUp();
+    this.end();
   }
 
   say(message) {
@@ -203,8 +221,9 @@ export class Spotter extends EventTarget {
   async open() {
     const url = new URL(this.url);
     if (this.ticket) url.searchParams.set("ticket", await this.ticket());
+    if (this.failure) throw this.failure; // abandoned meanwhile
     const socket = new WebSocket(url);
-    const hello = { ...this.configuration };
+    const hello = { ...this.begin };
     const sample = this.outbox.rewind();
     if (this.checkpoint) hello.resume = { token: this.checkpoint.token, sample: sample - this.origin };
     else this.origin = sample;
@@ -217,29 +236,49 @@ export class Spotter extends EventTarget {
       this.opened = resolve;
       late = setTimeout(() => {
         reject(this.reason(0, "the server says nothing"));
-        socket.close();
+        this.hangUp();
       }, PATIENCE_MS);
       socket.onerror = () => reject(this.reason(0)); // all that Node tells of a connection that never was
       socket.onclose = ({ code, reason }) => reject(this.reason(code, reason));
     }).finally(() => clearTimeout(late));
-    const idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
-    socket.onclose = ({ code, reason }) => {
-      clearInterval(idle);
-      this.closed(code, reason);
-    };
+    if (this.failure) throw this.failure; // abandoned by whoever was told of `ready`
+    this.readyAt = Date.now();
+    this.idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
+    this.looking = setInterval(() => this.look(), LOOK_MS);
+    socket.onclose = ({ code, reason }) => this.closed(code, reason);
     this.pump();
   }
 
+  /** Leave a connection that is dead, though nobody said so: a browser cannot ping. */
+  look() {
+    const now = Date.now();
+    if (!this.overdue && !this.finished) this.heardAt = now;
+    if (now - this.heardAt > PATIENCE_MS + 2 * this.heartbeatMs) this.closed(0, "the server says nothing any more");
+  }
+
+  /** Whether more audio is unacknowledged than may be between two heartbeats. */
+  get overdue() {
+    return this.outbox.end - this.outbox.acknowledged >= this.window(0);
+  }
+
+  /** Close the connection, and listen to it no longer. */
+  hangUp() {
+    clearInterval(this.idle);
+    clearInterval(this.looking);
+    clearTimeout(this.later);
+    Object.assign(this.socket, { onopen: null, onmessage: null, onerror: null, onclose: null });
+    this.socket.close();
+  }
+
   receive(message) {
+    this.heardAt = Date.now();
     if (message.checkpoint) {
-      this.checkpoint = message.checkpoint;
-      const sample = this.origin + message.checkpoint.sample;
-      if (this.outbox.acknowledge(sample, this.ready.replay_samples)) this.troubleSince = 0;
+      const sample = this.acknowledge(message.checkpoint);
       this.pump();
       if (message.type === "detection" && sample <= this.told) return;
     }
     for (const time of TIMES) if (time in message) message[time] += this.origin / this.configuration.sample_rate;
-    if (message.type === "marker" && !this.answered(message.id)) return;
+    if (message.type === "marker" && !this.outbox.drop(JSON.stringify({ type: "marker", id: message.id }))) return;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
@@ -248,12 +287,16 @@ export class Spotter extends EventTarget {
     this.tell(message.type, message);
   }
 
-  /** Note that a marker came back; false if it was asked again after a reconnection, and told before. */
-  answered(id) {
-    const left = this.asked.get(id) ?? 0;
-    if (left > 1) this.asked.set(id, left - 1);
-    else this.asked.delete(id);
-    return left > 0;
+  /** Forget what no server needs any more; return the sample of our stream up to which all was judged. */
+  acknowledge(checkpoint) {
+    const { outbox, origin, ready } = this;
+    const before = outbox.acknowledged;
+    this.checkpoint = checkpoint;
+    for (const message of outbox.acknowledge(origin + checkpoint.sample, ready.replay_samples).map((text) => JSON.parse(text))) {
+      if (message.type === "configure") this.begin = message;
+    }
+    if (outbox.acknowledged > before) this.troubleSince = 0;
+    return origin + checkpoint.sample;
   }
 
   /** No server goes on from the checkpoint, one of another version: to the next, what is kept is all of a stream. */
@@ -272,10 +315,14 @@ export class Spotter extends EventTarget {
   }
 
   closed(code, text) {
+    this.hangUp();
     const reason = this.reason(code, text || "the connection broke");
     if (this.totals) this.end();
     else if (FINAL.has(code)) this.fail(reason);
-    else this.reopen(reason, 0);
+    else {
+      if (Date.now() - this.readyAt > LONGEST_PAUSE_MS && !this.overdue) this.troubleSince = 0; // it was a good one
+      this.reopen(reason, 0);
+    }
   }
 
   fail(error) {
@@ -285,6 +332,7 @@ export class Spotter extends EventTarget {
   }
 
   async reopen(reason, attempt) {
+    if (this.failure) return; // abandoned
     this.troubleSince ||= Date.now();
     if (Date.now() - this.troubleSince > this.retryMs) return this.fail(reason);
     const pause = Math.min(100 * 2 ** attempt, LONGEST_PAUSE_MS) * (0.5 + Math.random() / 2);

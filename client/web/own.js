@@ -1,6 +1,7 @@
 /** Words of one's own on the page: say one three times, keep it in this browser, take it along in the next stream. */
 
 import { enroll, Takes } from "./enroll.js";
+import { keep, kept } from "./kept.js";
 import { openMicrophone } from "./sources.js";
 
 const TIMES = 3;
@@ -8,6 +9,8 @@ const MOST = 8;
 const PATIENCE_MS = 8_000;
 const FORMAT = "deltaspot-keyword-3";
 const KEPT = "keywords";
+/** What a file, or a word that is said, does when there are as many as streams take. */
+const FULL = `finds no room: ${MOST} words are kept here. Forget one of them first.`;
 const AGAIN = "Say it three times here again, or give its recordings to deltaspot enroll.";
 
 const $ = (id) => document.getElementById(id);
@@ -16,7 +19,8 @@ export class OwnWords {
   /** @param {{server: URL, status: Function, level: Function, key: () => string, before: Function, after: Function, forgotten: Function}} page */
   constructor(page) {
     this.page = page;
-    this.words = parsed(localStorage.getItem(KEPT)) ?? []; // what an earlier visit left here
+    const left = kept(KEPT); // by an earlier visit, or by who knows
+    this.words = Array.isArray(left) ? left.filter((word) => word?.name) : [];
     this.cancel = this.fingerprint = null;
     $("teach").onsubmit = (event) => {
       event.preventDefault();
@@ -34,6 +38,7 @@ export class OwnWords {
   /** Record a word, have the server make a keyword of it, and listen for it. */
   async teach(name) {
     const { server, before, after, key } = this.page;
+    if (this.full(name)) return this.tell(`“${name}” ${FULL}`, true);
     await before();
     try {
       const clips = await this.record(name);
@@ -72,7 +77,7 @@ export class OwnWords {
           const word = clips.length < TIMES ? takes.feed(samples) : null;
           if (word) next(clips.push(word));
         };
-        openMicrophone(take).then((opened) => {
+        openMicrophone(take, reject).then((opened) => {
           source = opened;
           if (this.cancel === reject) next();
           else source.stop(); // given up while the browser asked
@@ -104,9 +109,15 @@ export class OwnWords {
     return this.words.filter((word) => !this.trouble(word));
   }
 
+  /** Whether there is no place for a word of this name. */
+  full(name) {
+    return this.words.length >= MOST && this.words.every((word) => word.name !== name);
+  }
+
   /** Keep a word, in the place of one of the same name. */
   add(word) {
-    this.words = [...this.words.filter(({ name }) => name !== word.name), word].slice(-MOST);
+    if (this.full(word.name)) throw new Error(FULL);
+    this.words = [...this.words.filter(({ name }) => name !== word.name), word];
     this.keep();
   }
 
@@ -125,7 +136,7 @@ export class OwnWords {
   }
 
   keep() {
-    localStorage.setItem(KEPT, JSON.stringify(this.words));
+    keep(KEPT, this.words);
     this.show();
   }
 

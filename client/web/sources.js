@@ -9,9 +9,10 @@ const TICK_MS = 30;
 
 /**
  * @param {(samples: Int16Array) => void} take
+ * @param {(error: Error) => void} lost called if the microphone goes away
  * @returns {Promise<{name: string, stop: () => void}>}
  */
-export async function openMicrophone(take) {
+export async function openMicrophone(take, lost) {
   if (!navigator.mediaDevices) throw new Error("Browsers give microphones only to pages from https or from this machine.");
   const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio });
@@ -21,6 +22,7 @@ export async function openMicrophone(take) {
     track.stop();
     context.close();
   };
+  track.onended = () => lost(new Error("The microphone is gone. Plug it in, then begin again."));
   try {
     await context.audioWorklet.addModule(new URL("./worklet.js", import.meta.url));
     const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
