@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 import typer
 
 from client.errors import ClientError, SourceError
-from client.handshake import configured
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
+from client.wishes import configured
 from service.commands.options import Keywords, read_keywords, server_for
 from service.errors import UnsupportedAudio
 from service.protocol import Enrolled, KeywordSettings, TooLong, WireError
