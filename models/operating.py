@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 
-from models.checkpoint import DENSE, Checkpoint, CheckpointError
+from models.checkpoint import DENSE, SHIPPED, Checkpoint, CheckpointError
 from models.config import BLOCK_GATES, READOUT_GATES, gate_names, stem_gates
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from models.config import ModelConfig
     from models.features import Array
@@ -67,6 +67,18 @@ def offered(checkpoint: Checkpoint, methods: Collection[Method] = METHODS) -> di
     if found := {name: method for name, method in each.items() if method in methods}:
         return found
     raise CheckpointError(f"the model has no operating point of the methods {', '.join(methods)}, but {each}")
+
+
+def usual_point(points: Sequence[str], wanted: str | None = None) -> str:
+    """The point asked for, or the one that streams get: `shipped` where there is one, else the first.
+
+    Raises:
+        CheckpointError: for a point that is not among them.
+    """
+    point = wanted or (SHIPPED if SHIPPED in points else points[0])
+    if point not in points:
+        raise CheckpointError(f"no operating point {point!r}: this checkpoint has {', '.join(points)}")
+    return point
 
 
 def gate_table(config: ModelConfig, point: Mapping[str, float]) -> Array:

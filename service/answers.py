@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, Field
 
+from models.checkpoint import DENSE
 from service.audio import SAMPLE_RATE
 from service.protocol import KeywordSettings, Method
-from service.windows import DENSE, HOP, RULE
+from service.windows import HOP, RULE
 
 if TYPE_CHECKING:
     from service.engine import Hosted

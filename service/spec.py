@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from models.operating import usual_point
 from models.spans import USUAL_MS
 from service.audio import SAMPLE_RATE
 from service.detector import Rule
@@ -49,8 +50,8 @@ class Spec:
 
     @property
     def default_point(self) -> str:
-        """The point that streams get: `shipped` where there is one."""
-        return "shipped" if "shipped" in self.points else self.points[0]
+        """The point that streams get."""
+        return usual_point(self.points)
 
     def point(self, wish: Configure) -> str:
         """The operating point that a client asks for, by name, by method, or not at all.

@@ -14,6 +14,7 @@ from typing import Final, Self
 import numpy as np
 
 from models import kwt_weights
+from models.checkpoint import DENSE
 from models.config import SILENCE, UNKNOWN
 from models.data import pad_clip
 from models.kwt_clip import ClipNetwork
@@ -23,8 +24,6 @@ from service.errors import UnknownModel
 
 HOP: Final = 1_600
 """Samples between the beginnings of two windows of a clip longer than one."""
-DENSE: Final = "dense"
-"""The one operating point."""
 RULE: Final = Rule(threshold=0.8, refractory=5)
 
 

@@ -21,6 +21,7 @@ from client.keywords import enroll, read_keyword, write_keyword
 from models.background import Background
 from models.enroll import enrol
 from models.network import Network
+from models.operating import usual_point
 from service.commands import enroll as command
 from service.enrolled import FILE_BYTES
 from service.protocol import Enrolled
@@ -63,7 +64,7 @@ def clips(spoken: np.ndarray) -> list[bytes]:
 def wanted(network: Network, background: Background, clips: list[bytes]) -> Enrolled:
     """What `models.enroll` makes of the same recordings."""
     named = [(str(i), soundfile.read(io.BytesIO(clip), dtype="int16")[0].astype("f4")) for i, clip in enumerate(clips)]
-    made = enrol(network, background, "seven", named, "shipped" if "shipped" in network.points else network.points[0])
+    made = enrol(network, background, "seven", named, usual_point(network.points))
     return Enrolled(**{name: getattr(made, name) for name in Enrolled.model_fields})
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from service.commands.bench_churn import churn
 from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
-from service.commands.options import data_option
+from service.commands.options import AsJson, Model, data_option
 from service.commands.tables import show
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
 
 Data = Annotated[Path | None, data_option("Validation clips and noise; the sample recording if left out.")]
-Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure kernels and the service on this machine.")
 app.command()(service)
@@ -49,8 +48,7 @@ def engine(
     model: Model = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that are batched together.")] = 200,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of one second of audio; medians are over these.")] = 20,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare ours with the stock Keyword Transformer, in one process on one core, in turns.
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from client.visits import visit
 from service.commands.bench_service import memory
 from service.commands.demo import free_port, server
+from service.commands.options import AsJson
 from service.commands.tables import show
 
 FIRST = 1_000
@@ -37,8 +38,7 @@ class Look:
 def churn(
     opens: Annotated[int, typer.Option(min=FIRST, help="Streams altogether.")] = 100_000,
     at_once: Annotated[int, typer.Option(min=1, help="Of them at the same time.")] = 50,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Open and close streams by the thousand; report the server's memory after the first thousand and at the end."""
     port = free_port(0)

@@ -16,6 +16,7 @@ from rich.table import Table
 from client.hostile import intrude
 from service.commands.bench_service import Row, measure, memory
 from service.commands.demo import free_port, server
+from service.commands.options import AsJson
 from service.commands.tables import show
 
 STAY_S = 5.0
@@ -46,8 +47,7 @@ def hostile(
     seconds: Annotated[float, typer.Option(min=1, help="They come evenly over this time.")] = 60.0,
     streams: Annotated[int, typer.Option(min=1, help="Honest streams, at the pace of real time.")] = 20,
     quiet: Annotated[float, typer.Option(min=1, help="Length of the runs before and after, s.")] = 15.0,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure honest streams before, during and after hostile connections, and the server's memory."""
     port, siege = free_port(0), Siege()

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from client.errors import CannotConnect
 from service.commands.demo import free_port, server
+from service.commands.options import AsJson
 from service.commands.tables import show
 
 SAMPLE_S = 0.25
@@ -51,8 +52,7 @@ def service(
     seconds: Annotated[float, typer.Option(min=1, help="Length of each run, once all streams are there.")] = 20.0,
     url: Annotated[str | None, typer.Option(help="A server that runs already; one is started if left out.")] = None,
     pid: Annotated[int | None, typer.Option(help="Its process, to measure CPU time and memory.")] = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure latency, loss, CPU time and memory over real sockets, by number of streams.
 

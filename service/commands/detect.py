@@ -16,7 +16,7 @@ from client.errors import ClientError, SourceError
 from client.keywords import read_bytes, read_keyword
 from client.rest import post
 from client.wishes import configured
-from service.commands.options import Keywords, read_keywords, server_for
+from service.commands.options import Key, Keywords, Own, Url, read_keywords, server_for
 from service.errors import UnsupportedAudio
 from service.protocol import Enrolled, KeywordSettings, TooLong, WireError
 
@@ -32,15 +32,11 @@ Trouble = ClientError | WireError
 def detect(
     context: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, OGG, MP3, of any rate and length.")],
-    url: Annotated[
-        str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
-    ] = None,
-    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
+    url: Url = None,
+    key: Key = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
     keywords: Keywords = None,
-    enrolled: Annotated[
-        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
-    ] = None,
+    enrolled: Own = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file that was judged.")] = False,
 ) -> None:
     """Find the keywords in recordings.

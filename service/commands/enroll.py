@@ -14,7 +14,7 @@ from rich.console import Console
 
 from client.keywords import enroll as enroll_there
 from client.keywords import read_bytes, write_keyword
-from service.commands.options import server_for
+from service.commands.options import Key, Url, server_for
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
@@ -38,10 +38,8 @@ def enroll(
     ] = 0.5,
     point: Annotated[str | None, typer.Option(help="Operating point that streams will be judged at.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint, without --url; the shipped one if left out.")] = None,
-    url: Annotated[
-        str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")
-    ] = None,
-    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
+    url: Url = None,
+    key: Key = None,
 ) -> None:
     """Make a keyword of your own, for `listen --enrolled` and `detect --enrolled`; nothing is trained.
 
@@ -76,10 +74,10 @@ def here(
     from models.data import read_audio
     from models.enroll import enrol
     from models.network import Network
-    from service.commands.evaluate import usual_point
+    from models.operating import usual_point
 
     network = Network(load_checkpoint(model))
     background = Background.of(network.checkpoint)
     named = [(str(file), read_audio(file)) for file in recordings]
-    made = enrol(network, background, name, named, usual_point(network, point), threshold)
+    made = enrol(network, background, name, named, usual_point(network.points, point), threshold)
     write_keyword(Enrolled(**asdict(made)), path)

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import soundfile
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -24,41 +23,22 @@ from models.evaluate import ClipReport, cut_silence, join, judge_clips, read_cli
 from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, standard_sets, sweeps
 from models.evaluate_streams import Calibration, Heard, hear, total, trade_off
 from models.network import Network
+from models.operating import usual_point
 from models.streams import SAMPLE_RATE, Plan, Stream, write_labels
 from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
 from service.commands.material import read_material, read_streams
 from service.commands.methods import methods
-from service.commands.options import Snr, data_option
+from service.commands.options import AsJson, Data, Model, Point, Seed, Snr
 from service.commands.replay import detector
-from service.commands.tables import show
+from service.commands.tables import console, show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
 app.command()(socket)
 app.command()(enroll)
 app.command()(methods)
 app.command()(self_check)
-console = Console(stderr=True)
-
-
-Data = Annotated[Path, data_option()]
-Model = Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]
-Point = Annotated[str | None, typer.Option(help="Operating point; `shipped`, or `dense` where there is no other.")]
-
-
-def usual_point(network: Network, wanted: str | None) -> str:
-    """The operating point asked for, or the one that streams get.
-
-    Raises:
-        DataError: for a point that the checkpoint does not have.
-    """
-    point = wanted or ("shipped" if "shipped" in network.points else network.points[0])
-    if point not in network.points:
-        raise DataError(f"no operating point {point!r}: this checkpoint has {', '.join(network.points)}")
-    return point
 
 
 @app.command()
@@ -96,7 +76,7 @@ def clips(
     if confusion is not None:
         from models.plots import draw_confusion
 
-        drawn = next(report for report in reports if report.name == usual_point(network, None))
+        drawn = next(report for report in reports if report.name == usual_point(network.points))
         draw_confusion(drawn.confusion, network.config.labels, confusion)
     if as_json:
         print(json.dumps({"split": split, "points": [asdict(report) for report in reports]}))
@@ -147,7 +127,7 @@ def stream(
     else:
         network = Network(load_checkpoint(model))
         config, calibration = network.config, network.checkpoint.calibration
-        heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network, point))
+        heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network.points, point))
     detect = detector(config)
     whole, each = total(heard, calibration, detect, config)
     report = whole.report()
@@ -280,7 +260,7 @@ def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any
 
     clips = validation_clips(data, network.config)
     reports = [judge_clips(network, clips, point) for point in track(network.points, "clips", console=console)]
-    usual = usual_point(network, None)
+    usual = usual_point(network.points)
     drawn = next(report for report in reports if report.name == usual)
     draw_confusion(drawn.confusion, network.config.labels, output / "confusion.png")
     return [asdict(report) for report in reports]
@@ -288,7 +268,7 @@ def _all_clips(network: Network, data: Path, output: Path) -> list[dict[str, Any
 
 def _all_streams(network: Network, material: Material, streams: int, seed: int, output: Path) -> dict[str, Any]:
     config, calibration = network.config, network.checkpoint.calibration
-    point, detect = usual_point(network, None), detector(network.config)
+    point, detect = usual_point(network.points), detector(network.config)
     sets = standard_sets(material, streams, seed, config.keywords)
     heard = {name: hear(network, sets[name], point) for name in track(sets, "streams", console=console)}
     heard["target"] = heard.get("keywords", []) + heard.get("speech", [])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -28,38 +27,32 @@ from models.evaluate_enroll import (
 )
 from models.evaluate_sets import gather_material
 from models.network import Network
-from service.commands.material import tell_of
-from service.commands.options import Snr, data_option
-from service.commands.tables import show
-
-console = Console(stderr=True)
+from models.operating import usual_point
+from service.commands.material import pixels_in, tell_of
+from service.commands.options import AsJson, Cache, Model, Seed, Snr, data_option
+from service.commands.replay import check_calibrated, detector
+from service.commands.tables import console, show
 
 
 def enroll(
     data: Annotated[Path, data_option("Folder of recordings, running_speech/ among them.")],
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for the training speakers' data as pixels; not kept if left out.")
-    ] = None,
+    cache: Cache = None,
     minutes: Annotated[float, typer.Option(min=1, help="Length of the stream in which one word is said.")] = 20.0,
     snr: Snr = (0.0, 20.0),
     trials: Annotated[int, typer.Option(min=1, help="Choices of recordings for each word and number.")] = 3,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal streams.")] = 0,
-    model: Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    seed: Seed = 0,
+    model: Model = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge keywords from 3, 5 and 10 recordings, of words that the network knows as unknown only; some minutes."""
-    from service.commands.evaluate import usual_point
-    from service.commands.model import kept
-    from service.commands.replay import check_calibrated, detector
-
     network = Network(load_checkpoint(model))
     check_calibrated(network.checkpoint.calibration)
-    point = usual_point(network, None)
+    point = usual_point(network.points)
     with console.status("reading recordings of validation speakers"):
         recorded, said = map(gather_material, halves(item for item in walk(data) if item.word != SPEECH_FOLDER))
     check_recordings(recorded, said)
     tell_of(said)
-    with console.status("fitting a background without the words"), kept(cache) as folder:
+    with console.status("fitting a background without the words"), pixels_in(cache) as folder:
         corpus = load_corpus(data, "training", folder)
         speech = embed_speech(network, corpus, point)  # first, since there may be none
         background = fit(embed_all_words(network, forgetful(corpus), point), speech, network.config)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -18,20 +16,18 @@ from models.engines import make_network
 from models.evaluate_self_check import Difference, differences
 from models.evaluate_sets import MIXED, build_many, gather_material
 from models.self_check import BOUND
-from service.commands.options import data_option
-from service.commands.tables import show
-
-console = Console(stderr=True)
+from service.commands.options import AsJson, Data, Model, Seed
+from service.commands.tables import console, show
 
 
 def self_check(
-    data: Annotated[Path, data_option()],
+    data: Data,
     hours: Annotated[float, typer.Option(min=0.01, help="Audio in all, in streams of a minute.")] = 1.0,
     scale: Annotated[float, typer.Option(min=0, help="Factor on the thresholds, as under load.")] = 1.0,
     torch: Annotated[bool, typer.Option("--torch", help="Compare with the torch network, too; takes minutes.")] = False,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal streams.")] = 0,
-    model: Annotated[Path | None, typer.Option("--model", help="Checkpoint; the shipped one if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    seed: Seed = 0,
+    model: Model = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the compiled step with the dense network and with torch, on validation speakers in noise."""
     checkpoint = load_checkpoint(model)

@@ -23,7 +23,7 @@ from models.features import Array
 from models.streams import SAMPLE_RATE, Plan, Stream, build
 from service.commands.demo import free_port, server
 from service.commands.material import read_material
-from service.commands.options import Snr, data_option
+from service.commands.options import AsJson, Data, Snr
 from service.protocol import Detection
 
 ONE_WORD: Final = Plan(minutes=3 / 60, scene_s=3.0, gap_s=(1.0, 1.6), unknown_share=0.0, words=1)
@@ -41,13 +41,13 @@ class Answer:
 
 
 def socket(
-    data: Annotated[Path, data_option()],
+    data: Data,
     url: Annotated[str | None, typer.Option(help="A running server; one is started if left out.")] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint for the server that is started.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many words.")] = 200,
     snr: Snr = (0.0, 20.0),
     seed: Annotated[int, typer.Option(help="Equal seeds give equal recordings.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stream single keywords in noise; report how often they are detected exactly once, and nothing else is."""
     keywords = load_checkpoint(model).config.keywords

@@ -23,7 +23,7 @@ from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
 from client.handshake import NotNow
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
-from service.commands.options import Keywords, read_keywords
+from service.commands.options import Key, Keywords, Own, read_keywords
 from service.protocol import Detection
 
 app = typer.Typer(add_completion=False)
@@ -42,11 +42,9 @@ PLACES: Final = {"keyword": "", "score": ".3f", "start_s": ".2f", "end_s": ".2f"
 def listen(
     source: Annotated[str, typer.Argument(help="A file, `mic`, or `-` for raw s16le mono samples on standard input.")],
     url: Annotated[str, typer.Option(envvar="DELTASPOT_URL", help="The server.")] = SERVER,
-    key: Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")] = None,
+    key: Key = None,
     keywords: Keywords = None,
-    enrolled: Annotated[
-        list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")
-    ] = None,
+    enrolled: Own = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,
     speed: Annotated[
         float, typer.Option(min=0, help="A file's pace, times real time; 0: as fast as it is taken.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
+from tempfile import TemporaryDirectory
 
 from models.data import NOISE_FOLDERS, DataError, is_audio, read_audio, walk
 from models.evaluate_sets import Material, gather_material
 from models.streams import Stream, read_labels
-
-console = Console(stderr=True)
+from service.commands.tables import console
 
 
 def read_material(data: Path) -> Material:
@@ -64,3 +63,13 @@ def _read_stream(path: Path, name: str, labels: Path | None, keywords: Sequence[
     if not len(samples):
         raise DataError(f"{path} is empty: there is nothing to judge")
     return Stream(name, samples, read_labels(labels, len(samples), keywords) if labels else ())
+
+
+@contextmanager
+def pixels_in(cache: Path | None) -> Iterator[Path]:
+    """The folder for a corpus as pixels: one that stays, or one for the moment."""
+    if cache is not None:
+        yield cache
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)

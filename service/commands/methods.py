@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from service.commands.options import data_option
+from service.commands.options import AsJson, data_option
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def methods(
     report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
     *,
     compare: Annotated[bool, typer.Option(help="Without: stop once everything is learned.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the published methods: accuracy, multiply-accumulates cut, time and size.
 

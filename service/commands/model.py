@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -23,20 +21,20 @@ from models.evaluate import read_clips, validation_clips
 from models.evaluate_sets import standard_sets
 from models.evaluate_streams import Tally, hear, total
 from models.network import Network
-from service.commands.evaluate import Model, Point, Seed, streams_table, usual_point
-from service.commands.material import read_material, read_streams
+from models.operating import usual_point
+from service.commands.evaluate import streams_table
+from service.commands.material import pixels_in, read_material, read_streams
 from service.commands.model_import import import_stock
 from service.commands.model_info import describe, info
-from service.commands.options import data_option, is_given
+from service.commands.options import Cache, Model, Point, Seed, data_option, is_given
 from service.commands.replay import detector
-from service.commands.tables import show
+from service.commands.tables import console, show
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Describe, import, calibrate and export checkpoints."
 )
 app.command()(info)
 app.command("import")(import_stock)
-console = Console(stderr=True)
 
 PARTS = {"model", "calibration", "protocol", "clips", "streams", "points", "sweeps"}
 """What an evaluation has in it."""
@@ -74,7 +72,7 @@ def points_command(
 def balance_command(
     output: Annotated[Path, typer.Option(help="Where the checkpoint with its new bias goes.")],
     data: Annotated[Path, data_option("Folder of recordings; training speakers choose.")],
-    cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")] = None,
+    cache: Cache = None,
     point: Point = None,
     model: Model = None,
 ) -> None:
@@ -86,10 +84,10 @@ def balance_command(
     from models.validation import Validation
 
     network = Network(load_checkpoint(model))
-    with console.status("reading recordings of training speakers"), kept(cache) as folder:
+    with console.status("reading recordings of training speakers"), pixels_in(cache) as folder:
         heard = Validation(load_corpus(data, "training", folder), network.config)
     with console.status("judging them"):
-        balanced, moved = balance(network, usual_point(network, point), heard)
+        balanced, moved = balance(network, usual_point(network.points, point), heard)
     save(balanced, output)
     console.print(f"silence {moved:+.2f}")
 
@@ -161,7 +159,7 @@ def calibrate_command(
         sets["own negatives"] = read_streams(negatives, None, network.config.keywords)
     if not sets:
         raise typer.BadParameter("name --data, or --audio with --labels; --negatives as well, if there are any")
-    judged = usual_point(network, point)
+    judged = usual_point(network.points, point)
     heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
     goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
     with console.status("choosing thresholds"):
@@ -195,30 +193,20 @@ def background(
     output: Annotated[
         Path | None, typer.Option(help="Where the checkpoint with its background goes; over the old one if left out.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")] = None,
+    cache: Cache = None,
     model: Model = None,
 ) -> None:
     """Make a checkpoint able to enrol keywords: what words and speech in general look like to it; a minute."""
     path = model or shipped_path()
     network = Network(load_checkpoint(path))
-    with console.status("reading recordings of training speakers"), kept(cache) as folder:
+    with console.status("reading recordings of training speakers"), pixels_in(cache) as folder:
         corpus = load_corpus(data, "training", folder)
     with console.status("embedding words and speech"):
-        point = usual_point(network, None)
+        point = usual_point(network.points)
         speech = embed_speech(network, corpus, point)  # first, since there may be none
         fitted = fit(embed_all_words(network, corpus, point), speech, network.config)
     save(replace(network.checkpoint, background=fitted.arrays()), output or path)
     console.print(f"{output or path}: {len(set(corpus.words))} words, forwards and backwards")
-
-
-@contextmanager
-def kept(cache: Path | None) -> Iterator[Path]:
-    """A folder that stays, or one for the moment."""
-    if cache is not None:
-        yield cache
-        return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from service.commands.options import AsJson
+
 
 def import_stock(
     source: Annotated[Path, typer.Argument(help="The published file, such as kwt1_v2_12.tflite.")],
@@ -15,8 +17,7 @@ def import_stock(
     check: Annotated[
         Path | None, typer.Option(help="Directory of recordings: compare with LiteRT on its validation clips.")
     ] = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import a stock Keyword Transformer; needs the `litert` extra, and what it writes does not."""
     from models.config import ModelConfig

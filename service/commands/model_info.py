@@ -14,7 +14,7 @@ from rich.table import Table
 from models.card import KEYWORD_COLUMNS, keyword_rows
 from models.checkpoint import Checkpoint, load_checkpoint, shipped_path
 from models.operating import offered
-from service.commands.evaluate import AsJson
+from service.commands.options import AsJson
 from service.commands.tables import show
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,12 +43,21 @@ def rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-Snr = Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.", callback=rising)]
-
-
 def data_option(text: str = "Folder of recordings and archives.") -> Any:  # noqa: ANN401 (as typer has it)
     """`--data` of every command, which the environment may name once and for all; `text` is its help."""
     return typer.Option("--data", envvar="DELTASPOT_DATA", help=text)
+
+
+Model = Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")]
+Point = Annotated[str | None, typer.Option(help="Operating point; `shipped`, or `dense` where there is no other.")]
+Data = Annotated[Path, data_option()]
+Cache = Annotated[Path | None, typer.Option(help="Folder for the data as pixels; not kept if left out.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal streams.")]
+Snr = Annotated[tuple[float, float], typer.Option(help="Signal-to-noise ratio from, to, dB.", callback=rising)]
+Url = Annotated[str | None, typer.Option(envvar="DELTASPOT_URL", help="A server; the model runs here if left out.")]
+Key = Annotated[str | None, typer.Option(envvar="DELTASPOT_KEY", help="API key, if the server wants one.")]
+Own = Annotated[list[Path] | None, typer.Option(help="Keyword of `deltaspot enroll`; may be given repeatedly.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def is_given(context: typer.Context, name: str) -> bool:

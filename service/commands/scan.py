@@ -9,6 +9,8 @@ from typing import Annotated, Final
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from service.commands.options import Model
+
 app = typer.Typer(add_completion=False)
 
 NAMED: Final = 10
@@ -19,7 +21,7 @@ NAMED: Final = 10
 def scan(
     paths: Annotated[list[Path], typer.Argument(help="Recordings, and folders of them.")],
     out: Annotated[Path, typer.Option(help="Parquet file; an earlier one of the same model is added to.")],
-    model: Annotated[Path | None, typer.Option(help="Checkpoint; the shipped one if left out.")] = None,
+    model: Model = None,
     point: Annotated[str, typer.Option(help="Operating point.")] = "shipped",
     ray: Annotated[str, typer.Option(metavar="ADDRESS", help="Scan on this Ray cluster, not in this process.")] = "",
     batch: Annotated[int, typer.Option(min=1, help="Recordings kept at once; what an interruption can cost.")] = 64,

@@ -1,4 +1,4 @@
-"""Tables on standard output, whole where there is no terminal. Knows nothing of what is in them."""
+"""Tables on standard output, whole where there is no terminal, and the console beside it. Knows no table's contents."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Final
 
 from rich.console import Console, RenderableType
 
+console: Final = Console(stderr=True)
+"""Where it is told how far a command is, and what it left out."""
 WIDE: Final = 160
 """Columns in a pipe or a file, where nobody's window cuts a table."""
 
