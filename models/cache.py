@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.config import FILTER_SHAPES, ConfigError, ModelConfig
+from models.engines import AnyCache
 from models.pages import GIVES_BACK, large_pages
 from models.vectors import WIDTH
 
@@ -135,48 +136,26 @@ def block_layout(config: ModelConfig, factor: int = 1) -> BlockLayout:
     return BlockLayout(*offsets([c, 3 * c, c, c * w, scores, w * c, scores, c, c, c, c, hidden, hidden, c]))
 
 
-class Cache:
+class Cache(AnyCache):
     """Arena for `capacity` streams.
 
     state: (capacity, layout.size) float32, each row filled up to whole pages.
-    tokens: (capacity,) int64, tokens judged since the last reset.
-    macs: (capacity, layers + 2, 6) int64, multiply-accumulates done; see `models.counting`.
-    pruned: (capacity, 2) int64, multiply-accumulates that pruned scores and silent heads left out.
-    point, scale: per stream, which thresholds gate it, and a factor on them.
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
-        self.config, self.layout = config, layout(config)
+        super().__init__(config, capacity)
+        self.layout = layout(config)
         floats = -(-4 * self.layout.size // mmap.PAGESIZE) * mmap.PAGESIZE // 4
         self._memory = large_pages(4 * capacity * floats)
         self.state = np.frombuffer(self._memory, np.float32).reshape(capacity, floats)
-        self.tokens = np.zeros(capacity, np.int64)
-        self.macs = np.zeros((capacity, config.layers + 2, 6), np.int64)
-        self.pruned = np.zeros((capacity, 2), np.int64)
-        self.point = np.zeros(capacity, np.int64)
-        self.scale = np.ones(capacity, np.float32)
 
     @property
     def bytes_per_row(self) -> int:
         """Memory of one stream, counters included."""
-        arrays = (self.state, self.tokens, self.macs, self.pruned, self.point, self.scale)
-        return sum(array[:1].nbytes for array in arrays)
-
-    def reset(self, row: int) -> None:
-        """Back to the start of a stream; its operating point stays.
-
-        The state itself is cleared by the step that finds `tokens == 0`, so rows nobody used cost no memory.
-        """
-        self.tokens[row] = 0
-        self.macs[row] = 0
-        self.pruned[row] = 0
+        return super().bytes_per_row + self.state[:1].nbytes
 
     def forget(self, row: int) -> None:
         """Give a row's memory back to the system until somebody uses it again; it reads as zeros."""
         if GIVES_BACK:
             size = self.state.strides[0]
             self._memory.madvise(mmap.MADV_DONTNEED, row * size, size)
-
-    def configure(self, row: int, point: int, scale: float = 1.0) -> None:
-        """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
-        self.point[row], self.scale[row] = point, scale

@@ -1,17 +1,18 @@
-"""What every engine offers that runs a checkpoint, and the choice of one: the compiled kernels, or torch.
+"""What all engines that run a checkpoint share, and the choice of one: the compiled kernels, or torch.
 
 Knows neither engine until it is asked for; see `models.network` and `models.torch_network`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint
-from models.config import ModelConfig
+from models.checkpoint import DENSE, Checkpoint
+from models.config import BLOCK_GATES, ModelConfig, gate_names
 from models.features import Array, FrameStream, log_mel
 
 if TYPE_CHECKING:
@@ -24,49 +25,58 @@ class EngineError(ValueError):
     """No such engine or device here."""
 
 
-class AnyCache(Protocol):
-    """What the streams of one network remember; see `models.cache.Cache`."""
+class AnyCache:
+    """What `capacity` streams of one network remember, a row each; every engine adds the state itself.
 
-    config: ModelConfig
-    tokens: NDArray[np.int64]
-    macs: NDArray[np.int64]
-    pruned: NDArray[np.int64]
-    point: NDArray[np.int64]
-    scale: Array
+    tokens: (capacity,) int64, tokens judged since the last reset.
+    macs: (capacity, layers + 2, 6) int64, multiply-accumulates done; see `models.counting`.
+    pruned: (capacity, 2) int64, multiply-accumulates that pruned scores and silent heads left out.
+    point, scale: per stream, which thresholds gate it, and a factor on them.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int) -> None:
+        self.config = config
+        self.tokens = np.zeros(capacity, np.int64)
+        self.macs = np.zeros((capacity, config.layers + 2, len(BLOCK_GATES)), np.int64)
+        self.pruned = np.zeros((capacity, 2), np.int64)
+        self.point = np.zeros(capacity, np.int64)
+        self.scale = np.ones(capacity, np.float32)
 
     @property
     def bytes_per_row(self) -> int:
-        """Memory of one stream."""
+        """Memory of one stream, counters included."""
+        return sum(array[:1].nbytes for array in (self.tokens, self.macs, self.pruned, self.point, self.scale))
 
     def reset(self, row: int) -> None:
-        """Back to the start of a stream; its operating point stays."""
+        """Back to the start of a stream; its operating point stays.
+
+        The state itself is left to the step that finds `tokens == 0`, so rows nobody used cost no memory.
+        """
+        self.tokens[row] = 0
+        self.macs[row] = 0
+        self.pruned[row] = 0
 
     def forget(self, row: int) -> None:
         """Give a row's memory back to the system, if that is possible; to be `reset` before it is used again."""
 
     def configure(self, row: int, point: int, scale: float = 1.0) -> None:
-        """Choose a stream's operating point and a factor on its thresholds."""
+        """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
+        self.point[row], self.scale[row] = point, scale
 
 
-class AnyNetwork(Protocol):
-    """A checkpoint that an engine runs; see `models.network.Network`."""
+class AnyNetwork(ABC):
+    """A checkpoint that an engine runs: const, shared by every stream and thread; see `models.network.Network`."""
 
-    checkpoint: Checkpoint
-    config: ModelConfig
-    points: tuple[str, ...]
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.thresholds = {DENSE: dict.fromkeys(gate_names(self.config), 0.0), **checkpoint.points}
+        self.points = tuple(self.thresholds)
 
+    @abstractmethod
     def new_cache(self, capacity: int) -> Any:  # noqa: ANN401 (each engine takes its own kind of cache)
-        """Room for `capacity` streams: an `AnyCache` that this engine knows."""
+        """Room for `capacity` streams, each at its beginning: an `AnyCache` that this engine knows."""
 
-    def step(
-        self,
-        cache: Any,  # noqa: ANN401
-        rows: NDArray[np.int64],
-        frames: Array,
-        counts: NDArray[np.int64] | None = None,
-    ) -> Array:
-        """Advance a batch of streams; the logits (N, K)."""
-
+    @abstractmethod
     def embed(
         self,
         cache: Any,  # noqa: ANN401
@@ -76,8 +86,20 @@ class AnyNetwork(Protocol):
     ) -> tuple[Array, Array]:
         """Advance a batch of streams; the logits (N, K), and what the read-out pooled (N, C)."""
 
+    def step(
+        self,
+        cache: Any,  # noqa: ANN401
+        rows: NDArray[np.int64],
+        frames: Array,
+        counts: NDArray[np.int64] | None = None,
+    ) -> Array:
+        """Advance a batch of streams as `embed` does; return the logits (N, K) alone."""
+        return self.embed(cache, rows, frames, counts)[0]
+
     def warm_up(self) -> None:
-        """Compile, or whatever else would make the first stream wait."""
+        """Compile, or load what an earlier start compiled, by judging one second of silence, front end included."""
+        frames = second_of_silence(self.config)
+        self.step(self.new_cache(1), np.zeros(1, np.int64), frames, np.array([len(frames)]))
 
 
 def devices() -> Sequence[str]:

@@ -9,9 +9,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.cache import Cache, filter_outputs, padded
-from models.checkpoint import DENSE, Checkpoint
-from models.config import gate_names
-from models.engines import check_batch, second_of_silence
+from models.checkpoint import Checkpoint
+from models.engines import AnyNetwork, check_batch
 from models.features import Array
 from models.folded_step import folded_step
 from models.kernels import Scratch
@@ -22,19 +21,13 @@ from models.step import step
 from models.vectors import WIDTH
 
 
-class Network:
-    """A checkpoint, compiled.
-
-    Shared by every stream and thread; needs numba, not torch.
-    """
+class Network(AnyNetwork):
+    """A checkpoint, compiled; needs numba, not torch."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.config = checkpoint, checkpoint.config
+        super().__init__(checkpoint)
         self.net = pack(checkpoint)
         self._step = folded_step if isinstance(self.net, FoldedNet) else step
-        dense = dict.fromkeys(gate_names(self.config), 0.0)
-        self.thresholds = {DENSE: dense, **checkpoint.points}
-        self.points = tuple(self.thresholds)
         self._gates = np.stack([gate_table(self.config, point) for point in self.thresholds.values()])
         self._prunes = np.stack([prune_table(self.config, point) for point in self.thresholds.values()])
         self._local = threading.local()
@@ -42,12 +35,6 @@ class Network:
     def new_cache(self, capacity: int) -> Cache:
         """Room for `capacity` streams, each at its beginning."""
         return Cache(self.config, capacity)
-
-    def step(
-        self, cache: Cache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
-    ) -> Array:
-        """Advance a batch of streams as `embed` does; return the logits (N, K) alone."""
-        return self.embed(cache, rows, frames, counts)[0]
 
     def embed(
         self, cache: Cache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
@@ -80,11 +67,6 @@ class Network:
             *(np.ascontiguousarray(frames).reshape(-1), x, logits, self.net, self._scratch()),
         )
         return logits.reshape(total, sizes.labels)[:, : len(self.config.labels)], x.reshape(total, sizes.channels)
-
-    def warm_up(self) -> None:
-        """Compile, or load what an earlier start compiled, by judging one second of silence, front end included."""
-        frames = second_of_silence(self.config)
-        self.step(self.new_cache(1), np.zeros(1, np.int64), frames, np.array([len(frames)]))
 
     def _scratch(self) -> Scratch:
         """This thread's working memory."""

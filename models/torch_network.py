@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.checkpoint import DENSE, Checkpoint
+from models.checkpoint import Checkpoint
 from models.config import BLOCK_GATES, READOUT_GATES, ModelConfig, gate_names
 from models.counting import stem_costs
-from models.engines import check_batch, second_of_silence
+from models.engines import AnyCache, AnyNetwork, check_batch
 from models.features import SILENT, Array
 from models.folding import filled, network_of
 from models.gates import hold
@@ -30,44 +30,24 @@ from models.torch_pruning import PrunedWindow
 from models.transformer import Gates, Past, StreamingKWT
 
 
-class TorchCache:
+class TorchCache(AnyCache):
     """What `capacity` streams remember, as tensors on one device.
 
     tensors: every tensor of a full `Past`, a row for each stream. Along a window (keys, values, held attention rows)
         the newest token is last; of a stream younger than the window, the places in front are unused.
-    tokens, macs, pruned, point, scale: as in `models.cache.Cache`.
     """
 
     def __init__(self, model: StreamingKWT, capacity: int) -> None:
-        self.config = model.config
+        super().__init__(model.config, capacity)
         self.tensors = {
             name: tensor.new_zeros(capacity, *tensor.shape[1:])
             for name, tensor in _named(_full_past(model), model.config)
         }
-        self.tokens = np.zeros(capacity, np.int64)
-        self.macs = np.zeros((capacity, self.config.layers + 2, len(BLOCK_GATES)), np.int64)
-        self.pruned = np.zeros((capacity, 2), np.int64)
-        self.point = np.zeros(capacity, np.int64)
-        self.scale = np.ones(capacity, np.float32)
 
     @property
     def bytes_per_row(self) -> int:
         """Memory of one stream, counters included."""
-        counters = (self.tokens, self.macs, self.pruned, self.point, self.scale)
-        return sum(t[:1].nbytes for t in self.tensors.values()) + sum(array[:1].nbytes for array in counters)
-
-    def reset(self, row: int) -> None:
-        """Back to the start of a stream; its operating point stays."""
-        self.tokens[row] = 0
-        self.macs[row] = 0
-        self.pruned[row] = 0
-
-    def forget(self, row: int) -> None:
-        """Nothing: rows lie side by side in every tensor."""
-
-    def configure(self, row: int, point: int, scale: float = 1.0) -> None:
-        """Choose a stream's operating point (index into the network's points) and a factor on its thresholds."""
-        self.point[row], self.scale[row] = point, scale
+        return super().bytes_per_row + sum(tensor[:1].nbytes for tensor in self.tensors.values())
 
     def read(self, rows: Tensor, seen: int) -> Past:
         """The past of streams (B,) of which each has `seen` tokens in its longest window, less than `longest_span`."""
@@ -200,33 +180,26 @@ def gather(module: nn.Module) -> None:
             gather(child)
 
 
-class TorchNetwork:
-    """A checkpoint, run by torch; const, shared by every stream and thread."""
+class TorchNetwork(AnyNetwork):
+    """A checkpoint, run by torch."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        self.checkpoint, self.config, self.device = checkpoint, checkpoint.config, torch.device(device)
+        super().__init__(checkpoint)
+        self.device = torch.device(device)
         self.model = network_of(self.config)
         for layer, factor in enumerate(self.config.factors):
             if factor == 1:
                 self.model.blocks[layer].attention.attend = PrunedWindow(layer, self.config.heads, self.config.span)
         filled(self.model, checkpoint).to(self.device)
         gather(self.model)
-        names = gate_names(self.config)
-        thresholds = {DENSE: dict.fromkeys(names, 0.0), **checkpoint.points}
-        self.points = tuple(thresholds)
+        points, names = self.thresholds.values(), gate_names(self.config)
         self._costs = {name: torch.from_numpy(cost).to(self.device) for name, cost in stem_costs(self.config).items()}
-        self._table = np.array([[point[name] for name in names] for point in thresholds.values()], np.float32)
-        self._prunes = np.stack([prune_table(self.config, point)[:-1] for point in thresholds.values()])
+        self._table = np.array([[point[name] for name in names] for point in points], np.float32)
+        self._prunes = np.stack([prune_table(self.config, point)[:-1] for point in points])
 
     def new_cache(self, capacity: int) -> TorchCache:
         """Room for `capacity` streams, each at its beginning."""
         return TorchCache(self.model, capacity)
-
-    def step(
-        self, cache: TorchCache, rows: NDArray[np.int64], frames: Array, counts: NDArray[np.int64] | None = None
-    ) -> Array:
-        """Advance a batch of streams as `embed` does; return the logits (N, K) alone."""
-        return self.embed(cache, rows, frames, counts)[0]
 
     @torch.inference_mode()
     def embed(
@@ -249,11 +222,6 @@ class TorchNetwork:
             places = first[group, None] + np.arange(new)
             logits[places], pooled[places] = self._run(cache, rows[group], past, np.asarray(frames)[places])
         return logits, pooled
-
-    def warm_up(self) -> None:
-        """Judge one second of silence, so that front end and device are ready."""
-        frames = second_of_silence(self.config)
-        self.step(self.new_cache(1), np.zeros(1, np.int64), frames, np.array([len(frames)]))
 
     def _run(self, cache: TorchCache, rows: NDArray[np.int64], seen: int, frames: Array) -> tuple[Array, Array]:
         """Streams (B,) of equal past, frames (B, N, stride, bands) -> logits (B, N, K), pooled (B, N, C)."""
