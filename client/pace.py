@@ -17,7 +17,7 @@ AHEAD_S: Final = 0.5
 """Audio that may go at once; no server allows less than a second, and some of it may arrive all together."""
 
 
-class Pace:
+class Throttle:
     """Of one connection."""
 
     def __init__(self, speed: float) -> None:
@@ -38,12 +38,12 @@ class Pace:
 
 async def pump(socket: ClientConnection, memory: Memory, work: asyncio.Event) -> None:
     """Send what a stream has to say, as `work` tells, and a sign of life where that is nothing; end with the socket."""
-    pace = Pace(memory.ready.limits.speed)
+    throttle = Throttle(memory.ready.limits.speed)
     with suppress(ConnectionClosed):  # the receiving side sees it as well, and acts
         while True:
             work.clear()
             for item in memory.unsent():
-                await pace.keep(memory.seconds(item))
+                await throttle.keep(memory.seconds(item))
                 await socket.send(item)
             with suppress(TimeoutError):
                 await asyncio.wait_for(work.wait(), memory.ready.limits.idle_s / 3)

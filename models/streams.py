@@ -22,7 +22,7 @@ from models.data import FRONTEND, DataError
 from models.features import Array, frames
 
 SAMPLE_RATE = FRONTEND.sample_rate
-FULL_SCALE = 32_767.0
+LARGEST = 32_767.0
 SPOKEN_SHARE = 0.3
 """A frame belongs to the word where its loudness is above this share of the way from the clip's floor to its peak."""
 BEYOND = SAMPLE_RATE // 10
@@ -105,7 +105,7 @@ def rms(samples: Array) -> float:
 
 def level(db: float) -> float:
     """dB below full scale -> root mean square in int16 values."""
-    return FULL_SCALE * 10.0 ** (db / 20.0)
+    return LARGEST * 10.0 ** (db / 20.0)
 
 
 def lengthen(samples: Array, length: int) -> Array:
@@ -183,7 +183,7 @@ def _add(samples: Array, part: Array, first: int) -> None:
 
 def quantise(samples: Array) -> Array:
     """What a sound card would give: whole int16 values, clipped."""
-    return np.clip(np.rint(samples), -FULL_SCALE - 1, FULL_SCALE).astype(np.float32)
+    return np.clip(np.rint(samples), -LARGEST - 1, LARGEST).astype(np.float32)
 
 
 def amplify(samples: Array, db: float) -> Array:
@@ -193,11 +193,11 @@ def amplify(samples: Array, db: float) -> Array:
 
 def telephone(samples: Array) -> Array:
     """16 kHz samples (S,) as an 8 kHz mu-law telephone line gives them back, at 16 kHz."""
-    narrow = np.clip(soxr.resample(samples, SAMPLE_RATE, TELEPHONE_RATE) / FULL_SCALE, -1.0, 1.0)
+    narrow = np.clip(soxr.resample(samples, SAMPLE_RATE, TELEPHONE_RATE) / LARGEST, -1.0, 1.0)
     code = np.rint(np.sign(narrow) * np.log1p(MU * np.abs(narrow)) / np.log1p(MU) * 127.0) / 127.0
     heard = np.sign(code) * np.expm1(np.abs(code) * np.log1p(MU)) / MU
     wide = soxr.resample(heard.astype(np.float32), TELEPHONE_RATE, SAMPLE_RATE)
-    return quantise(wide * np.float32(FULL_SCALE))
+    return quantise(wide * np.float32(LARGEST))
 
 
 def reverberate(samples: Array, decay_s: float, direct_db: float, seed: int) -> Array:

@@ -129,7 +129,7 @@ class Link:
             self._socket.detach()
 
     def audio(self, data: bytes) -> None:
-        """See `service.sockets.Listener`."""
+        """See `service.sockets.Receiver`."""
         if self._over:
             return
         try:
@@ -140,7 +140,7 @@ class Link:
             self._socket.pause()
 
     def text(self, data: bytes) -> None:
-        """See `service.sockets.Listener`."""
+        """See `service.sockets.Receiver`."""
         if self._over:
             return
         try:
@@ -151,7 +151,7 @@ class Link:
             self.writable()
 
     def gone(self) -> None:
-        """See `service.sockets.Listener`."""
+        """See `service.sockets.Receiver`."""
         self._end(there=False)
 
     def writable(self) -> None:

@@ -15,14 +15,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.errors import BadMessage
 
-Tokens = Annotated[int, Field(ge=0, lt=2**40)]
-Word = tuple[
-    Tokens | None, Annotated[float, Field(ge=0, le=1)], Tokens, Annotated[int, Field(ge=0, le=1)], Tokens | None
-]
+Whole = Annotated[int, Field(ge=0, lt=2**40)]
+Word = tuple[Whole | None, Annotated[float, Field(ge=0, le=1)], Whole, Annotated[int, Field(ge=0, le=1)], Whole | None]
 Fields = tuple[
     Annotated[str, Field(pattern=r"^[0-9a-z]{1,32}$")],
     Annotated[int, Field(gt=-(2**40), lt=2**40)],
-    Annotated[int, Field(ge=0, lt=2**40)],
+    Whole,
     Annotated[dict[str, Word], Field(max_length=64)],
 ]
 

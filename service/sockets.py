@@ -1,6 +1,6 @@
 """uvicorn's HTTP and WebSocket with the changes that a thousand listeners and a hostile one ask for. Knows no streams.
 
-Whole, ordinary frames are cut out here and handed to a `Listener` in the same call, ten a second from each of a
+Whole, ordinary frames are cut out here and handed to a `Receiver` in the same call, ten a second from each of a
 thousand peers, without a task, a queue or an event loop's turn between them. Everything else (the upgrade, fragments,
 control frames, whatever breaks RFC 6455) is left to the library, one whole frame at a time.
 """
@@ -81,7 +81,7 @@ class Door(HttpToolsProtocol):
         self._late = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
 
 
-class Listener(Protocol):
+class Receiver(Protocol):
     """Who takes a connection's messages as they come; nothing here may raise."""
 
     def audio(self, data: bytes) -> None:
@@ -102,29 +102,29 @@ class Socket(WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 (uvicorn's own)
         super().__init__(*arguments, **options)
-        self._listener: Listener | None = None
+        self._receiver: Receiver | None = None
         self._held, self._needed = bytearray(), 0
         self._fragmented = self._deaf = False
         self._extensions: dict[str, Any] = {}
 
     # --- for the application
 
-    def attach(self, listener: Listener) -> None:
-        """Hand messages to a listener from now on, those that wait for `receive` first."""
-        self._listener = listener
+    def attach(self, receiver: Receiver) -> None:
+        """Hand messages to a receiver from now on, those that wait for `receive` first."""
+        self._receiver = receiver
         while not self.queue.empty():
             message: Any = self.queue.get_nowait()
             if message["type"] == "websocket.disconnect":
-                listener.gone()
+                receiver.gone()
             elif (data := message.get("bytes")) is not None:
-                listener.audio(data)
+                receiver.audio(data)
             else:
-                listener.text(message["text"].encode())
+                receiver.text(message["text"].encode())
         self.resume()
 
     def detach(self) -> None:
         """Let messages wait for `receive` again."""
-        self._listener = None
+        self._receiver = None
         self.resume()
 
     def pause(self) -> None:
@@ -190,7 +190,7 @@ class Socket(WebSocketsSansIOProtocol):
                 self._deaf = self.close_sent  # who says this much after the end is heard no further
                 self.pause()
                 self.loop.call_soon(self.resume)
-            if self.read_paused and (self._listener is not None or taken == TURN or not self.writable.is_set()):
+            if self.read_paused and (self._receiver is not None or taken == TURN or not self.writable.is_set()):
                 self._hold(data[at:], 0)
                 return
 
@@ -225,9 +225,9 @@ class Socket(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """Hand over a whole message, or queue it; reading goes on until `AHEAD` of them wait."""
-        if self._listener is not None and not self.close_sent:
+        if self._receiver is not None and not self.close_sent:
             data, self.frames = b"".join(self.frames), []
-            (self._listener.audio if self.curr_msg_data_type == "bytes" else self._listener.text)(data)
+            (self._receiver.audio if self.curr_msg_data_type == "bytes" else self._receiver.text)(data)
             return
         if self.curr_msg_data_type == "text":  # uvicorn has a traceback in the log for what is no UTF-8
             self.frames = [b"".join(self.frames).decode(errors="replace").encode()]
@@ -240,8 +240,8 @@ class Socket(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """The peer reads again."""
         super().resume_writing()
-        if self._listener is not None:
-            self._listener.writable()
+        if self._receiver is not None:
+            self._receiver.writable()
         elif self.queue.qsize() < AHEAD:
             self.resume()
 
@@ -276,8 +276,8 @@ class Socket(WebSocketsSansIOProtocol):
         self.transport.close()
 
     def _end(self) -> None:
-        if self._listener is not None:
-            self._listener.gone()
+        if self._receiver is not None:
+            self._receiver.gone()
 
 
 def _extent(data: bytes, at: int) -> tuple[int, int]:

@@ -127,9 +127,9 @@ async def test_pings_of_a_peer_that_does_not_read_wait_in_its_socket(
     sockets: list[Socket] = []
     attach = Socket.attach
 
-    def attached(socket: Socket, listener: Any) -> None:
+    def attached(socket: Socket, receiver: Any) -> None:
         sockets.append(socket)
-        attach(socket, listener)
+        attach(socket, receiver)
 
     monkeypatch.setattr(Socket, "attach", attached)
     ping, pings, pongs, stuck = Frame(Opcode.PING, bytes(125)).serialize(mask=True), 0, 0, 0
