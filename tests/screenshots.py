@@ -14,8 +14,9 @@ from rich.console import Console
 from client.connection import connect
 from client.display import LivePanel
 from client.sources import AudioFile
-from service.commands.demo import SAMPLE, free_port, server
+from service.commands.demo import SAMPLE
 from service.commands.listen import follow
+from service.commands.own_server import free_port, server
 from tests.browser import browser
 
 PICTURES = Path(__file__).with_name("pictures")

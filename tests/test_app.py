@@ -36,7 +36,7 @@ from service.server import Server
 from service.session import Session
 from service.sockets import Socket
 from service.stream import DEAR, MESSAGES
-from tests.system.test_lifecycle import chunks, detections
+from tests.servers import chunks, detections
 from tests.talk import opened, play, rest, upgraded, words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import soundfile
 
 from models.config import KEYWORDS
 from service.commands import demo
+from service.commands.own_server import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,9 +51,9 @@ def test_sample_is_not_made_anew_by_a_question():
 
 
 def test_a_taken_port_is_replaced():
-    with demo.socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert demo.free_port(port) not in {port, 0}
+        assert free_port(port) not in {port, 0}
 
 
 @pytest.mark.system

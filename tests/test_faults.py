@@ -22,7 +22,7 @@ from service.commands.serve import Polite, uvicorn_config
 from service.protocol import CloseCode, Closed, Detection, Ready
 from service.server import Server
 from service.settings import Settings
-from tests.system.test_lifecycle import chunks, detections, listen, until
+from tests.servers import chunks, detections, listen, until
 
 HOUR, DAY = 3_600.0, 86_400.0
 

@@ -26,13 +26,14 @@ from client.connection import connect
 from client.display import PlainLines
 from client.errors import CannotConnect, SourceError
 from client.sources import AudioFile
-from service.commands.demo import SAMPLE, free_port, script
+from service.commands.demo import SAMPLE, script
 from service.commands.detect import app as detect_command
 from service.commands.detect import here, remotely
 from service.commands.listen import Runner, Saver, follow, opened
 from service.commands.listen import app as listen_command
+from service.commands.own_server import free_port
 from service.protocol import Detection, Failed, parse_client
-from tests.test_connection import Peer, detection, greet, server
+from tests.peer import Peer, detection, greet, server
 
 
 def heard(**changes) -> Detection:

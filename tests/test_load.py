@@ -22,9 +22,9 @@ from client.frames import BINARY, TEXT, Reader, client_frame, upgrade
 from client.load import Run, load
 from service.commands import bench_service
 from service.commands.bench import app as BENCH
-from service.commands.demo import free_port
+from service.commands.own_server import free_port
 from service.protocol import Close, Closed, Configure, Failed, Marker, Totals, parse_client
-from tests.test_connection import ready
+from tests.peer import ready
 from tests.test_rest import wav
 
 

@@ -7,7 +7,7 @@ import pytest
 from client import memory
 from client.memory import Memory
 from service.protocol import Closed, Configure, Failed, Feedback, Marker, Totals, parse_client
-from tests.test_connection import PCM, REPLAY, detection, heartbeat, ready
+from tests.peer import PCM, REPLAY, detection, heartbeat, ready
 
 
 @pytest.fixture

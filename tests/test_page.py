@@ -13,7 +13,8 @@ import soundfile
 
 from client.keywords import read_keyword
 from models.features import FrameStream, log_mel
-from service.commands.demo import SAMPLE, free_port, script, server
+from service.commands.demo import SAMPLE, script
+from service.commands.own_server import free_port, server
 from service.protocol import Enrolled
 from tests.browser import Page, as_microphone, browser, tab
 from tests.own_words import variants

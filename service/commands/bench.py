@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from rich.table import Table
 from service.commands.bench_churn import churn
 from service.commands.bench_hostile import hostile
 from service.commands.bench_service import service
+from service.commands.demo import SAMPLE
 from service.commands.options import AsJson, Model, data_option
 from service.commands.tables import show
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from models.bench import Row
     from models.features import Array
 
-SAMPLE = Path(str(files("client"))) / "samples" / "commands.flac"
 STREAMS = 8
 """One-minute streams that sessions are cut from when validation data is there."""
 
@@ -109,7 +108,7 @@ def recordings(data: Path | None, keywords: Sequence[str]) -> list[Array]:
     from models.streams import Plan, build
 
     if data is None:
-        return [read_audio(SAMPLE)]
+        return [read_audio(SAMPLE / "commands.flac")]
     material = gather_material(walk(data))
     return [build(material.clips, material.noise, Plan(minutes=1.0), keywords, seed).samples for seed in range(STREAMS)]
 

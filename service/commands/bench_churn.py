@@ -16,8 +16,8 @@ from rich.table import Table
 
 from client.visits import visit
 from service.commands.bench_service import memory
-from service.commands.demo import free_port, server
 from service.commands.options import AsJson
+from service.commands.own_server import free_port, server
 from service.commands.tables import show
 
 FIRST = 1_000

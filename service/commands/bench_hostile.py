@@ -15,8 +15,8 @@ from rich.table import Table
 
 from client.hostile import intrude
 from service.commands.bench_service import Row, measure, memory
-from service.commands.demo import free_port, server
 from service.commands.options import AsJson
+from service.commands.own_server import free_port, server
 from service.commands.tables import show
 
 STAY_S = 5.0

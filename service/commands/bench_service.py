@@ -16,8 +16,8 @@ import typer
 from rich.table import Table
 
 from client.errors import CannotConnect
-from service.commands.demo import free_port, server
 from service.commands.options import AsJson
+from service.commands.own_server import free_port, server
 from service.commands.tables import show
 
 SAMPLE_S = 0.25

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,11 +18,10 @@ from client.display import LivePanel, PlainLines
 from client.sources import AudioFile
 from models.config import KEYWORDS
 from service.commands.listen import follow
+from service.commands.own_server import free_port, server
 from service.protocol import Detection, Totals
 
 SAMPLE = Path(str(files("client"))) / "samples"
-START_S = 300.0
-"""Compiling the kernels for the first time on a slow machine takes minutes; later starts take seconds."""
 LATE_S = 0.6
 """A word counts as heard if its detection is decided before this much audio has followed it."""
 
@@ -37,7 +29,7 @@ app = typer.Typer(add_completion=False)
 
 
 class DemoError(Exception):
-    """The server did not start, or did not stay."""
+    """The server did not stay, or heard something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,51 +50,6 @@ def script() -> list[Word]:
 def heard(word: Word, detections: list[Detection]) -> list[str]:
     """Keywords detected while `word` was said, or just after."""
     return [d.keyword for d in detections if word.start_s < d.at_s <= word.end_s + LATE_S]
-
-
-def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, else any free port."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise DemoError("no port is free on 127.0.0.1")
-
-
-def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with success."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 (our own address)
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-@contextmanager
-def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`deltaspot serve` with `options` in a process of its own, ready; it is stopped on the way out.
-
-    Raises:
-        DemoError: if it ends before it is ready, or takes too long; its log is in the message.
-    """
-    with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 (our own command)
-        try:
-            deadline = time.monotonic() + START_S
-            while not answers(f"http://127.0.0.1:{port}/readyz"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise DemoError(f"the server did not start; it said:\n{log.read().decode(errors='replace')}")
-                time.sleep(0.2)
-            yield process
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def stream(port: int, speed: float, console: Console) -> tuple[list[Detection], Totals]:

@@ -21,9 +21,9 @@ from models.data import DataError
 from models.evaluate_sets import Material
 from models.features import Array
 from models.streams import SAMPLE_RATE, Plan, Stream, build
-from service.commands.demo import free_port, server
 from service.commands.material import read_material
 from service.commands.options import AsJson, Data, Snr
+from service.commands.own_server import free_port, server
 from service.protocol import Detection
 
 ONE_WORD: Final = Plan(minutes=3 / 60, scene_s=3.0, gap_s=(1.0, 1.6), unknown_share=0.0, words=1)

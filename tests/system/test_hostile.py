@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from client.hostile import Hostile, intrude
-from service.commands.demo import free_port
-from tests.system.test_lifecycle import detections, listen, process
+from service.commands.own_server import free_port
+from tests.servers import detections, listen, process
 
 pytestmark = pytest.mark.system
 

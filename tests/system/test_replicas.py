@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from client.connection import Interrupted
-from service.commands.demo import answers, free_port
+from service.commands.own_server import answers, free_port
 from service.protocol import Detection, Ready
 from tests.programs import need
-from tests.system.test_lifecycle import detections, listen, process, until
+from tests.servers import detections, listen, process, until
 
 pytestmark = pytest.mark.system
 

@@ -1,0 +1,64 @@
+"""A server of a command's own, in another process. Knows only how to start one, and whether it answers."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+START_S = 300.0
+"""Compiling the kernels for the first time on a slow machine takes minutes; later starts take seconds."""
+
+
+class NoServer(Exception):
+    """It did not start."""
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if nobody listens there, else any free port."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise NoServer("no port is free on 127.0.0.1")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with success."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 (our own address)
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextmanager
+def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve` with `options` in a process of its own, ready; it is stopped on the way out.
+
+    Raises:
+        NoServer: if it ends before it is ready, or takes too long; its log is in the message.
+    """
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 (our own command)
+        try:
+            deadline = time.monotonic() + START_S
+            while not answers(f"http://127.0.0.1:{port}/readyz"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise NoServer(f"the server did not start; it said:\n{log.read().decode(errors='replace')}")
+                time.sleep(0.2)
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
