@@ -198,9 +198,7 @@ def embed_speech(network: Network, corpus: Corpus, point: str) -> Array:
 def embed_tokens(network: AnyNetwork, point: str, frames: Array) -> Array:
     """Streams of equal length (B, N, stride, bands), each from an empty past -> embeddings (B, N, C)."""
     count, tokens = frames.shape[:2]
-    cache = network.new_cache(count)
-    for row in range(count):
-        cache.configure(row, network.points.index(point))
+    cache = network.new_cache(count, point)
     _, pooled = network.embed(cache, np.arange(count), frames.reshape(-1, *frames.shape[2:]), np.full(count, tokens))
     return pooled.reshape(count, tokens, -1)
 

@@ -71,10 +71,8 @@ class Streaming:
     def __init__(self, network: Network | TorchNetwork, point: str, sessions: int) -> None:
         self.network: Any = network  # either engine: same interface, other tensors
         self.front_end = FrontEnd(network.config, sessions)
-        self.cache: Any = network.new_cache(sessions)
+        self.cache = network.new_cache(sessions, point)
         self.rows = np.arange(sessions)
-        for row in range(sessions):
-            self.cache.configure(row, network.points.index(point))
         self.bytes_per_session = self.front_end.bytes_per_session + self.cache.bytes_per_row
 
     def hear(self, chunks: Array) -> None:

@@ -72,9 +72,15 @@ class AnyNetwork(ABC):
         self.thresholds = {DENSE: dict.fromkeys(gate_names(self.config), 0.0), **checkpoint.points}
         self.points = tuple(self.thresholds)
 
+    def new_cache(self, capacity: int, point: str = DENSE, scale: float = 1.0) -> Any:  # noqa: ANN401 (the engine's own)
+        """Room for `capacity` streams, each at its beginning, at an operating point: an `AnyCache`."""
+        cache = self.empty_cache(capacity)
+        cache.point[:], cache.scale[:] = self.points.index(point), scale
+        return cache
+
     @abstractmethod
-    def new_cache(self, capacity: int) -> Any:  # noqa: ANN401 (each engine takes its own kind of cache)
-        """Room for `capacity` streams, each at its beginning: an `AnyCache` that this engine knows."""
+    def empty_cache(self, capacity: int) -> AnyCache:
+        """The kind of cache that this engine takes."""
 
     @abstractmethod
     def embed(

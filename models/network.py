@@ -32,8 +32,8 @@ class Network(AnyNetwork):
         self._prunes = np.stack([prune_table(self.config, point) for point in self.thresholds.values()])
         self._local = threading.local()
 
-    def new_cache(self, capacity: int) -> Cache:
-        """Room for `capacity` streams, each at its beginning."""
+    def empty_cache(self, capacity: int) -> Cache:
+        """One arena."""
         return Cache(self.config, capacity)
 
     def embed(

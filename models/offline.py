@@ -73,10 +73,7 @@ def judge(
     Returns:
         Per recording, posteriors (N, K) and the MACs they took.
     """
-    cache = network.new_cache(max(1, len(recordings)))
-    index = network.points.index(point)
-    for row in range(len(recordings)):
-        cache.configure(row, index, scale)
+    cache = network.new_cache(max(1, len(recordings)), point, scale)
     tokens = [tokens_of(network.config, samples, flush=flush, ended=ended) for samples in recordings]
     logits: list[list[Array]] = [[] for _ in recordings]
     at = np.zeros(len(recordings), np.int64)

@@ -120,8 +120,7 @@ class SelfCheck:
         while self._finished:
             recording = self._finished.popleft()
             frames = np.concatenate(recording.frames)
-            cache = self.network.new_cache(1)
-            cache.configure(0, self.network.points.index(DENSE))
+            cache = self.network.new_cache(1, DENSE)
             dense = softmax(self.network.step(cache, np.zeros(1, np.int64), frames, np.array([len(frames)])))
             difference = np.abs(dense - np.concatenate(recording.posteriors)).max(axis=1)[self._unknown(recording) :]
             if (mean := float(difference.mean())) > self.bound:

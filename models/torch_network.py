@@ -197,8 +197,8 @@ class TorchNetwork(AnyNetwork):
         self._table = np.array([[point[name] for name in names] for point in points], np.float32)
         self._prunes = np.stack([prune_table(self.config, point)[:-1] for point in points])
 
-    def new_cache(self, capacity: int) -> TorchCache:
-        """Room for `capacity` streams, each at its beginning."""
+    def empty_cache(self, capacity: int) -> TorchCache:
+        """Tensors on the network's device."""
         return TorchCache(self.model, capacity)
 
     @torch.inference_mode()

@@ -72,8 +72,7 @@ def posteriors_on(network: AnyNetwork, point: str, clips: NDArray[np.uint8]) -> 
     posteriors, macs = [np.zeros((0, len(network.config.labels)), np.float32)], 0
     for start in range(0, len(clips), BATCH):
         tokens = clip_tokens(clips[start : start + BATCH], network.config)
-        cache = network.new_cache(len(tokens))
-        cache.point[:] = network.points.index(point)
+        cache = network.new_cache(len(tokens), point)
         counts = np.full(len(tokens), tokens.shape[1])
         logits = network.step(cache, np.arange(len(tokens)), tokens.reshape(-1, *tokens.shape[2:]), counts)
         posteriors.append(softmax(logits.reshape(len(tokens), tokens.shape[1], -1)[:, -1]))

@@ -95,11 +95,11 @@ class Scanner:
         stored = load_checkpoint(Path(checkpoint))
         self._network = Network(stored)
         self._network.warm_up()
-        self._cache = self._network.new_cache(1)
         config = self._network.config
         self._spec = Spec("scan", stored.fingerprint, config, offered(stored), stored.calibration)
         if point not in self._network.points:
             raise ScanError(f"the model has no operating point {point}; it has {', '.join(self._network.points)}")
+        self._cache = self._network.new_cache(1, point)
         self._configure = Configure(point=point)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -117,7 +117,6 @@ class Scanner:
     def _judge(self, data: bytes) -> tuple[float, list[dict[str, Any]]]:
         """Bytes of a file -> its length, and a row for each word that was heard."""
         self._cache.reset(0)
-        self._cache.configure(0, self._network.points.index(str(self._configure.point)), 1.0)
         session = Session("scan", self._spec, self._configure, LIMITS)
         detections: list[Detection] = []
         recording = Recording(clip_blocks(data, LONGEST_S))

@@ -53,8 +53,7 @@ def noise(tokens: int = TOKENS, seed: int = 0) -> np.ndarray:
 
 
 def run(network: Network, point: str, frames: np.ndarray) -> tuple[Cache, Count]:
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index(point))
+    cache = network.new_cache(1, point)
     network.step(cache, np.zeros(1, np.int64), frames, np.array([len(frames)]))
     return cache, count(cache, 0)
 

@@ -90,8 +90,7 @@ def drift(network: Network, cache: Cache) -> float:
 
 
 def test_held_values_and_sums_after_an_hour_of_skipping(network: Network, tokens: Array) -> None:
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index("shipped"))
+    cache = network.new_cache(1, "shipped")
     for part in (tokens[:-100], tokens[-100:]):  # the border lies between two rebuilds of this row's sums
         hear(network, cache, part)
         assert stray(network, cache, "shipped") <= 1e-5

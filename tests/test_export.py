@@ -37,8 +37,7 @@ def session(path: Path):
 
 def dense(network, tokens: np.ndarray) -> np.ndarray:
     """Logits (N, K) of the compiled step at the dense point, for tokens (N, stride, M)."""
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index("dense"), 1.0)
+    cache = network.new_cache(1, "dense")
     return network.step(cache, np.zeros(1, np.int64), tokens, np.array([len(tokens)]))
 
 

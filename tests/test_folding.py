@@ -60,9 +60,7 @@ def engine(network: FoldedKWT) -> TorchNetwork:
 def streamed(engine: TorchNetwork, frames: Tensor, point: str, cuts: list[int]) -> tuple[Tensor, list[Count]]:
     """Streams (B, T, M) cut alike: logits (B, N, K), and what was counted of each."""
     tokens = frames.unflatten(1, (-1, FOLDED.stride))
-    cache, parts = engine.new_cache(len(tokens)), []
-    for row in range(len(tokens)):
-        cache.configure(row, engine.points.index(point))
+    cache, parts = engine.new_cache(len(tokens), point), []
     for part in tokens.tensor_split(cuts, dim=1):
         counts = np.full(len(part), part.shape[1])
         logits = engine.step(cache, np.arange(len(part)), part.flatten(0, 1).numpy(), counts)

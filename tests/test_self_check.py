@@ -46,9 +46,7 @@ class Live:
 
     def __init__(self, network: Network, check: SelfCheck, point: str = "dense") -> None:
         self.network, self.check = network, check
-        self.cache = network.new_cache(STREAMS)
-        for row in range(STREAMS):
-            self.cache.configure(row, network.points.index(point))
+        self.cache = network.new_cache(STREAMS, point)
         self.steps = 0
 
     def hear(self, tokens: int, rows: list[int] | None = None) -> Array:

@@ -52,9 +52,7 @@ def expected(frames: Array, point: str = "dense", scale: float = 1.0, model: Fol
 
 def whole(network: AnyNetwork, frames: Array, point: str = "dense", scale: float = 1.0) -> tuple:
     """Streams (B, N, stride, M) in one call: logits (B, N, K), what was pooled (B, N, C), and the cache."""
-    cache, streams = network.new_cache(len(frames)), np.arange(len(frames))
-    for row in streams:
-        cache.configure(row, network.points.index(point), scale)
+    cache, streams = network.new_cache(len(frames), point, scale), np.arange(len(frames))
     counts = np.full(len(frames), frames.shape[1])
     answers = network.embed(cache, streams, frames.reshape(-1, *frames.shape[2:]), counts)
     return *(answer.reshape(*frames.shape[:2], -1) for answer in answers), cache

@@ -90,10 +90,7 @@ def stream(network: Network, cache: Cache, row: int, frames: Array, cuts: Sequen
 
 
 def fresh(point: str = "dense", capacity: int = STREAMS, scale: float = 1.0) -> Cache:
-    cache = NETWORK.new_cache(capacity)
-    for row in range(capacity):
-        cache.configure(row, NETWORK.points.index(point), scale)
-    return cache
+    return NETWORK.new_cache(capacity, point, scale)
 
 
 def deviations(got: Array, wanted: Array) -> Array:
@@ -180,9 +177,7 @@ def test_any_split_gives_the_same_embeddings(cuts: list[int], point: str) -> Non
 def test_each_gate_alone_equals_the_reference(name: str) -> None:
     thresholds = {**dict.fromkeys(gate_names(CONFIG), 0.0), name: 0.01 if name.endswith("weights") else 0.3}
     network = Network(Checkpoint(CONFIG, NETWORK.checkpoint.weights, {"one": thresholds}))
-    frames, cache = noise(4), network.new_cache(4)
-    for row in range(4):
-        cache.configure(row, network.points.index("one"))
+    frames, cache = noise(4), network.new_cache(4, "one")
     got = np.stack([stream(network, cache, row, frames[row]) for row in range(4)])
     with torch.no_grad():
         wanted = MODEL(torch.from_numpy(frames).flatten(1, 2), None, thresholds)[0].numpy()

@@ -67,9 +67,7 @@ FRAMES = wandering()
 
 def run(network: Network | TorchNetwork, point: str, cuts: list[int] | None = None) -> tuple[Array, list[Count]]:
     """All streams side by side, cut alike: logits (STREAMS, TOKENS, K), and what was counted of each."""
-    cache = network.new_cache(STREAMS)
-    for row in range(STREAMS):
-        cache.configure(row, network.points.index(point))
+    cache = network.new_cache(STREAMS, point)
     parts = []
     for part in np.split(FRAMES, cuts or [], axis=1):
         counts = np.full(STREAMS, part.shape[1])

@@ -102,9 +102,7 @@ def test_pools_what_the_compiled_step_pools(
 ) -> None:
     pooled = []
     for each in (compiled, network):
-        cache = each.new_cache(STREAMS)
-        for row in range(STREAMS):
-            cache.configure(row, each.points.index(point))
+        cache = each.new_cache(STREAMS, point)
         counts = np.full(STREAMS, TOKENS)
         pooled.append(each.embed(cache, np.arange(STREAMS), frames.reshape(-1, *frames.shape[2:]), counts)[1])
     assert np.ptp(pooled[0]) > 0.1
@@ -126,8 +124,7 @@ def test_any_split_and_any_company_give_the_same(
 
 
 def test_a_reset_row_is_a_new_stream(network: TorchNetwork, frames: Array) -> None:
-    cache = network.new_cache(1)
-    cache.configure(0, network.points.index("gated"))
+    cache = network.new_cache(1, "gated")
     rows = np.zeros(1, np.int64)
     fresh = network.step(cache, rows, frames[0], np.array([TOKENS]))
     cache.reset(0)
