@@ -8,32 +8,20 @@ Knows no sessions, sockets or models, only what it is told.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from models.counting import GROUPS, PRUNED
 from service.errors import REASONS
+from service.families import Families
 from service.protocol import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from models.counting import Count
 
-PREFIX = "deltaspot"
 OTHER = "other"
 
 OUTCOMES = (*(code.wire for code in CloseCode), "vanished", OTHER)
@@ -52,21 +40,8 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 ERROR_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0)
 LENGTH_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 
-# A counter's birth date doubles the number of series and no query of ours reads it.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One line of the generated table of metrics."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
-
-
-class Metrics:
+class Metrics(Families):
     """Everything that is counted, on a registry of the caller's.
 
     Methods may be called from any thread. Seconds are wall-clock seconds unless a name says audio.
@@ -79,7 +54,7 @@ class Metrics:
             registry: receives the families; one `Metrics` for each.
             keywords: words that get a series of their own; all other words share the label `other`.
         """
-        self.registry = registry
+        super().__init__(registry)
         self._keywords = (*keywords, OTHER)
         self._named: tuple[str, str, str] | None = None
         self._register_sessions()
@@ -87,7 +62,6 @@ class Metrics:
         self._register_time()
         self._register_words()
         self._register_state()
-        self._exposed = _all_processes() or registry
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -209,26 +183,6 @@ class Metrics:
         self._named = (name, fingerprint, point)
         self._model.labels(name, fingerprint, point).set(1)
 
-    def expose(self, accept: str = "") -> tuple[bytes, str]:
-        """Render every family for a scraper.
-
-        Args:
-            accept: the request's Accept header; OpenMetrics, with exemplars, when it asks for that.
-
-        Returns:
-            The body and its content type.
-        """
-        encode, content_type = choose_encoder(accept)
-        return encode(self._exposed), content_type
-
-    def families(self) -> Iterator[Family]:
-        """Every family of ours, in order of registration, for the generated table."""
-        for metric in self.registry.collect():
-            if metric.name.startswith(PREFIX):
-                name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-                labels = dict.fromkeys(label for s in metric.samples for label in s.labels if label != "le")
-                yield Family(name, metric.type, tuple(labels), metric.documentation)
-
     # --- registration
 
     def _register_sessions(self) -> None:
@@ -276,35 +230,8 @@ class Metrics:
         self._scale = self._gauge("delta_scale", "Factor on every delta threshold.", "livemax")
         self._reloads = self._counter("reloads", "Times that keys and models were read again.", outcome=RELOADS)
         self._self_check = self._histogram("self_check_error", "Posterior error of a checked step.", ERROR_BUCKETS)
-        self._model = Gauge(
-            f"{PREFIX}_model_info",
-            "1 for the model that new sessions get.",
-            ("model", "fingerprint", "point"),
-            registry=self.registry,
-            multiprocess_mode="livemax",
-        )
-
-    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
-        counter = Counter(f"{PREFIX}_{name}", text, tuple(labels), registry=self.registry)
-        for values in itertools.product(*labels.values()) if labels else ():
-            counter.labels(*values)
-        return counter
-
-    def _gauge(self, name: str, text: str, multiprocess: str = "livesum") -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, registry=self.registry, multiprocess_mode=multiprocess)  # type: ignore[arg-type]
-
-    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, registry=self.registry, buckets=tuple(buckets))
-
-
-def _all_processes() -> CollectorRegistry | None:
-    """Registry that adds up all processes that share `PROMETHEUS_MULTIPROC_DIR`; None where it is not set."""
-    registry = CollectorRegistry()
-    try:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    except ValueError:
-        return None
-    return registry
+        named = ("model", "fingerprint", "point")
+        self._model = self._gauge("model_info", "1 for the model that new sessions get.", "livemax", named)
 
 
 def _known(value: str, values: Iterable[str]) -> str:
