@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from models.checkpoint import DENSE, SHIPPED
-from models.config import FrontEndConfig
+from models.config import SAMPLE_RATE
 from models.contenders import Contender, FrontEnd, OursRecomputed, Recomputed, Streaming, stock_judges
 from models.counting import Count
 from models.features import Array
 from models.network import Network
 from models.streams import quantise
 
-SAMPLE_RATE = FrontEndConfig().sample_rate
 HISS = 1.0
 """Root mean square of what a quiet microphone gives, int16 values: silence is never quite zero."""
 SILENCE_PERIOD_S = 10.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
+from models.checkpoint import SHIPPED
 from models.config import ModelConfig
 from models.counting import Count, count
 from models.data import LAST_SAMPLES
@@ -55,7 +56,7 @@ def judge(
     network: AnyNetwork,
     recordings: Sequence[Array],
     *,
-    point: str = "shipped",
+    point: str = SHIPPED,
     scale: float = 1.0,
     flush: bool = True,
     ended: bool = False,
@@ -63,7 +64,7 @@ def judge(
     """Judge recordings (S,) of int16 values, all at once.
 
     Args:
-        network: the compiled network.
+        network: what judges them.
         recordings: samples at 16 kHz, of any lengths.
         point: operating point.
         scale: factor on its thresholds.

@@ -158,16 +158,16 @@ def _may(scope: Scope) -> Callable[..., AsyncIterator[Caller]]:
 
 
 TheServer = Annotated[Server, Depends(_the_server)]
-Streamer = Annotated[Caller, Depends(_may(Scope.STREAM))]
-Detector = Annotated[Caller, Depends(_may(Scope.DETECT))]
-Admin = Annotated[Caller, Depends(_may(Scope.ADMIN))]
+MayStream = Annotated[Caller, Depends(_may(Scope.STREAM))]
+MayDetect = Annotated[Caller, Depends(_may(Scope.DETECT))]
+MayAdmin = Annotated[Caller, Depends(_may(Scope.ADMIN))]
 
 
 @rest.post("/v1/detect", responses=ANSWERS, openapi_extra=AUDIO_BODY, dependencies=[Depends(_no_form)])
 async def detect(
     request: Request,
     server: TheServer,
-    _caller: Detector,
+    _caller: MayDetect,
     encoding: Annotated[Encoding | None, Query(description="of bare samples; unset for a file with a header")] = None,
     sample_rate: Annotated[int, Query(ge=8_000, le=48_000, description="of bare samples, Hz")] = 16_000,
     channels: Annotated[int, Query(ge=1, le=8, description="of bare samples")] = 1,
@@ -211,7 +211,7 @@ async def detect(
 
 
 @rest.post("/v1/enroll", responses=ANSWERS, openapi_extra=FORM_BODY)
-async def enroll(request: Request, server: TheServer, _caller: Detector) -> KeywordFile:
+async def enroll(request: Request, server: TheServer, _caller: MayDetect) -> KeywordFile:
     """Make a keyword of one's own from a few recordings of it; the answer is its file, and nothing is kept here."""
     server.admit(reserve=False)
     async with server.bodies.whole(request.stream()) as data:
@@ -219,26 +219,26 @@ async def enroll(request: Request, server: TheServer, _caller: Detector) -> Keyw
 
 
 @rest.get("/v1/models", responses=REFUSED, openapi_extra=OPEN)
-async def models(server: TheServer, _caller: Detector) -> list[ModelInfo]:
+async def models(server: TheServer, _caller: MayDetect) -> list[ModelInfo]:
     """The models that streams and clips may ask for; the first one is the default."""
     streaming = [ModelInfo.of(hosted) for hosted in server.engine.hosted.values()]
     return [*streaming, *map(ModelInfo.of_clips, server.clip_models.values())]
 
 
 @rest.get("/v1/sessions", responses=REFUSED, openapi_extra=OPEN)
-async def sessions(server: TheServer, _caller: Admin) -> list[SessionInfo]:
+async def sessions(server: TheServer, _caller: MayAdmin) -> list[SessionInfo]:
     """The streams that are open."""
     return [SessionInfo.of(stream) for stream in server.streams]
 
 
 @rest.post("/v1/reload", responses={**REFUSED, 422: ANSWERS[422]}, openapi_extra=OPEN, status_code=204)
-async def reload(server: TheServer, _caller: Admin) -> None:
+async def reload(server: TheServer, _caller: MayAdmin) -> None:
     """Read keys, certificate and all checkpoints again; open streams go on, with the checkpoint that they have."""
     await server.reload()
 
 
 @rest.post("/v1/tickets", responses=REFUSED, openapi_extra=OPEN)
-async def tickets(server: TheServer, caller: Streamer) -> Ticket:
+async def tickets(server: TheServer, caller: MayStream) -> Ticket:
     """A short-lived ticket for a browser, which cannot send a key with a WebSocket."""
     return Ticket(ticket=server.guard.ticket(caller), expires_s=server.settings.ticket_s)
 
