@@ -1,13 +1,15 @@
-"""A client that talks to a server over a real WebSocket, message by message."""
+"""A client that talks to a server over a real WebSocket, message by message, and the files that REST takes."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
+import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -66,3 +68,9 @@ async def play(url: str, samples: np.ndarray, configure: Configure | None = None
 
 def words(messages: list[ServerMessage]) -> list[tuple[str, float]]:
     return [(m.keyword, m.at_s) for m in messages if isinstance(m, Detection)]
+
+
+def wav(samples: np.ndarray, rate: int = 16_000, kind: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(np.int16), rate, format=kind)
+    return file.getvalue()

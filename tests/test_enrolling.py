@@ -27,14 +27,9 @@ from service.enrolled import FILE_BYTES
 from service.protocol import Enrolled
 from tests.conftest import Running, Serving
 from tests.own_words import variants
+from tests.talk import wav
 
 BROKEN = "broken"
-
-
-def wav(samples: np.ndarray, rate: int = 16_000) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples.astype(np.int16), rate, format="WAV")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from service.commands.bench import app as BENCH
 from service.commands.own_server import free_port
 from service.protocol import Close, Closed, Configure, Failed, Marker, Totals, parse_client
 from tests.peer import ready
-from tests.test_rest import wav
+from tests.talk import wav
 
 
 @given(st.lists(st.binary(max_size=70_000), max_size=4))

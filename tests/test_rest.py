@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import socket
@@ -17,7 +16,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import soundfile
 
 from client.errors import CannotConnect
 from client.rest import post
@@ -32,13 +30,7 @@ from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
 from service.server import Server
 from service.settings import Settings
-from tests.talk import opened, play, words
-
-
-def wav(samples: np.ndarray, rate: int = 16_000, kind: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples.astype(np.int16), rate, format=kind)
-    return file.getvalue()
+from tests.talk import opened, play, wav, words
 
 
 @pytest.fixture
