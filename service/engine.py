@@ -258,8 +258,8 @@ class Engine:
         if (worst := self.shedding.look(clock())) is None:
             return
         with self.lock:
-            wait = self._line.wait(clock())
-        self._watcher.lag(max(worst, wait))
+            longest = self._line.longest(clock())
+        self._watcher.lag(max(worst, longest))
         scale = self.shedding.scale
         if scale == before:
             return

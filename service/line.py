@@ -70,6 +70,11 @@ class Line:
         oldest = self._prompt[0].queued_at if self._prompt else None
         return 0.0 if oldest is None else now - oldest
 
+    def longest(self, now: float) -> float:
+        """How long any slot has waited, those who are ahead included, s."""
+        oldest = (line[0].queued_at for line in (self._prompt, self._ahead) if line)
+        return max((now - queued_at for queued_at in oldest if queued_at is not None), default=0.0)
+
     def take(self, now: float) -> list[Turn]:
         """Take one batch; streams with tokens left go to the end of the line."""
         count = min(len(self._prompt), BATCH_STREAMS)

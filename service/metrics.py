@@ -213,7 +213,7 @@ class Metrics(Families):
         self._batch = self._histogram("batch_rows", "Sessions in one step.", ROW_BUCKETS)
         self._queue_wait = self._histogram("queue_wait_seconds", "The longest wait of a batch.", DEADLINE_BUCKETS)
         self._verdict_time = self._histogram("verdict_seconds", "From a chunk to its verdict.", DEADLINE_BUCKETS)
-        self._lag = self._gauge("lag_seconds", "Longest wait of a stream at the pace of real time.", "livemax")
+        self._lag = self._gauge("lag_seconds", "Longest wait of any stream, even of those that push.", "livemax")
 
     def _register_words(self) -> None:
         self._detections = self._counter("detections", "Keywords reported.", keyword=self._keywords)

@@ -44,7 +44,7 @@ class Watcher(Protocol):
         """How long the streams of a batch waited for their turn, at most."""
 
     def lag(self, seconds: float) -> None:
-        """The longest wait of a slot whose audio comes at the pace of real time."""
+        """The wait of the slot that waits longest."""
 
     def delta_scale(self, scale: float) -> None:
         """Factor on the delta thresholds."""

@@ -77,6 +77,7 @@ def test_waiting_is_counted_for_those_who_keep_the_pace() -> None:
     line, greedy, honest = Line(), slot(0), slot(1)
     submit(line, greedy, 1_000, now=0.0)
     assert line.wait(9.0) == 0.0, "whoever is ahead has only himself to blame"
+    assert line.longest(9.0) == 9.0, "but is seen to wait"
     submit(line, honest, 3, now=9.0)
     assert line.wait(9.5) == 0.5
 

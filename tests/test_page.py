@@ -175,7 +175,7 @@ async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
 
 
 async def test_ninth_word_takes_no_others_place(chromium, port, tmp_path):
-    word = {"format": "deltaspot-keyword-2", "fingerprint": "f", "recordings": 1, "prototype": [0.5], "contrast": [0.1]}
+    word = {"format": "deltaspot-keyword-3", "fingerprint": "f", "recordings": 1, "prototype": [0.5], "weights": [0.1]}
     names = [f"word{number}" for number in range(9)]
     for name in names:
         (tmp_path / f"{name}.json").write_text(json.dumps(word | {"name": name}))
