@@ -50,13 +50,13 @@ stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/
 	$(3) $(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(STEPS:%=--steps %) $(2))
 
 WORDS = $(if $(KEYWORDS),--keywords "$(KEYWORDS)")
-TUTOR = --tutor $(RUN)/clip/clip.safetensors
+TUTOR = $(if $(CLIP),--tutor $(RUN)/clip/clip.safetensors)
 SPEECH = $(shell find -L "$(DATA)" -type d -name running_speech -o -name "running_speech.tar*" -o -name running_speech.tgz 2>/dev/null)
 
-weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files STEPS=few KEYWORDS=marvin,sheila)
+weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files CLIP=1 STEPS=few KEYWORDS=marvin,sheila)
 	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }
 	@test -n "$(SPEECH)" || echo "$(DATA) has no folder or archive running_speech: sentences will fire more often, and keywords cannot be enrolled. models/make_speech.py makes one."
-	$(call stage,clip,--stage clip $(WORDS))
+	$(if $(CLIP),$(call stage,clip,--stage clip $(WORDS)))
 	$(call stage,dense,$(WORDS),$(TUTOR))
 	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors,$(TUTOR) --tutor $(RUN)/dense/skwt.safetensors)
 	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors

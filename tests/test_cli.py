@@ -112,19 +112,27 @@ def test_documented_command_exists(call):
 
 
 @pytest.mark.parametrize(
-    ("folder", "file", "models"),
-    [("running_speech", "a.wav", 5), ("noise", "running_speech.tar", 5), ("noise", "running_speech.txt", 4)],
+    ("folder", "file", "clip", "models"),
+    [
+        ("running_speech", "a.wav", "", 5),
+        ("noise", "running_speech.tar", "1", 5),
+        ("noise", "running_speech.txt", "", 4),
+    ],
 )
-def test_commands_that_make_weights_exist(tmp_path, folder, file, models):
-    """Without running speech, all but the background for enrolment."""
+def test_commands_that_make_weights_exist(tmp_path, folder, file, clip, models):
+    """Without running speech, all but the background for enrolment; with CLIP, a tutor first."""
     (tmp_path / folder).mkdir()
     (tmp_path / folder / file).touch()
     arguments = ["make", "-n", "weights", f"DATA={tmp_path}", "RUN=run", "TEACHERS=a.safetensors b.safetensors"]
-    arguments += ["STEPS=9"]
+    arguments += ["STEPS=9", f"CLIP={clip}"]
     printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     calls = re.findall(r"bin/deltaspot (.*)", printed.replace("\\\n", " "))
-    assert [call.split()[0] for call in calls] == ["train"] * 3 + ["model"] * models + ["evaluate", "model"]
+    assert [call.split()[0] for call in calls] == ["train"] * (3 if clip else 2) + ["model"] * models + [
+        "evaluate",
+        "model",
+    ]
     assert sum(call.startswith("model background") for call in calls) == models - 4
+    assert sum("--tutor run/clip/clip.safetensors" in call for call in calls) == (2 if clip else 0)
     for call in calls:
         check_command(shlex.split(call))
 
