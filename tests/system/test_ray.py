@@ -124,7 +124,8 @@ def test_a_scan_on_ray_equals_a_scan_here(shared_data, tmp_path):
     clips = tmp_path / "clips"
     with tarfile.open(shared_data / "speech_commands_validation_flac.tar") as tar:
         members = [m for m in tar.getmembers() if m.name.endswith(".flac")]
-        tar.extractall(clips, members[:: len(members) // CLIPS], filter="data")
+        for member in members[:: len(members) // CLIPS]:  # no filter: Python 3.11.2 knows none
+            tar.extract(member, clips)
     tables = []
     for name, options in {"here": [], "ray": ["--ray", "local"]}.items():
         out = tmp_path / f"{name}.parquet"
