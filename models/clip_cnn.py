@@ -113,15 +113,6 @@ def save_clip_cnn(network: ClipCNN, config: ModelConfig, path: Path, made: Mappi
         save_file(tensors, partial, metadata)
 
 
-def is_clip_cnn(path: Path) -> bool:
-    """Whether a file says that it holds one."""
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
-        return False
-
-
 def load_clip_cnn(path: Path) -> tuple[ClipCNN, ModelConfig]:
     """Inverse of `save_clip_cnn`, ready to judge.
 

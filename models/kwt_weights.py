@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from models.aside import aside
 from models.config import LABELS, ConfigError
 from models.features import Array
+from models.headers import format_of
 
 FORMAT = "deltaspot-kwt"
 FULL_SCALE = 32_768.0
@@ -137,11 +138,7 @@ def fingerprint(config: KWTConfig, weights: Weights) -> str:
 
 def is_stock(path: Path) -> bool:
     """Whether a file is such a checkpoint, going by its header alone."""
-    try:
-        with safe_open(path, "numpy") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
-        return False
+    return format_of(path) == FORMAT
 
 
 def check(config: KWTConfig, weights: Weights) -> None:

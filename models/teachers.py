@@ -6,7 +6,6 @@ that are audio. Where several judge a clip, it is their mean that is believed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from models.checkpoint import DENSE, Checkpoint, load_checkpoint
 from models.config import ModelConfig
 from models.data import Corpus, DataError, audio_clips, digest, pad_clip, walk
 from models.features import Array
+from models.headers import digest_of
 from models.kwt_clip import ClipNetwork
 from models.kwt_weights import is_stock, load
 from models.network import Network
@@ -35,7 +35,7 @@ class Teacher:
 def load_teacher(path: Path) -> Teacher:
     """A checkpoint of either kind."""
     network = ClipNetwork(*load(path)) if is_stock(path) else load_checkpoint(path)
-    return Teacher(network, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+    return Teacher(network, digest_of(path))
 
 
 def taught(corpus: Corpus, data: Path, config: ModelConfig, teachers: Sequence[Teacher], cache: Path) -> Corpus:

@@ -7,7 +7,6 @@ should say what the dense network says, with less work. The other (`models.clip_
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.clip_cnn import WINDOW, is_clip_cnn, load_clip_cnn
+from models.clip_cnn import FORMAT, WINDOW, load_clip_cnn
 from models.compose import Batch
 from models.config import ModelConfig
 from models.data import DataError
 from models.features import SILENT
 from models.folding import filled, network_of
+from models.headers import digest_of, format_of
 from models.precision import quick
 
 TRUST = 0.5
@@ -73,7 +73,7 @@ class ClipTutor:
             DataError: for a file that is none.
         """
         self.network, self.config = load_clip_cnn(path)
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        self.fingerprint = digest_of(path)
 
     def check(self, config: ModelConfig) -> None:
         """As `Tutor` has it."""
@@ -103,7 +103,7 @@ def load_tutor(path: Path) -> Tutor:
     Raises:
         CheckpointError, DataError: for a file that is none.
     """
-    return ClipTutor(path) if is_clip_cnn(path) else StreamTutor(load_checkpoint(path))
+    return ClipTutor(path) if format_of(path) == FORMAT else StreamTutor(load_checkpoint(path))
 
 
 def _compare(tutor: ModelConfig, student: ModelConfig, names: tuple[str, ...]) -> None:

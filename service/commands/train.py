@@ -168,15 +168,7 @@ def begin(
     Raises:
         TrainingError: for what the stage does not do, or not without a checkpoint.
     """
-    gated = stage is Stage.GATED
-    if gated and (folds or words):
-        raise TrainingError("--fold and --keywords are for the dense stage; the gated one keeps its checkpoint's")
-    if stage is Stage.CLIP and (folds or init):
-        raise TrainingError("--fold and --init are for networks that stream; the clip stage begins with nothing")
-    if gated and init is None:
-        raise TrainingError("the gated stage goes on from a checkpoint, such as the dense stage's: name it with --init")
-    if target is not None and not gated:
-        raise TrainingError("--target is for the gated stage; no other leaves work out")
+    _check(stage, init, folds, words, target)
     start = load_checkpoint(init) if init else None
     kind = KINDS[stage]
     plan = Plan(start.config if start else ModelConfig(), kind.RECIPE, kind.SCHEDULE)
@@ -191,8 +183,27 @@ def begin(
         raise TrainingError("the clip stage takes one shard: its norms are of a whole batch")
     schedule = replace(schedule, warmup=min(schedule.warmup, schedule.steps // 10))
     points = start.points if start else None
-    objective = Gated(config, recipe, points, target or TARGET) if gated else kind(config, recipe)
+    objective = Gated(config, recipe, points, target or TARGET) if kind is Gated else kind(config, recipe)
     return new_state(config, recipe, schedule, objective, start)
+
+
+def _check(
+    stage: Stage, init: Path | None, folds: tuple[int, ...], words: tuple[str, ...], target: float | None
+) -> None:
+    """Refuse what a stage does not do.
+
+    Raises:
+        TrainingError: saying what to name, or leave out.
+    """
+    gated = stage is Stage.GATED
+    if gated and (folds or words):
+        raise TrainingError("--fold and --keywords are for the dense stage; the gated one keeps its checkpoint's")
+    if stage is Stage.CLIP and (folds or init):
+        raise TrainingError("--fold and --init are for networks that stream; the clip stage begins with nothing")
+    if gated and init is None:
+        raise TrainingError("the gated stage goes on from a checkpoint, such as the dense stage's: name it with --init")
+    if target is not None and not gated:
+        raise TrainingError("--target is for the gated stage; no other leaves work out")
 
 
 def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ...] = ()) -> ModelConfig:
