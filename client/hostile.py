@@ -140,8 +140,8 @@ class Hostile(asyncio.Protocol):
             self._transport.abort()
 
     def _begin(self, transport: asyncio.Transport) -> None:
-        if self._manner.deaf:
-            transport.pause_reading()
+        if self._manner.deaf:  # later: Python 3.11.2 begins to read after `connection_made`, whatever was asked there
+            asyncio.get_running_loop().call_soon(transport.pause_reading)
         self._go_on()
 
     def _go_on(self) -> None:

@@ -33,7 +33,7 @@ from tests.test_kwt_sliding import SMALL, random_weights
 
 CONFIG = ModelConfig()
 SAMPLE = Path(__file__).resolve().parent.parent / "client" / "samples"
-VALIDATION = next(name for name in map(str, range(99)) if split_of(name) == "validation")
+TRAINING, VALIDATION = (next(n for n in map(str, range(99)) if split_of(n) == s) for s in ("training", "validation"))
 """A speaker of that split."""
 
 
@@ -189,6 +189,19 @@ def test_made_streams_have_the_keywords_of_the_model(tmp_path: Path) -> None:
         assert result.exit_code == 0
         assert "no noise: words lie in digital silence" in result.stderr
         assert {said.word for said in read_labels(tmp_path / word / "stream-000.tsv")} == {word}
+
+
+def test_made_streams_are_of_the_split_that_is_named(tmp_path: Path) -> None:
+    for word, speaker in (("yes", VALIDATION), ("no", TRAINING)):
+        save(tmp_path / "data" / word / f"{speaker}_nohash_0.wav", value=1)
+    common = ["make-stream", "--data", str(tmp_path / "data"), "--minutes", "0.2", "--output", str(tmp_path)]
+    for split, word in (("training", "no"), ("validation", "yes")):
+        result = CliRunner().invoke(app, [*common, "--split", split], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert {said.word for said in read_labels(tmp_path / "stream-000.tsv")} == {word}
+    told = CliRunner().invoke(app, [*common, "--split", "train"])
+    assert told.exit_code == 2
+    assert "training, validation, testing" in " ".join(told.output.split())
 
 
 def test_recordings_of_one_name_are_judged_apart_each_with_its_own_labels(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from models.streams import SAMPLE_RATE, Plan, Stream, write_labels
 from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
-from service.commands.material import read_material, read_streams
+from service.commands.material import of_speakers, read_material, read_streams
 from service.commands.methods import methods
 from service.commands.options import AsJson, Data, Model, Point, Seed, Snr
 from service.commands.replay import detector
@@ -219,14 +219,17 @@ def make_stream(
     minutes: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 10.0,
     snr: Snr = (0.0, 20.0),
     unknown_share: Annotated[float, typer.Option(min=0, max=1, help="Share of words that are no keyword.")] = 0.5,
+    split: Annotated[
+        str, typer.Option(callback=of_speakers, help="Whose clips, in whose noise: training, validation or testing.")
+    ] = "validation",
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
-    """Lay validation clips at random times over validation noise; a model's keywords, and other words between them."""
+    """Lay clips at random times over noise: a model's keywords, and other words between them."""
     keywords = load_checkpoint(model).config.keywords
     plan = Plan(minutes=minutes, snr_db=snr, unknown_share=unknown_share)
     output.mkdir(parents=True, exist_ok=True)
-    for made in build_many(read_material(data), plan, count, seed, keywords):
+    for made in build_many(read_material(data, split), plan, count, seed, keywords):
         soundfile.write(output / f"{made.name}.wav", made.samples.astype("int16"), SAMPLE_RATE)
         write_labels(made.utterances, output / f"{made.name}.tsv")
         console.print(f"{output / made.name}.wav: {len(made.utterances)} words in {plan.minutes:g} min")

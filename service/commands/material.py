@@ -7,18 +7,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from models.data import NOISE_FOLDERS, DataError, is_audio, read_audio, walk
+import typer
+
+from models.data import NOISE_FOLDERS, SPLITS, DataError, is_audio, read_audio, walk
 from models.evaluate_sets import Material, gather_material
 from models.streams import Stream, read_labels
 from service.commands.tables import console
 
 
-def read_material(data: Path) -> Material:
-    """What a data directory holds for validation; what has no use in it, or is missing, is told."""
+def read_material(data: Path, split: str = "validation") -> Material:
+    """What a data directory holds of a split's speakers; what has no use in it, or is missing, is told."""
     with console.status("reading recordings"):
-        material = gather_material(walk(data))
+        material = gather_material(walk(data), split)
     tell_of(material)
     return material
+
+
+def of_speakers(split: str) -> str:
+    """A split by speakers, as it is.
+
+    Raises:
+        BadParameter: for another word.
+    """
+    if split not in SPLITS:
+        raise typer.BadParameter(f"name one of {', '.join(SPLITS)}")
+    return split
 
 
 def tell_of(material: Material) -> None:
