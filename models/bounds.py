@@ -1,7 +1,8 @@
-"""Exact confidence bounds for counted events, so that no rate is quoted as if it were certain.
+"""Confidence bounds for counted events, so that no rate is quoted as if it were certain.
 
-Counts are Poisson (Garwood 1936), shares are binomial (Clopper & Pearson 1934); both intervals are two-sided
-and found by bisection on the tail sums. No event in T hours bounds the rate at 3.7 / T (3 / T one-sided).
+Counts are Poisson (Garwood 1936), shares are binomial (Clopper & Pearson 1934); both intervals are exact, two-sided
+and found by bisection on the tail sums. No event in T hours bounds the rate at 3.7 / T (3 / T one-sided). Where trials
+come in clusters, as clips of one speaker do, shares are wider than binomial: those are resampled (Efron 1979).
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 TAIL = 0.025
 """Probability beyond either bound: 95 % are within."""
+DRAWS = 4_000
+"""How often clusters are drawn anew."""
 
 
 def poisson_bounds(count: int) -> tuple[float, float]:
@@ -30,6 +36,13 @@ def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
         lower = _bisect(lambda share: 1 - _binomial_cdf(count - 1, trials, share) > TAIL, 0.0, 1.0)
     if count < trials:
         upper = _bisect(lambda share: _binomial_cdf(count, trials, share) < TAIL, 0.0, 1.0)
+    return lower, upper
+
+
+def clustered_bounds(counts: NDArray[np.int64], trials: NDArray[np.int64]) -> tuple[float, float]:
+    """Bounds on the share of all trials, of which `counts` of `trials` were seen in each of some clusters (n,)."""
+    drawn = np.random.default_rng(0).integers(len(trials), size=(DRAWS, len(trials)))
+    lower, upper = np.quantile(counts[drawn].sum(axis=1) / trials[drawn].sum(axis=1), (TAIL, 1 - TAIL)).tolist()
     return lower, upper
 
 

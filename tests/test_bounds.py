@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from models.bounds import binomial_bounds, poisson_bounds
+from models.bounds import binomial_bounds, clustered_bounds, poisson_bounds
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,20 @@ def test_poisson_bounds_are_garwoods(count: int, lower: float, upper: float) -> 
 )
 def test_binomial_bounds_are_clopper_and_pearsons(count: int, trials: int, lower: float, upper: float) -> None:
     assert binomial_bounds(count, trials) == pytest.approx((lower, upper), abs=1e-4)
+
+
+def test_bounds_of_many_clusters_of_one_are_nearly_binomial() -> None:
+    right = np.arange(1000) < 950
+    assert clustered_bounds(right.astype(np.int64), np.ones(1000, np.int64)) == pytest.approx(
+        (0.9346, 0.9627), abs=3e-3
+    )
+
+
+def test_bounds_are_wider_where_errors_come_in_clusters() -> None:
+    twenty = np.full(50, 20)
+    spread, together = np.full(50, 19), np.where(np.arange(50) < 5, 10, 20)
+    assert spread.sum() == together.sum()
+    assert clustered_bounds(spread, twenty) == (0.95, 0.95)
+    low, high = clustered_bounds(together, twenty)
+    assert low < 0.93
+    assert 0.98 < high <= 1.0

@@ -19,7 +19,8 @@ def point(name: str, accuracy: float) -> dict:
     shares = {"accuracy": accuracy, "keywords": 0.98, "unknown": 0.9, "silence": None}
     bounds = {share: value and (value - 0.01, value + 0.01) for share, value in shares.items()}
     skipped = {"macs_skipped_vs_window": 0.97, "macs_skipped_vs_causal": 0.25}
-    return {"name": name, "clips": 321, **shares, "bounds": bounds, **skipped}
+    speakers = {"count": 40, "faultless": 31, "half": 2, "bounds": (0.931, 0.988)}
+    return {"name": name, "clips": 321, **shares, "bounds": bounds, **skipped, "speakers": speakers}
 
 
 @pytest.fixture
@@ -60,10 +61,18 @@ def test_the_card_tells_what_was_measured(facts: dict, evaluation: dict) -> None
     assert f"| {SETS['speech']} | 0.75 | 0.75 | 0 | - | - | 0.00 | 0.00 | 0.00 - 4.94 | - |" in card
     assert "within 50 and 50 ms of the word's own for half of them, within 58 and 74 ms for 90 %" in card
     assert SETS["noise"] not in card
+    assert "Of 40 speakers 31 are always understood at `shipped`; half of all errors are made with 2 of them." in card
+    assert "is within 93.1 - 98.8 %" in card
     for word in KEYWORDS:
         assert f"| {word} | {facts['calibration']['keywords'][word]['threshold']:.3f} |" in card
     for promise in ("CC BY 4.0", "accents", "(confusion.png)", "(trade_off.png)"):
         assert promise in card
+
+
+def test_a_card_names_no_speakers_where_nobody_is_known(facts: dict, evaluation: dict) -> None:
+    for report in evaluation["clips"]:
+        report["speakers"] = None
+    assert "speakers drawn anew" not in write_card(facts, evaluation)
 
 
 def test_an_evaluation_of_other_weights_is_refused(facts: dict, evaluation: dict) -> None:

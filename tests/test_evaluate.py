@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from models.bounds import poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, split_of, walk
-from models.evaluate import cut_silence, read_clips
+from models.evaluate import SpeakerReport, by_speaker, cut_silence, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
 from models.streams import SAMPLE_RATE, Clip, Stream, Utterance
@@ -192,6 +192,18 @@ def test_a_split_is_made_of_its_speakers(tmp_path: Path) -> None:
     counts = [len(read_clips(walk(tmp_path), CONFIG, split).targets) for split in ("training", "validation", "testing")]
     assert sum(counts) == len(names)
     assert counts[0] > counts[1] > 0 < counts[2]
+
+
+def test_errors_are_counted_by_those_who_speak_and_not_by_noise() -> None:
+    said = {"anna": [1, 1, 1, 1], "ben": [1, 0, 0, 0], "cleo": [1, 1, 1, 0], "": [0, 0]}
+    speakers = [name for name, right in said.items() for _ in right]
+    report = by_speaker(speakers, np.array([right == 1 for clips in said.values() for right in clips]))
+    assert report is not None
+    assert report == SpeakerReport(3, faultless=1, half=1, bounds=report.bounds)
+    assert report.bounds[0] == 0.25, "the worst, thrice"
+    assert report.bounds[1] == 1.0
+    assert by_speaker(["", ""], np.array([True, False])) is None
+    assert by_speaker(["anna"], np.array([True])) == SpeakerReport(1, 1, 0, (1.0, 1.0))
 
 
 def test_a_folder_without_clips_and_a_split_that_is_none_are_refused(tmp_path: Path) -> None:
