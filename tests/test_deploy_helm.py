@@ -15,7 +15,7 @@ kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes
 
 CHART = Path(__file__).parents[1] / "deploy" / "helm" / "deltaspot"
 CASES = {"default": {}} | {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CHART / "ci").glob("*.yaml"))}
-CUSTOM = {"ServiceMonitor", "ScaledObject"}
+CUSTOM = {"PrometheusRule", "ScaledObject", "ServiceMonitor"}
 """Kinds that operators bring, not Kubernetes."""
 
 oldest_and_newest = pytest.mark.parametrize("version", ["1.25.0", kubernetes.latest_version()])
@@ -65,6 +65,7 @@ def test_cases_together_render_every_template():
         "Ingress",
         "NetworkPolicy",
         "PodDisruptionBudget",
+        "PrometheusRule",
         "ScaledObject",
         "Secret",
         "Service",
@@ -133,6 +134,15 @@ def test_other_keys_start_other_pods():
     assert annotations(text="a") == annotations(text="a")
     assert annotations(text="a") != annotations(text="b")
     assert annotations(text="a") != annotations(text="a", ticketSecret="c")
+
+
+def test_the_operator_gets_the_rules_that_promtool_tests():
+    rules = render(CASES["internet-values"])["PrometheusRule"]
+    files = [
+        yaml.safe_load((CHART.parents[1] / "prometheus" / name).read_text()) for name in ("alerts.yml", "recording.yml")
+    ]
+    assert rules["spec"]["groups"] == [group for file in files for group in file["groups"]]
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_the_network_policy_lets_in_who_scrapes_and_traces_out():
