@@ -25,7 +25,7 @@ from service.asyncapi import document
 from service.auth import Caller, Scope
 from service.engine import clock
 from service.errors import HTTP_STATUS, BadMessage, Capacity, Internal, Unauthorised, failed
-from service.layers import LINE, Lingering, RequestIds, SecurityHeaders
+from service.layers import LINE, Lingering, Mistakes, RequestIds, SecurityHeaders
 from service.logs import log
 from service.protocol import CloseCode, Configure, Encoding, Failed, KeywordFile, WireError, parse_keywords
 from service.server import Server
@@ -94,12 +94,13 @@ def create_app(server: Server) -> FastAPI:
         title="deltaspot", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.server = server
+    app.add_middleware(Mistakes, _confess)
     if origins := server.settings.origins:
         app.add_middleware(CORSMiddleware, origins, ("GET", "POST"), ("Authorization",), expose_headers=EXPOSED)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestIds)
     app.add_middleware(Lingering)
-    for kind in (WireError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+    for kind in (WireError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _refuse)
     app.include_router(rest)
     app.router.routes += [
@@ -286,11 +287,17 @@ def _answer(error: WireError) -> JSONResponse:
     return JSONResponse(failed(error).model_dump(exclude_none=True), HTTP_STATUS[error.code], headers)
 
 
+async def _confess(scope: Connection, receive: Receive, send: Send) -> None:
+    """Answer a request in which the server made a mistake."""
+    answer = await _refuse(Request(scope), Internal("the server made a mistake; it is logged"))
+    await answer(scope, receive, send)
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
     """Whatever went wrong, in the one form that is documented."""
     match error:
         case WireError():
-            with bound_contextvars(**request.scope[LINE]):  # whoever answers 500 stands outside `RequestIds`
+            with bound_contextvars(**request.scope[LINE]):  # the dependency that knew the caller is over
                 _the_server(request).turned_away(error)
             return _answer(error)
         case RequestValidationError():
@@ -301,9 +308,5 @@ async def _refuse(request: Request, error: Exception) -> Response:
             message = f"{error.detail}: {request.method} {request.url.path}"
             told = Failed(code=CloseCode.BAD_MESSAGE.wire, message=message)
             return JSONResponse(told.model_dump(exclude_none=True), error.status_code, error.headers)
-        case ClientDisconnect():
-            return Response(status_code=400)  # nobody reads it
         case _:
-            answer = await _refuse(request, Internal("the server made a mistake; it is logged"))
-            answer.headers["X-Request-ID"] = request.scope[LINE]["request_id"]
-            return answer
+            return Response(status_code=400)  # the client is gone: nobody reads it

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from structlog.contextvars import bound_contextvars
 
+from service.logs import log
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Send
     from starlette.types import Scope as Connection
@@ -27,6 +29,30 @@ ACCEPTABLE: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """A request id that a client may bring along; anything else is replaced, for logs are read by machines."""
 LINGER_S: Final = 5.0
 """For how long a client that was answered may go on sending its request."""
+
+
+class Mistakes:
+    """Answers a request that ends in an exception of ours, where the layers around it can still add their headers."""
+
+    def __init__(self, app: ASGIApp, confess: ASGIApp) -> None:
+        self._app, self._confess = app, confess
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        begun = scope["type"] != "http"
+
+        async def answered(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answered)
+        except Exception as error:
+            if begun:
+                raise
+            log.error("a request failed", exc_info=error)
+            await self._confess(scope, receive, send)
 
 
 class SecurityHeaders:

@@ -150,6 +150,19 @@ async def test_pages_of_strangers_reload_nothing_and_those_on_the_list_read_answ
                 assert one.headers.get("access-control-allow-origin") == told
 
 
+async def test_pages_on_the_list_read_that_the_server_made_a_mistake(
+    guarded: Any, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    monkeypatch.setattr(guarded.server.guard, "ticket", lambda _caller: 1 / 0)
+    async with httpx.AsyncClient(headers=bearer("ears") | {"Origin": "https://app.example"}) as web:
+        answer = await web.post(f"{guarded.http}/v1/tickets")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    (told,) = (line for line in lines() if line["event"] == "a request failed")
+    assert told["request_id"] == answer.headers["x-request-id"]
+    assert "ZeroDivisionError" in told["exception"]
+
+
 async def test_key_has_limits_of_its_own(guarded: Any) -> None:
     key = bearer("one")
     async with connect(guarded.stream, additional_headers=key) as socket:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from service import logs
 from service.app import create_app
 from service.server import Server
 from service.settings import Settings
@@ -44,6 +45,7 @@ def check(server: Server) -> None:
 
 def build() -> FastAPI:
     """One replica's application. Serve asks for no readiness: a replica counts when its lifespan has begun."""
+    logs.configure()
     server = Server(Settings(sessions=SESSIONS))
     application = create_app(server)
     begin = application.router.lifespan_context
