@@ -106,7 +106,8 @@ class Server:
             KWTFileError: a stock network is broken.
         """
         log.info("compiling or loading kernels; the first start takes up to a minute")
-        await self._load()
+        async with self._one_reload:  # a signal may come before all is loaded
+            await self._load()
         self.engine.start(asyncio.get_running_loop())
         self.headroom = Headroom(*await rehearse(self.engine.find(None).network))
         self.make_room()

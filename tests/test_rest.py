@@ -282,7 +282,7 @@ async def test_modules_of_the_page_are_asked_for_anew_and_sent_when_they_changed
     assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
 
 
-async def test_reloads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reloads_take_turns_and_wait_for_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 
     async def load(_server: Server) -> None:
@@ -292,8 +292,9 @@ async def test_reloads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Server, "_load", load)
     server = Server(Settings())
-    await asyncio.gather(server.reload(), server.reload())
-    assert steps == ["begin", "end"] * 2
+    monkeypatch.setattr(server.engine, "start", lambda _loop: steps.append("start") or 1 / 0)
+    await asyncio.gather(server.start(), server.reload(), server.reload(), return_exceptions=True)
+    assert steps == ["begin", "end", "start"] + ["begin", "end"] * 2
 
 
 async def test_bytes_that_are_no_http_do_no_harm(running: Any, web: httpx.AsyncClient) -> None:

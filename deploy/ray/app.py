@@ -45,7 +45,6 @@ def check(server: Server) -> None:
 
 def build() -> FastAPI:
     """One replica's application. Serve asks for no readiness: a replica counts when its lifespan has begun."""
-    logs.configure()
     server = Server(Settings(sessions=SESSIONS))
     application = create_app(server)
     begin = application.router.lifespan_context
@@ -81,6 +80,10 @@ class Deltaspot:
 
     app: FastAPI
     """What `build` returned, from Serve."""
+
+    def __init__(self) -> None:
+        """Write the lines that `deltaspot serve` writes; this comes before `build`."""
+        logs.configure()
 
     async def check_health(self) -> None:
         """Have Serve put another replica in the place of one that cannot go on."""
