@@ -57,12 +57,12 @@ FLOOR = 0.1
 LAXEST, STRICTEST = -0.6, 5.0
 """Least and largest shift of all thresholds that are tried, on the logit scale."""
 STEPS = (0.4, 0.1)
-CHOOSING = (1.0, 4.0)
-"""Multiples of the target at which smoothing and silence's odds are chosen, by the errors at all of them: at the target
+CHOOSING = 4.0
+"""Multiple of the target at which smoothing and silence's odds are chosen as well, by the errors at both: at the target
 itself a handful of false alarms decides."""
 LENIENT = (1.0, 2.0, 4.0, 8.0)
-"""Multiples of the target for which thresholds are balanced before all of them move together to meet it: a handful of
-false alarms says little about which keyword owes them, more of them say more."""
+"""Multiples of the target, see `events`, for which thresholds are balanced before all of them move together to meet it:
+a handful of false alarms says little about which keyword owes them, more of them say more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def calibrate(
     known = (before or {}).get("keywords", {})
     kept = {word: known[word] for word in config.keywords if word in known and word not in said}
     exposed = sum(h.stream.hours - covered(h.stream, config.keywords) for h in heard)
-    allowed = goal.false_alarms_per_hour * exposed
+    lax = replace(goal, false_alarms_per_hour=events(CHOOSING, goal, exposed) / exposed) if exposed else goal
     shapes = {
         shape: gather(heard, *shape, config, goal) for shape in product(goal.windows, goal.patiences, goal.silences)
     }
@@ -125,17 +125,25 @@ def calibrate(
 
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
-        thresholds = wary_of_unsaid(optimise(shapes[shape], factor * allowed), said)
+        thresholds = wary_of_unsaid(optimise(shapes[shape], events(factor, goal, exposed)), said)
         calibration = compose(thresholds, *shape, goal)
         return settle(heard, calibration, kept, detect, config, aim)
 
     def losses(shape: tuple[int, int, float]) -> tuple[float, ...]:
-        aims = {factor: replace(goal, false_alarms_per_hour=factor * goal.false_alarms_per_hour) for factor in CHOOSING}
+        aims = {1.0: goal, CHOOSING: lax}
         each = [_loss(settled(shape, factor, aim)[1], aim, kept) for factor, aim in aims.items()]
         return tuple(map(sum, zip(*each, strict=True)))
 
     chosen = min(shapes, key=losses)
     return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal, kept))
+
+
+def events(factor: float, goal: Goal, exposed: float) -> float:
+    """False alarms in a multiple of the target in `exposed` hours; as many as the factor itself where that is more.
+
+    In minutes of recordings the target allows less than one, and by that no keyword can be told from another.
+    """
+    return max(factor * goal.false_alarms_per_hour * exposed, factor)
 
 
 def wary_of_unsaid(thresholds: Mapping[str, float], said: Collection[str]) -> dict[str, float]:

@@ -33,9 +33,12 @@ from models.data import (
 from models.features import Array
 from models.network import Network
 from models.offline import judge
+from models.streams import rms
 
 LONGEST_CLIP = 3 * CLIP_SAMPLES // 2
 """A longer recording in a folder that is no label's is running speech, not a clip."""
+FAINTEST = 3.0
+"""Root mean square of a noise, in int16 values; less is the zeros that a recording was filled up with."""
 ALL = "all"
 KEYWORD = "keyword"
 BATCH = 256
@@ -118,7 +121,7 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
 
 
 def cut_silence(items: Iterable[Item], config: ModelConfig) -> LabelledClips:
-    """Whole seconds of the part of noise recordings that validates, as clips of silence.
+    """Whole seconds of the part of noise recordings that validates, as clips of silence; digital silence is too easy.
 
     Raises:
         DataError: where there is none.
@@ -126,12 +129,18 @@ def cut_silence(items: Iterable[Item], config: ModelConfig) -> LabelledClips:
     parts = [
         noise_part(item.audio(), "validation") for item in items if item.word in NOISE_FOLDERS and is_audio(item.path)
     ]
-    clips = [part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES)]
+    cuts = (part[k : k + CLIP_SAMPLES] for part in parts for k in range(0, len(part) - CLIP_SAMPLES + 1, CLIP_SAMPLES))
+    clips = [cut for cut in cuts if is_noise(cut)]
     if not clips:
         raise DataError(
             f"no noise to make silence of: expected recordings in a folder {' or '.join(sorted(NOISE_FOLDERS))}"
         )
     return LabelledClips(clips, np.full(len(clips), config.labels.index(SILENCE)), [""] * len(clips))
+
+
+def is_noise(samples: Array) -> bool:
+    """Whether a piece of a noise recording is louder than what it is filled up with; many end in digital silence."""
+    return rms(samples) > FAINTEST
 
 
 def join(first: LabelledClips, second: LabelledClips) -> LabelledClips:

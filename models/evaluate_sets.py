@@ -15,7 +15,7 @@ import numpy as np
 
 from models.config import KEYWORDS
 from models.data import NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, is_audio, noise_part, split_of
-from models.evaluate import LONGEST_CLIP
+from models.evaluate import LONGEST_CLIP, is_noise
 from models.features import Array
 from models.streams import (
     SAMPLE_RATE,
@@ -57,7 +57,7 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     Clips are sorted by speaker and noise is cut, so nothing is used that the other splits may use. Recordings longer
     than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as that of
     `SPEECH_FOLDER` is for training only. Shorter ones that are not named as clips are have no speaker, and no use; nor
-    have clips without a sound, or too long to be one word.
+    have clips without a sound, or too long to be one word, and noise that is silent where it is cut.
     """
     material = Material()
     for item in items:
@@ -68,10 +68,12 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
         samples = item.audio()
         if item.word in NOISE_FOLDERS:
             part = noise_part(samples, split)
-            if len(part) > SAMPLE_RATE // 10:
+            if len(part) > SAMPLE_RATE // 10 and is_noise(part):
                 material.noise.append(part)
+            else:
+                material.unused.append(item.path)
         elif item.is_clip and len(samples) <= LONGEST_CLIP and samples.any():
-            material.clips.append(Clip(samples, item.word, *spoken_span(samples)))
+            material.clips.append(Clip(samples, item.word, *spoken_span(samples), item.speaker))
         elif len(samples) > LONGEST_CLIP and not item.is_clip:
             material.speech.append(Stream(item.path.stem, samples))
         else:
@@ -85,7 +87,7 @@ def build_many(material: Material, plan: Plan, count: int, seed: int, keywords: 
 
 
 def standard_sets(
-    material: Material, streams: int, seed: int, keywords: Sequence[str] = KEYWORDS
+    material: Material, streams: int, seed: int, keywords: Sequence[str] = KEYWORDS, *, mixed: bool = True
 ) -> dict[str, list[Stream]]:
     """Every standard set by its name; sets that nothing is there for are left out.
 
@@ -94,6 +96,7 @@ def standard_sets(
         streams: streams of ten minutes in each of the sets with words.
         seed: of the first one.
         keywords: the words that count as keywords.
+        mixed: whether streams with other words between the keywords are among them.
 
     Raises:
         DataError: where there is neither a clip nor speech nor noise.
@@ -101,7 +104,8 @@ def standard_sets(
     sets: dict[str, list[Stream]] = {"silence": [_silence(seed)]}
     if material.clips:
         sets["keywords"] = build_many(material, KEYWORDS_ALONE, streams, seed, keywords)
-        sets["mixed"] = build_many(material, MIXED, streams, seed + 1_000, keywords)
+        if mixed:
+            sets["mixed"] = build_many(material, MIXED, streams, seed + 1_000, keywords)
     if material.speech:
         sets["speech"] = material.speech
     if material.noise:

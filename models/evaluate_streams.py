@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bounds import binomial_bounds, poisson_bounds
+from models.bounds import binomial_bounds, clustered_bounds, poisson_bounds
 from models.config import ModelConfig
 from models.features import Array
 from models.network import Network
@@ -71,6 +71,7 @@ class Tally:
 
     Attributes:
         provoked: false alarms that were substitutions or repetitions, by the keyword that fired.
+        said, unheard: keywords, and those of them that were missed, by who said them.
         covered: hours of them in which keywords were being said: a false alarm there is never unprovoked.
         off: keyword -> how far start and end of each right detection lie behind the word's own.
     """
@@ -78,6 +79,8 @@ class Tally:
     hours: float = 0.0
     keywords: Counter[str] = field(default_factory=Counter)
     missed: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
+    unheard: Counter[str] = field(default_factory=Counter)
     others: int = 0
     false_alarms: Counter[str] = field(default_factory=Counter)
     substitutions: int = 0
@@ -107,6 +110,8 @@ class Tally:
         self.hours += other.hours
         self.keywords += other.keywords
         self.missed += other.missed
+        self.said += other.said
+        self.unheard += other.unheard
         self.others += other.others
         self.false_alarms += other.false_alarms
         self.substitutions += other.substitutions
@@ -117,6 +122,17 @@ class Tally:
         self.covered += other.covered
         for word, places in other.off.items():
             self.off[word] += places
+
+    @property
+    def miss_bounds(self) -> tuple[float, float] | None:
+        """Of the share that is missed, 95 %: over speakers drawn anew where they are known, else exact ones."""
+        keywords, missed = self.keywords.total(), self.missed.total()
+        if not keywords:
+            return None
+        if "" in self.said or len(self.said) < 2:
+            return binomial_bounds(missed, keywords)
+        unheard = np.array([self.unheard[speaker] for speaker in self.said])
+        return clustered_bounds(unheard, np.array(list(self.said.values())))
 
     def report(self) -> dict[str, Any]:
         """Plain figures with 95 % bounds; None where there was nothing to measure."""
@@ -132,7 +148,8 @@ class Tally:
             "keywords": keywords,
             "missed": missed,
             "miss_rate": missed / keywords if keywords else None,
-            "miss_rate_bounds": binomial_bounds(missed, keywords) if keywords else None,
+            "miss_rate_bounds": self.miss_bounds,
+            "speakers": len(self.said.keys() - {""}),
             "other_words": self.others,
             "false_alarms": alarms,
             "unprovoked": self.unprovoked,
@@ -191,7 +208,9 @@ def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
     stream, keywords = heard.stream, set(config.keywords)
     result = Tally(hours=stream.hours, others=sum(u.word not in keywords for u in stream.utterances))
     result.covered = covered(stream, keywords)
-    result.keywords.update(u.word for u in stream.utterances if u.word in keywords)
+    spoken = [u for u in stream.utterances if u.word in keywords]
+    result.keywords.update(u.word for u in spoken)
+    result.said.update(u.speaker for u in spoken)
     open_words = list(stream.utterances)
     for hit in hits:
         at = decided_at(hit.token, config)
@@ -207,7 +226,9 @@ def tally(heard: Heard, hits: Sequence[Hit], config: ModelConfig) -> Tally:
         else:
             result.false_alarms[hit.keyword] += 1
             _blame(result, hit.keyword, near, keywords)
-    result.missed.update(u.word for u in open_words if u.word in keywords)
+    unheard = [u for u in open_words if u.word in keywords]
+    result.missed.update(u.word for u in unheard)
+    result.unheard.update(u.speaker for u in unheard)
     return result
 
 

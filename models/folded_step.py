@@ -142,7 +142,7 @@ def folded_step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frame
             row = rows[b]
             theta, prune, done, left = thetas[b, layer + 1], prunes[b, layer], macs[row, layer + 1], pruned[row]
             for n in range(counts[b]):
-                turn = turn_of(tokens[row] + n, row, sizes.span)
+                turn = turn_of(tokens[row] + n, sizes.span)
                 if factor == 1:
                     block_step(x, at, state[row], place, number, turn, theta, prune, net, scratch, done, left)
                 else:

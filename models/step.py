@@ -5,7 +5,7 @@ the batch. A stream's state is a row of the cache's arena (`models.cache`); the 
 moved are in `models.kernels`. Networks with folded layers have a step of their own, `models.folded_step`.
 
 Sums of millions of small additions drift, so each stream rebuilds its sums from its held values every
-`REBASE_TOKENS` tokens, rows taking turns.
+`REBASE_TOKENS` tokens of its own: rounding, which decides a gate now and then, must not know a stream's neighbours.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ from models.vectors import WIDTH
 
 REBASE_TOKENS = 256
 """Tokens between two rebuilds of a stream's sums: 7.7 s at 30 ms; 0.4 % of the dense work."""
-REBASE_STRIDE = 37
-"""Offset of neighbouring rows' rebuilds, so that a batch never rebuilds together."""
 
 NEVER = np.float32(OFF[SCORE])
 ALWAYS = np.float32(np.inf)
@@ -59,10 +57,9 @@ class Turn(NamedTuple):
 
 
 @compiled
-def turn_of(token, row, span):
-    """The turn of a stream's token; rows rebuild at different times, and the first token always does."""
-    rebase = token == 0 or (token + row * REBASE_STRIDE) % REBASE_TOKENS == 0
-    return Turn(token, token % span, min(token + 1, span), span, rebase)
+def turn_of(token, span):
+    """The turn of a stream's token."""
+    return Turn(token, token % span, min(token + 1, span), span, token % REBASE_TOKENS == 0)
 
 
 @compiled
@@ -244,7 +241,7 @@ def stems(state, tokens, macs, thetas, rows, counts, frames, x, net, scratch):
             begin(state[row], net)
         for n in range(counts[b]):
             approach(state, rows, b + 1, 0, net.layout.blocks, n, counts[b])
-            turn = turn_of(tokens[row] + n, row, sizes.span)
+            turn = turn_of(tokens[row] + n, sizes.span)
             stem_step(frames, at * new, x, at * c, state[row], turn, thetas[b, 0], net, scratch, macs[row, 0])
             at += 1
 
@@ -259,7 +256,7 @@ def readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logit
         theta, prune, done, left = thetas[b, last], prunes[b, sizes.layers], macs[row, last], pruned[row]
         for n in range(counts[b]):
             approach(state, rows, b + 1, net.layout.readout, net.layout.pool.size, n, counts[b])
-            turn = turn_of(tokens[row] + n, row, sizes.pool_span)
+            turn = turn_of(tokens[row] + n, sizes.pool_span)
             place = at * sizes.labels
             readout_step(x, at * c, state[row], turn, theta, prune, net, scratch, done, left, logits, place)
             at += 1
@@ -286,7 +283,7 @@ def step(state, tokens, macs, pruned, thetas, prunes, rows, counts, frames, x, l
             theta, prune, done, left = thetas[b, layer + 1], prunes[b, layer], macs[row, layer + 1], pruned[row]
             for n in range(counts[b]):
                 approach(state, rows, b + 1, place, layout.block.size, n, counts[b])
-                turn = turn_of(tokens[row] + n, row, sizes.span)
+                turn = turn_of(tokens[row] + n, sizes.span)
                 block_step(x, at * c, state[row], place, layer, turn, theta, prune, net, scratch, done, left)
                 at += 1
     readouts(state, tokens, macs, pruned, thetas, prunes, rows, counts, x, logits, net, scratch)

@@ -27,8 +27,8 @@ SPOKEN_SHARE = 0.3
 """A frame belongs to the word where its loudness is above this share of the way from the clip's floor to its peak."""
 BEYOND = SAMPLE_RATE // 10
 """Samples by which a label may end behind its recording: times are rounded."""
-FADE = SAMPLE_RATE // 10
-"""Samples over which a copy of a recording fades into the next."""
+FADE = SAMPLE_RATE // 40
+"""Samples over which a background fades into the next."""
 TELEPHONE_RATE = 8_000
 MU = 255.0
 
@@ -40,6 +40,8 @@ class Utterance:
     start: int
     end: int
     word: str
+    speaker: str = ""
+    """Who says it, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Clip:
     word: str
     start: int
     end: int
+    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +111,22 @@ def level(db: float) -> float:
     return LARGEST * 10.0 ** (db / 20.0)
 
 
-def lengthen(samples: Array, length: int) -> Array:
-    """Repeat a recording (S,) up to `length` samples, each copy fading into the next."""
-    fade = min(FADE, len(samples) // 4)
-    ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
-    copy = samples.copy()
-    copy[:fade] *= np.sqrt(ramp)
-    copy[len(copy) - fade :] *= np.sqrt(ramp[::-1])
-    period = len(copy) - fade
-    longer = np.zeros(length + len(copy), np.float32)
-    for start in range(0, length + fade, period):
-        longer[start : start + len(copy)] += copy[: len(longer) - start]
-    return longer[fade : fade + length]
+def patchwork(recordings: Sequence[Array], length: int, random: np.random.Generator) -> Array:
+    """Recordings (S,) longer than `FADE`, brought to one level, one after another in random order: (length,).
+
+    None comes again before all have been heard, so that long ones have a part according to their length.
+    """
+    ramp = np.sqrt(np.linspace(0.0, 1.0, FADE, dtype=np.float32))
+    tape, place = np.zeros(length + FADE + max(map(len, recordings)), np.float32), 0
+    while place < length + FADE:
+        for one in random.permutation(len(recordings)):
+            part = recordings[one] / rms(recordings[one])
+            part[:FADE] *= ramp
+            part[-FADE:] *= ramp[::-1]
+            if place < length + FADE:
+                tape[place : place + len(part)] += part
+                place += len(part) - FADE
+    return tape[FADE : FADE + length]
 
 
 def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: Sequence[str], seed: int) -> Stream:
@@ -127,7 +134,7 @@ def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: S
 
     Args:
         clips: keywords and other words; each is used at most once until all of its kind were.
-        noise: backgrounds (S,); empty for digital silence.
+        noise: backgrounds (S,), none silent; empty for digital silence.
         plan: levels, lengths and shares.
         keywords: the words that count as keywords.
         seed: equal seeds give equal streams, to the last bit.
@@ -154,7 +161,7 @@ def build(clips: Sequence[Clip], noise: Sequence[Array], plan: Plan, keywords: S
             break
         loudness = levels[min(place // int(plan.scene_s * SAMPLE_RATE), len(levels) - 1)]
         _add(samples, clip.samples * (loudness / rms(clip.samples[clip.start : clip.end])), first)
-        utterances.append(Utterance(place, place + clip.end - clip.start, clip.word))
+        utterances.append(Utterance(place, place + clip.end - clip.start, clip.word, clip.speaker))
         place = utterances[-1].end + int(random.uniform(*plan.gap_s) * SAMPLE_RATE)
     return Stream(f"stream-{seed:03d}", quantise(samples), tuple(utterances))
 
@@ -164,15 +171,12 @@ def _scenes(noise: Sequence[Array], plan: Plan, length: int, random: np.random.G
     scene = int(plan.scene_s * SAMPLE_RATE)
     count = -(-length // scene)
     levels = [level(random.uniform(*plan.level_db)) for _ in range(count)]
-    rows = []
-    for loudness in levels:
-        snr = random.uniform(*plan.snr_db)
-        row = np.zeros(scene, np.float32)
-        if len(noise):
-            row = lengthen(noise[int(random.integers(len(noise)))], scene)
-            row *= loudness / 10.0 ** (snr / 20.0) / max(rms(row), 1.0)
-        rows.append(row)
-    return np.concatenate(rows)[:length], levels
+    if not len(noise):
+        return np.zeros(length, np.float32), levels
+    scenes = patchwork(noise, count * scene, random).reshape(count, scene)
+    for i, loudness in enumerate(levels):
+        scenes[i] *= loudness / 10.0 ** (random.uniform(*plan.snr_db) / 20.0) / rms(scenes[i])
+    return scenes.reshape(-1)[:length], levels
 
 
 def _add(samples: Array, part: Array, first: int) -> None:

@@ -16,13 +16,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bounds import poisson_bounds
+from models.bounds import binomial_bounds, poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, split_of, walk
 from models.evaluate import SpeakerReport, by_speaker, cut_silence, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
-from models.streams import SAMPLE_RATE, Clip, Stream, Utterance
+from models.streams import SAMPLE_RATE, Clip, Stream, Utterance, rms
 from service.commands.evaluate_socket import Answer, judge, listen_to_all, single_words
 from service.commands.replay import detector
 
@@ -132,6 +132,22 @@ def test_nothing_is_counted_twice_or_lost(fired: list[tuple[str, int]], said: li
     assert result.keywords.total() == result.missed.total() + len(result.latencies)
     assert len(hits) == result.false_alarms.total() + len(result.latencies)
     assert result.false_alarms.total() >= result.repeated + result.substitutions + result.others_fired
+
+
+def test_bounds_of_what_is_missed_are_wider_where_one_speaker_is_missed() -> None:
+    """Ten speakers say ten words each; ten are missed."""
+    spread, together = Tally(), Tally()
+    for result, unheard in ((spread, [1] * 10), (together, [10] + [0] * 9)):
+        for name, missed in zip("abcdefghij", unheard, strict=True):
+            result.keywords["yes"] += 10
+            result.missed["yes"] += missed
+            result.said[name], result.unheard[name] = 10, missed
+    exact = binomial_bounds(10, 100)
+    assert spread.report()["miss_rate_bounds"] == (0.1, 0.1)
+    low, high = together.report()["miss_rate_bounds"]
+    assert low < exact[0] < exact[1] < high
+    together.said[""] += 1
+    assert together.report()["miss_rate_bounds"] == exact, "nobody knows who that was"
 
 
 def test_a_report_has_bounds_and_none_where_nothing_was_said() -> None:
@@ -248,7 +264,10 @@ def test_material_keeps_to_validation_speakers_and_the_last_fifth_of_each_noise(
     material = gather_material(items)
     assert len(material.clips) == 2_181
     assert not material.speech
-    assert 0.1 < sum(map(len, material.noise)) / SECOND / 3_600 < 0.15
+    assert 0.1 < sum(map(len, material.noise)) / SECOND / 3_600 < 0.12
+    assert min(map(rms, material.noise)) > 3, "the last second of many recordings is digital silence"
+    assert len(material.unused) + len(material.noise) == 406
+    assert len({clip.speaker for clip in material.clips}) == 206
     hums = [item for item in items if item.word == "gsc_background"]
     assert len(cut_silence(hums, CONFIG).samples) == pytest.approx(80, abs=6)
     assert gather_material((i for i in items if "_nohash_" in i.path.stem), "testing").clips == []

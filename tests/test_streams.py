@@ -16,6 +16,7 @@ from models.streams import (
     Utterance,
     amplify,
     build,
+    patchwork,
     read_labels,
     reverberate,
     rms,
@@ -70,6 +71,19 @@ def test_words_stand_where_the_labels_say_and_at_the_planned_distance_from_the_n
     assert second.utterances == ()
     assert rms(second.samples) == pytest.approx(32_767 * 10 ** (-36 / 20), rel=0.05)
     assert set(np.unique(noisy.samples % 1)) == {0.0}
+
+
+def test_every_background_is_heard_before_one_comes_again_each_at_one_level() -> None:
+    """Tones of one second at levels far apart, told by their pitch: in twelve seconds each of four has three."""
+    pitches = (200, 400, 800, 1_600)
+    recordings = [tone(hz, SECOND, 10.0 ** (1 + i)) for i, hz in enumerate(pitches)]
+    heard = patchwork(recordings, 12 * SECOND, np.random.default_rng(0))
+    assert rms(heard) == pytest.approx(1.0, rel=0.02)
+    power = np.abs(np.fft.rfft(heard)) ** 2
+    shares = [power[12 * hz - 24 : 12 * hz + 24].sum() / power.sum() for hz in pitches]
+    assert shares == pytest.approx([0.25] * 4, abs=0.02)
+    first = np.abs(np.fft.rfft(heard[: 4 * SECOND])) ** 2
+    assert all(first[4 * hz - 8 : 4 * hz + 8].sum() > 0.2 * first.sum() for hz in pitches)
 
 
 def test_streams_need_clips() -> None:

@@ -151,8 +151,8 @@ def calibrate_command(
     network = Network(checkpoint)
     sets = {}
     if data is not None and (is_given(context, "data") or (audio, negatives) == (None, None)):
-        sets = standard_sets(read_material(data), streams, seed, network.config.keywords)
-        sets.pop("mixed", None)  # half of all words being strangers is a test, not a rate
+        # Half of all words being strangers is a test, not a rate.
+        sets = standard_sets(read_material(data), streams, seed, network.config.keywords, mixed=False)
     if audio is not None:
         sets["own"] = read_streams(audio, labels, network.config.keywords)
     if negatives is not None:

@@ -165,7 +165,7 @@ def test_reset_is_a_new_stream(tokens: int, point: str) -> None:
     np.testing.assert_array_equal(cache.macs, new.macs)
 
 
-def test_rows_rebuild_their_sums_at_different_times_and_stay_what_they_were() -> None:
+def test_rebuilt_sums_are_what_they_were() -> None:
     frames = noise(1, 2 * REBASE_TOKENS)
     got, _, _ = whole(NETWORK, np.repeat(frames, 3, axis=0))
     np.testing.assert_allclose(got, np.repeat(expected(frames), 3, axis=0), atol=TOLERANCE)
