@@ -50,8 +50,6 @@ GRID = np.arange(-1.4, 6.0, 0.05)
 """Candidate thresholds, on the logit scale."""
 SOFTNESS = 0.1
 """Width of a softened step, on the logit scale."""
-LENT = 0.1
-"""Share of all keywords' sums that is lent to each."""
 FLOOR = 0.1
 """Smoothed posteriors below this are no candidates for anything."""
 LAXEST, STRICTEST = -0.6, 5.0
@@ -79,6 +77,8 @@ class Goal:
     patiences: tuple[int, ...] = (1,)
     margin: float = 0.1
     refractory_ms: int = 600
+    lent: float = 0.1
+    """Share of all keywords' sums that is lent to each; 0 for what suits these recordings and perhaps no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def calibrate(
 
     @cache
     def settled(shape: tuple[int, int, float], factor: float, aim: Goal) -> tuple[dict[str, Any], Tally]:
-        thresholds = wary_of_unsaid(optimise(shapes[shape], events(factor, goal, exposed)), said)
+        thresholds = wary_of_unsaid(optimise(shapes[shape], events(factor, goal, exposed), goal.lent), said)
         calibration = compose(thresholds, *shape, goal)
         return settle(heard, calibration, kept, detect, config, aim)
 
@@ -267,11 +267,11 @@ def peaks(level: NDArray[np.float64], distance: int) -> list[float]:
     return heights
 
 
-def optimise(scores: Mapping[str, Scores], allowed: float) -> dict[str, float]:
-    """Each keyword's threshold for at most `allowed` expected false alarms in all."""
+def optimise(scores: Mapping[str, Scores], allowed: float, lent: float) -> dict[str, float]:
+    """Each keyword's threshold for at most `allowed` expected false alarms in all; see `Goal.lent`."""
     errors = [_steps(GRID[:, None] - s.spoken) + _steps(s.swaps - GRID[:, None]) for s in scores.values()]
-    misses = _lend(np.stack(errors))
-    alarms = _lend(np.stack([_steps(s.alarms - GRID[:, None]) for s in scores.values()]))
+    misses = _lend(np.stack(errors), lent)
+    alarms = _lend(np.stack([_steps(s.alarms - GRID[:, None]) for s in scores.values()]), lent)
     rows = np.arange(len(scores))
     low, high = -6.0, 6.0
     for _ in range(40):
@@ -287,6 +287,6 @@ def _steps(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return expit(distance / SOFTNESS).sum(axis=1)
 
 
-def _lend(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _lend(sums: NDArray[np.float64], share: float) -> NDArray[np.float64]:
     """Lend a share of all rows to each, and keep the total: (K, G)."""
-    return (1 - LENT) * sums + LENT * sums.mean(axis=0)
+    return (1 - share) * sums + share * sums.mean(axis=0)

@@ -145,11 +145,14 @@ def streams(evaluation: Facts) -> str:
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
     protocol = evaluation["protocol"]
     return (
-        f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
+        f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words: "
+        f"{protocol['recordings']} recordings of {reports['keywords']['speakers']} speakers say keywords, over "
+        f"{protocol['noise_minutes']:.1f} minutes of noise, whose every second comes as often. A detection counts "
         "from a word's start until 0.75 s after its end; everything else is a false alarm, unprovoked if no keyword "
         "was being said. Unprovoked ones are counted per exposed hour, since there can be none until 0.75 s after a "
         "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
-        "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
+        "Latency runs from the word's end to the sample that decided. Bounds: of misses with speakers drawn anew "
+        "(bootstrap), since recordings come again and those of one speaker are alike; of rates, Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)\n\n"
         "The first of these sets at every operating point; thresholds are those that were chosen at `shipped`:\n\n"
         f"{table(('point', *heading[1:]), [(name, *_stream(report)) for name, report in evaluation['points'].items()])}"

@@ -178,7 +178,7 @@ def test_smoothing_is_chosen_by_the_errors_at_the_target_and_above_it(monkeypatc
 def test_a_keyword_nobody_said_gets_the_threshold_that_suits_the_others() -> None:
     scores = {word: Scores(logit(np.full(20, 0.9)), np.zeros(0), logit(np.full(5, 0.5))) for word in KEYWORDS}
     scores["off"] = Scores(np.zeros(0), np.zeros(0), np.zeros(0))
-    thresholds = optimise(scores, 0.1)
+    thresholds = optimise(scores, 0.1, 0.1)
     assert 0.5 < thresholds["off"] < 0.9
 
 

@@ -130,6 +130,10 @@ def test_a_stock_network_is_judged_on_the_same_streams(tmp_path: Path) -> None:
     assert report["unprovoked"] == 0, "its thresholds are chosen so"
     with pytest.raises(DataError, match="name their labels"):
         run(*asked)
+    fitted = run(
+        "stream", "--audio", str(SAMPLE / "commands.flac"), "--labels", str(SAMPLE / "commands.tsv"), "--fit", "--json"
+    )
+    assert (fitted["missed"], fitted["unprovoked"]) == (0, 0)
     for beside in (("--point", "dense"), ("--model", "other.safetensors")):
         told = CliRunner().invoke(app, [*asked, *beside])
         assert told.exit_code == 2

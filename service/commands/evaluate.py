@@ -24,7 +24,7 @@ from models.evaluate_sets import KEYWORDS_ALONE, Material, build_many, standard_
 from models.evaluate_streams import Calibration, Heard, hear, total, trade_off
 from models.network import Network
 from models.operating import usual_point
-from models.streams import SAMPLE_RATE, Plan, Stream, write_labels
+from models.streams import SAMPLE_RATE, Plan, write_labels
 from service.commands.evaluate_enroll import enroll
 from service.commands.evaluate_self_check import self_check
 from service.commands.evaluate_socket import socket
@@ -117,9 +117,11 @@ def stream(
         Path | None, typer.Option(help="Write the trade-off over thresholds here, PNG, and beside it as CSV.")
     ] = None,
     stock: Annotated[
-        Path | None,
-        typer.Option(help="Judge this stock network instead, with the thresholds that suit these very streams best."),
+        Path | None, typer.Option(help="Judge this stock network instead, with --fit, since it has no thresholds.")
     ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="With the thresholds that suit these very streams best, to compare by.")
+    ] = False,
     point: Point = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -129,12 +131,16 @@ def stream(
         raise typer.BadParameter("--stock is another network than --model, and has no --point: leave them out")
     _make_room(curve)
     if stock is not None:
-        config, calibration, heard = _hear_stock(stock, read_streams(audio, labels, KEYWORDS))
+        from models.kwt_streams import hear_stock
+
+        config, heard = hear_stock(stock, read_streams(audio, labels, KEYWORDS))
     else:
         network = Network(load_checkpoint(model))
         config, calibration = network.config, network.checkpoint.calibration
         heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network.points, point))
     detect = detector(config)
+    if fit or stock is not None:
+        calibration = _fitted(heard, config)
     whole, each = total(heard, calibration, detect, config)
     report = whole.report()
     if curve is not None:
@@ -153,19 +159,17 @@ def _make_room(picture: Path | None) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _hear_stock(path: Path, streams: Sequence[Stream]) -> tuple[ModelConfig, Calibration, list[Heard]]:
-    """A stock network's posteriors of streams, and the thresholds for half a false alarm an hour on these.
+def _fitted(heard: Sequence[Heard], config: ModelConfig) -> Calibration:
+    """The thresholds for half a false alarm an hour on these streams.
 
     Raises:
         DataError: where no word is said, so that there is nothing to choose by.
     """
     from models.calibrate import Goal, calibrate
-    from models.kwt_streams import hear_stock
 
-    if not any(each.utterances for each in streams):
-        raise DataError("a stock network's thresholds are chosen on these very streams: name their labels")
-    config, heard = hear_stock(path, streams)
-    return config, calibrate(heard, detector(config), config, Goal())[0], heard
+    if not any(each.stream.utterances for each in heard):
+        raise DataError("thresholds that suit these streams are chosen by what is said in them: name their labels")
+    return calibrate(heard, detector(config), config, Goal(lent=0.0))[0]
 
 
 def _draw_curves(curves: dict[str, list[dict[str, Any]]], marked: dict[str, Any], path: Path) -> None:
@@ -255,7 +259,13 @@ def report(
     material = read_material(data)
     result = {
         "model": {"fingerprint": network.checkpoint.fingerprint, "parameters": network.checkpoint.parameters},
-        "protocol": {"streams": streams, "minutes": KEYWORDS_ALONE.minutes, "seed": seed},
+        "protocol": {
+            "streams": streams,
+            "minutes": KEYWORDS_ALONE.minutes,
+            "seed": seed,
+            "recordings": sum(clip.word in network.config.keywords for clip in material.clips),
+            "noise_minutes": sum(map(len, material.noise)) / SAMPLE_RATE / 60,
+        },
         "calibration": network.checkpoint.calibration,
         "clips": _all_clips(network, data, output),
         **_all_streams(network, material, streams, seed, output),
