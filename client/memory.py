@@ -5,6 +5,7 @@ Knows no socket and no clock: client/connection.py sends what there is, and hand
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -39,6 +40,8 @@ BACKLOG_S: Final = 60.0
 SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 TIMES: Final = ("at_s", "start_s", "end_s")
 """Fields of messages that are stream time."""
+SLACK: Final = 0.001
+"""How far two reckonings of one token's time may lie apart, in tokens; a sample is twice as long."""
 News = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed
 """Messages of the server that a client is told of; a `Failed` is raised, or only breaks the connection."""
 
@@ -69,6 +72,7 @@ class Memory:
         self._outbox: Outbox[ClientMessage] = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._origin, self._told = 0, -1
+        self._scored_s = 0.0
         self._verdicts: deque[str] = deque()
 
     @property
@@ -145,7 +149,8 @@ class Memory:
             sample = self._acknowledge(message.checkpoint)
             if isinstance(message, Detection) and sample <= self._told:
                 return None  # by a server before, whose stream could not be gone on with
-        return self._timed(message)
+        told = self._timed(message)
+        return self._new(told) if isinstance(told, Scores) else told
 
     def _acknowledge(self, checkpoint: Checkpoint) -> int:
         """Forget what no server needs any more; return the sample of our stream up to which all was judged."""
@@ -163,6 +168,14 @@ class Memory:
         later_s = self._origin / self.configure.sample_rate
         times = {name: getattr(message, name) + later_s for name in TIMES if hasattr(message, name)}
         return message.model_copy(update=times) if later_s else message
+
+    def _new(self, scores: Scores) -> Scores | None:
+        """Scores after those told so far: a connection after a break judges some tokens again."""
+        rows = math.ceil((scores.at_s - self._scored_s) / scores.hop_s - SLACK)
+        if rows <= 0:
+            return None
+        self._scored_s = scores.at_s
+        return scores.model_copy(update={"posteriors": scores.posteriors[-rows:]})
 
     def _fitting(self, item: bytes | ClientMessage) -> Iterator[bytes | str]:
         """Audio in frames that the server takes; a message is left whole."""

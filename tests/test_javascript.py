@@ -282,6 +282,33 @@ async def test_settings_and_markers_keep_their_places_in_the_next_connections() 
     assert [peer.hello.scores for peer in peers] == [False, False, True], "as at the place where each begins"
 
 
+async def test_scores_that_two_connections_tell_are_told_once() -> None:
+    async def tell(peer: Peer, at_s: float, *rows: float) -> None:
+        await peer.say(protocol.Scores(at_s=at_s, hop_s=0.03, posteriors=[[row] for row in rows], work=[]))
+
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await tell(peer, 0.03 + 0.08, 0.1, 0.2, 0.3)
+        await peer.socket.close(protocol.CloseCode.DRAINING)
+
+    async def second(peer: Peer) -> None:
+        await greet(peer)
+        await tell(peer, 0.08, 0.2)
+        await tell(peer, 0.14, 0.2, 0.3, 0.4)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const told = [];
+    spotter.addEventListener("scores", ({ detail }) => told.push(...detail.posteriors));
+    await spotter.finish();
+    console.log(JSON.stringify(told));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [[0.1], [0.2], [0.3], [0.4]]
+
+
 async def test_stream_without_sound_does_not_add_up_its_breaks() -> None:
     async def breaks(peer: Peer) -> None:
         await greet(peer)

@@ -23,6 +23,8 @@ const LOOK_MS = 1_000;
 
 /** Fields of messages that are stream time. */
 const TIMES = ["at_s", "start_s", "end_s"];
+/** How far two reckonings of one token's time may lie apart, in tokens; a sample is twice as long. */
+const SLACK = 0.001;
 
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
@@ -120,6 +122,7 @@ export class Spotter extends EventTarget {
     this.checkpoint = null;
     this.origin = 0; // where the server's stream begins in ours
     this.told = -1; // sample up to which servers before told everything, if this one does not know
+    this.scoredS = 0; // time of the newest scores that were told
     this.troubleSince = 0;
     this.readyAt = this.heardAt = 0;
     this.finished = false;
@@ -279,12 +282,22 @@ export class Spotter extends EventTarget {
     }
     for (const time of TIMES) if (time in message) message[time] += this.origin / this.configuration.sample_rate;
     if (message.type === "marker" && !this.outbox.drop(JSON.stringify({ type: "marker", id: message.id }))) return;
+    if (message.type === "scores" && !this.cut(message)) return;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
       this.opened();
     } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
     this.tell(message.type, message);
+  }
+
+  /** Leave the scores after those told so far, as a connection after a break judges some tokens again; return whether there are any. */
+  cut(scores) {
+    const rows = Math.ceil((scores.at_s - this.scoredS) / scores.hop_s - SLACK);
+    if (rows <= 0) return false;
+    this.scoredS = scores.at_s;
+    scores.posteriors = scores.posteriors.slice(-rows);
+    return true;
   }
 
   /** Forget what no server needs any more; return the sample of our stream up to which all was judged. */
