@@ -54,7 +54,8 @@ class Memory:
         ready: the server's answer to it, of the connection in use.
         failed: why the connection in use is about to be closed, if the server said so.
         finished: nothing more may be said.
-        totals: the stream in numbers, once it is closed.
+        totals: the stream in numbers, once it is closed: `audio_s` and `detections` of all connections, the rest of the
+            last one.
         stuck_since: when the trouble began, on whatever clock; None while the stream goes forward.
     """
 
@@ -72,7 +73,7 @@ class Memory:
         self._outbox: Outbox[ClientMessage] = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._origin, self._told = 0, -1
-        self._scored_s = 0.0
+        self._heard, self._scored_s = 0, 0.0
         self._verdicts: deque[str] = deque()
 
     @property
@@ -142,13 +143,16 @@ class Memory:
         elif isinstance(message, Closed):
             if message.reason != CloseCode.NORMAL.wire:
                 return None  # this connection ends; the close code tells whether the stream goes on
-            self.totals = message.totals
+            whole = {"audio_s": self._outbox.end / self._second, "detections": self._heard}
+            self.totals = message.totals.model_copy(update=whole)
+            return message.model_copy(update={"totals": self.totals})
         elif isinstance(message, Ready):
             self.ready = message
         elif isinstance(message, Detection | Heartbeat):
             sample = self._acknowledge(message.checkpoint)
             if isinstance(message, Detection) and sample <= self._told:
                 return None  # by a server before, whose stream could not be gone on with
+            self._heard += isinstance(message, Detection)
         told = self._timed(message)
         return self._new(told) if isinstance(told, Scores) else told
 

@@ -18,7 +18,7 @@ from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running, Serving
 from tests.own_words import variants
-from tests.peer import Peer, greet, heartbeat, of_another_version, ready, server
+from tests.peer import Peer, detection, greet, heartbeat, of_another_version, ready, server
 from tests.talk import play, words
 
 WEB = SAMPLE.parent / "web"
@@ -307,6 +307,33 @@ async def test_scores_that_two_connections_tell_are_told_once() -> None:
     """
     async with server(first, second) as (url, _peers):
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [[0.1], [0.2], [0.3], [0.4]]
+
+
+async def test_totals_have_the_audio_and_the_detections_of_all_connections() -> None:
+    async def hear(peer: Peer, number: int) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        await peer.say(detection(number, 12_000))
+
+    async def first(peer: Peer) -> None:
+        await hear(peer, 0)
+        await peer.socket.close(protocol.CloseCode.DRAINING)
+
+    async def second(peer: Peer) -> None:
+        await hear(peer, 1)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    let closed;
+    spotter.addEventListener("closed", ({ detail }) => (closed = detail.totals));
+    spotter.send(new Int16Array(16_000));
+    const { audio_s, detections } = await spotter.finish();
+    console.log(JSON.stringify([audio_s, detections, closed.audio_s, closed.detections]));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [1, 2, 1, 2]
 
 
 async def test_stream_without_sound_does_not_add_up_its_breaks() -> None:

@@ -66,6 +66,18 @@ def test_only_the_end_of_the_stream_is_told(stream: Memory) -> None:
     assert stream.totals == totals
 
 
+def test_totals_have_the_audio_and_the_detections_of_all_connections(stream: Memory) -> None:
+    stream.add(PCM)
+    list(stream.unsent())
+    stream.note(detection(0, 600))
+    stream.hello()
+    stream.note(detection(1, 900))
+    last = Totals(audio_s=0.02, samples=320, chunks=1, tokens=2, detections=1, macs_done=5)
+    told = stream.note(Closed(reason="normal", totals=last))
+    whole = last.model_copy(update={"audio_s": len(PCM) / 2 / 16_000, "detections": 2})
+    assert (stream.totals, told) == (whole, Closed(reason="normal", totals=whole))
+
+
 def test_what_a_server_complained_of_is_forgotten_with_its_connection(stream: Memory) -> None:
     assert stream.note(failed := Failed(code="draining", message="the server is stopping")) is None
     assert stream.note(None) is None  # a message of a later version

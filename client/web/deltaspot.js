@@ -122,6 +122,7 @@ export class Spotter extends EventTarget {
     this.checkpoint = null;
     this.origin = 0; // where the server's stream begins in ours
     this.told = -1; // sample up to which servers before told everything, if this one does not know
+    this.detections = 0; // that were told
     this.scoredS = 0; // time of the newest scores that were told
     this.troubleSince = 0;
     this.readyAt = this.heardAt = 0;
@@ -283,11 +284,15 @@ export class Spotter extends EventTarget {
     for (const time of TIMES) if (time in message) message[time] += this.origin / this.configuration.sample_rate;
     if (message.type === "marker" && !this.outbox.drop(JSON.stringify({ type: "marker", id: message.id }))) return;
     if (message.type === "scores" && !this.cut(message)) return;
+    if (message.type === "detection") this.detections++;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
       this.opened();
-    } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
+    } else if (message.type === "closed" && message.reason === "normal") {
+      const audio_s = this.outbox.end / this.configuration.sample_rate;
+      this.totals = Object.assign(message.totals, { audio_s, detections: this.detections });
+    }
     this.tell(message.type, message);
   }
 
