@@ -336,6 +336,22 @@ async def test_totals_have_the_audio_and_the_detections_of_all_connections() -> 
         assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [1, 2, 1, 2]
 
 
+async def test_keepalives_that_are_due_in_months_do_not_go_at_once() -> None:
+    async def hear(peer: Peer) -> None:
+        await peer.say(ready(idle_s=1e7))
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const warnings = [];
+    process.on("warning", ({ name }) => warnings.push(name));
+    await (await connect(url)).finish();
+    console.log(JSON.stringify(warnings));
+    """
+    async with server(hear) as (url, _peers):
+        assert "TimeoutOverflowWarning" not in await asyncio.to_thread(node, code, url=f"ws://{url}")
+
+
 async def test_stream_without_sound_does_not_add_up_its_breaks() -> None:
     async def breaks(peer: Peer) -> None:
         await greet(peer)

@@ -20,6 +20,8 @@ const LONGEST_PAUSE_MS = 5_000;
 /** Time in which a server must be ready, and in which one that has audio to judge must say something. */
 const PATIENCE_MS = 10_000;
 const LOOK_MS = 1_000;
+/** A timer that shall wait longer waits 1 ms. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** Fields of messages that are stream time. */
 const TIMES = ["at_s", "start_s", "end_s"];
@@ -247,7 +249,7 @@ export class Spotter extends EventTarget {
     }).finally(() => clearTimeout(late));
     if (this.failure) throw this.failure; // abandoned by whoever was told of `ready`
     this.readyAt = Date.now();
-    this.idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
+    this.idle = setInterval(() => socket.send('{"type":"keepalive"}'), Math.min((this.ready.limits.idle_s * 1_000) / 3, LONGEST_TIMER_MS));
     this.looking = setInterval(() => this.look(), LOOK_MS);
     socket.onclose = ({ code, reason }) => this.closed(code, reason);
     this.pump();
