@@ -67,7 +67,7 @@ class BlockingSpotter:
 
     @property
     def totals(self) -> Totals | None:
-        """The stream in numbers, once it is closed."""
+        """The stream in numbers, once it is closed; see `client.connection`."""
         return self._spotter.totals
 
     def __iter__(self) -> Iterator[Event]:

@@ -115,7 +115,7 @@ class Spotter:
 
     @property
     def totals(self) -> Totals | None:
-        """The stream in numbers, once it is closed."""
+        """The stream in numbers, once it is closed; all but `audio_s` and `detections` is of the last connection."""
         return self._memory.totals
 
     async def __aenter__(self) -> Self:

@@ -5,6 +5,7 @@ Knows no socket and no clock: client/connection.py sends what there is, and hand
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -39,6 +40,8 @@ BACKLOG_S: Final = 60.0
 SAMPLE_BYTES: Final = {Encoding.S16LE: 2, Encoding.F32LE: 4, Encoding.MULAW: 1, Encoding.ALAW: 1}
 TIMES: Final = ("at_s", "start_s", "end_s")
 """Fields of messages that are stream time."""
+SLACK: Final = 0.001
+"""How far two reckonings of one token's time may lie apart, in tokens; a sample is twice as long."""
 News = Ready | Detection | Scores | Marker | Heartbeat | Warned | Closed
 """Messages of the server that a client is told of; a `Failed` is raised, or only breaks the connection."""
 
@@ -51,7 +54,8 @@ class Memory:
         ready: the server's answer to it, of the connection in use.
         failed: why the connection in use is about to be closed, if the server said so.
         finished: nothing more may be said.
-        totals: the stream in numbers, once it is closed.
+        totals: the stream in numbers, once it is closed: `audio_s` and `detections` of all connections, the rest of the
+            last one.
         stuck_since: when the trouble began, on whatever clock; None while the stream goes forward.
     """
 
@@ -69,6 +73,7 @@ class Memory:
         self._outbox: Outbox[ClientMessage] = Outbox(self._frame, piece=self._second // 4)
         self._checkpoint: Checkpoint | None = None
         self._origin, self._told = 0, -1
+        self._heard, self._scored_s = 0, 0.0
         self._verdicts: deque[str] = deque()
 
     @property
@@ -138,14 +143,18 @@ class Memory:
         elif isinstance(message, Closed):
             if message.reason != CloseCode.NORMAL.wire:
                 return None  # this connection ends; the close code tells whether the stream goes on
-            self.totals = message.totals
+            whole = {"audio_s": self._outbox.end / self._second, "detections": self._heard}
+            self.totals = message.totals.model_copy(update=whole)
+            return message.model_copy(update={"totals": self.totals})
         elif isinstance(message, Ready):
             self.ready = message
         elif isinstance(message, Detection | Heartbeat):
             sample = self._acknowledge(message.checkpoint)
             if isinstance(message, Detection) and sample <= self._told:
                 return None  # by a server before, whose stream could not be gone on with
-        return self._timed(message)
+            self._heard += isinstance(message, Detection)
+        told = self._timed(message)
+        return self._new(told) if isinstance(told, Scores) else told
 
     def _acknowledge(self, checkpoint: Checkpoint) -> int:
         """Forget what no server needs any more; return the sample of our stream up to which all was judged."""
@@ -163,6 +172,14 @@ class Memory:
         later_s = self._origin / self.configure.sample_rate
         times = {name: getattr(message, name) + later_s for name in TIMES if hasattr(message, name)}
         return message.model_copy(update=times) if later_s else message
+
+    def _new(self, scores: Scores) -> Scores | None:
+        """Scores after those told so far: a connection after a break judges some tokens again."""
+        rows = math.ceil((scores.at_s - self._scored_s) / scores.hop_s - SLACK)
+        if rows <= 0:
+            return None
+        self._scored_s = scores.at_s
+        return scores.model_copy(update={"posteriors": scores.posteriors[-rows:]})
 
     def _fitting(self, item: bytes | ClientMessage) -> Iterator[bytes | str]:
         """Audio in frames that the server takes; a message is left whole."""

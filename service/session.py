@@ -153,9 +153,6 @@ class Session:
     def judge(self, posteriors: Array, vitals: Vitals) -> list[ServerMessage]:
         """Take the next tokens' posteriors (N, K), N >= 1; return what the client shall know, in order."""
         messages: list[ServerMessage] = []
-        if self.asked.scores:
-            at_s, hop_s = self._time.end_s(self.judged + len(posteriors)), self.spec.config.token_samples / SAMPLE_RATE
-            messages.append(scores(posteriors, at_s, hop_s, vitals))
         done, total = self.judged, self.judged + len(posteriors)
         while self.judged < total:
             until = min(self._queue[0][0], total) if self._queue else total
@@ -174,14 +171,18 @@ class Session:
         return messages
 
     def _listen(self, posteriors: Array, vitals: Vitals) -> list[ServerMessage]:
-        """Detect in posteriors between two queued actions; nothing is said of what an earlier connection told."""
+        """Scores and detections between two queued actions; nothing is said of what an earlier connection told."""
         if mute := min(max(self._mute_until - self.judged, 0), len(posteriors)):
             self.detector.hear(posteriors[:mute])
             posteriors = posteriors[mute:]
         if self._restore and self.judged >= self._mute_until:
             self.detector.restore(self._restore)
             self._restore = {}
-        return [self._detection(hit, vitals) for hit in self.detector.feed(posteriors)]
+        messages: list[ServerMessage] = []
+        if self.asked.scores and len(posteriors):
+            at_s, hop_s = self._time.end_s(self.judged + len(posteriors)), self.spec.config.token_samples / SAMPLE_RATE
+            messages.append(scores(posteriors, at_s, hop_s, vitals))
+        return messages + [self._detection(hit, vitals) for hit in self.detector.feed(posteriors)]
 
     # --- what is said
 

@@ -18,7 +18,7 @@ from service import protocol
 from service.commands.demo import SAMPLE, script
 from tests.conftest import Running, Serving
 from tests.own_words import variants
-from tests.peer import Peer, greet, heartbeat, of_another_version, ready, server
+from tests.peer import Peer, detection, greet, heartbeat, of_another_version, ready, server
 from tests.talk import play, words
 
 WEB = SAMPLE.parent / "web"
@@ -280,6 +280,76 @@ async def test_settings_and_markers_keep_their_places_in_the_next_connections() 
         await asyncio.to_thread(node, code, url=f"ws://{url}")
     assert said == [["marker", "configure", "marker"], ["configure", "marker", "close"], ["marker", "close"]]
     assert [peer.hello.scores for peer in peers] == [False, False, True], "as at the place where each begins"
+
+
+async def test_scores_that_two_connections_tell_are_told_once() -> None:
+    async def tell(peer: Peer, at_s: float, *rows: float) -> None:
+        await peer.say(protocol.Scores(at_s=at_s, hop_s=0.03, posteriors=[[row] for row in rows], work=[]))
+
+    async def first(peer: Peer) -> None:
+        await greet(peer)
+        await tell(peer, 0.03 + 0.08, 0.1, 0.2, 0.3)
+        await peer.socket.close(protocol.CloseCode.DRAINING)
+
+    async def second(peer: Peer) -> None:
+        await greet(peer)
+        await tell(peer, 0.08, 0.2)
+        await tell(peer, 0.14, 0.2, 0.3, 0.4)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    const told = [];
+    spotter.addEventListener("scores", ({ detail }) => told.push(...detail.posteriors));
+    await spotter.finish();
+    console.log(JSON.stringify(told));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [[0.1], [0.2], [0.3], [0.4]]
+
+
+async def test_totals_have_the_audio_and_the_detections_of_all_connections() -> None:
+    async def hear(peer: Peer, number: int) -> None:
+        await greet(peer)
+        await peer.until(32_000)
+        await peer.say(detection(number, 12_000))
+
+    async def first(peer: Peer) -> None:
+        await hear(peer, 0)
+        await peer.socket.close(protocol.CloseCode.DRAINING)
+
+    async def second(peer: Peer) -> None:
+        await hear(peer, 1)
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const spotter = await connect(url);
+    let closed;
+    spotter.addEventListener("closed", ({ detail }) => (closed = detail.totals));
+    spotter.send(new Int16Array(16_000));
+    const { audio_s, detections } = await spotter.finish();
+    console.log(JSON.stringify([audio_s, detections, closed.audio_s, closed.detections]));
+    """
+    async with server(first, second) as (url, _peers):
+        assert await asyncio.to_thread(node, code, url=f"ws://{url}") == [1, 2, 1, 2]
+
+
+async def test_keepalives_that_are_due_in_months_do_not_go_at_once() -> None:
+    async def hear(peer: Peer) -> None:
+        await peer.say(ready(idle_s=1e7))
+        await peer.close()
+
+    code = """
+    import { connect } from "./deltaspot.js";
+    const warnings = [];
+    process.on("warning", ({ name }) => warnings.push(name));
+    await (await connect(url)).finish();
+    console.log(JSON.stringify(warnings));
+    """
+    async with server(hear) as (url, _peers):
+        assert "TimeoutOverflowWarning" not in await asyncio.to_thread(node, code, url=f"ws://{url}")
 
 
 async def test_stream_without_sound_does_not_add_up_its_breaks() -> None:

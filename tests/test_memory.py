@@ -6,7 +6,7 @@ import pytest
 
 from client import memory
 from client.memory import Memory
-from service.protocol import Closed, Configure, Failed, Feedback, Marker, Totals, parse_client
+from service.protocol import Closed, Configure, Failed, Feedback, Marker, Scores, Totals, parse_client
 from tests.peer import PCM, REPLAY, detection, heartbeat, ready
 
 
@@ -66,6 +66,18 @@ def test_only_the_end_of_the_stream_is_told(stream: Memory) -> None:
     assert stream.totals == totals
 
 
+def test_totals_have_the_audio_and_the_detections_of_all_connections(stream: Memory) -> None:
+    stream.add(PCM)
+    list(stream.unsent())
+    stream.note(detection(0, 600))
+    stream.hello()
+    stream.note(detection(1, 900))
+    last = Totals(audio_s=0.02, samples=320, chunks=1, tokens=2, detections=1, macs_done=5)
+    told = stream.note(Closed(reason="normal", totals=last))
+    whole = last.model_copy(update={"audio_s": len(PCM) / 2 / 16_000, "detections": 2})
+    assert (stream.totals, told) == (whole, Closed(reason="normal", totals=whole))
+
+
 def test_what_a_server_complained_of_is_forgotten_with_its_connection(stream: Memory) -> None:
     assert stream.note(failed := Failed(code="draining", message="the server is stopping")) is None
     assert stream.note(None) is None  # a message of a later version
@@ -107,6 +119,34 @@ def test_a_stream_that_no_server_goes_on_with_begins_anew_with_what_is_kept(stre
     assert resume.token == f"t{900 - begin}"
     assert b"".join(stream.unsent()) == PCM[2 * (begin + resume.sample) :]
     assert begin < begin + resume.sample <= 900 - REPLAY, "as the second server counts"
+
+
+def scores(at_s: float, *rows: float) -> Scores:
+    return Scores(at_s=at_s, hop_s=0.03, posteriors=[[row] for row in rows], work=[])
+
+
+def test_scores_that_two_connections_tell_are_told_once(stream: Memory) -> None:
+    stream.add(PCM)
+    list(stream.unsent())
+    assert stream.note(scores(0.08, 0.1, 0.2)) == scores(0.08, 0.1, 0.2)
+    stream.note(heartbeat(500))
+    assert stream.note(scores(0.03 + 0.08, 0.3)) == scores(0.03 + 0.08, 0.3)
+    stream.hello()
+    assert stream.note(scores(0.08, 0.2)) is None
+    assert stream.note(scores(0.14, 0.2, 0.3, 0.4)) == scores(0.14, 0.4)
+    assert stream.note(scores(0.1401, 0.5)) == scores(0.1401, 0.5), "after a flush tokens may be that near"
+
+
+def test_scores_of_a_stream_that_began_anew_follow_those_told(stream: Memory) -> None:
+    stream.add(bytes(2 * 16_000))
+    list(stream.unsent())
+    stream.note(heartbeat(8_000))
+    stream.note(scores(0.53, 0.1))
+    begin_s = stream.hello().resume.sample / 16_000
+    stream.begin_anew()
+    stream.hello()
+    told = stream.note(scores(0.55 - begin_s, 0.2, 0.3))
+    assert (told.at_s, told.posteriors) == (pytest.approx(0.55), [[0.3]])
 
 
 def test_an_outage_is_bounded(stream: Memory) -> None:

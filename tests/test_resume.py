@@ -23,6 +23,7 @@ from service.protocol import (
     Heartbeat,
     KeywordSettings,
     Resume,
+    Scores,
     ServerMessage,
     encode,
     parse_client,
@@ -107,16 +108,31 @@ def test_replay_from_anywhere_is_heard_alike(
 ) -> None:
     """The earlier connection's tokens do not begin where the replay does."""
     words = spoken[: 8 * 16_000]
-    whole = hear(network, words, piece)
+    whole = hear(network, words, piece, scores=True)
     checkpoints = [m.checkpoint for m in whole if isinstance(m, Detection | Heartbeat)]
     checkpoint = checkpoints[number % len(checkpoints)]
     first = session(SMOOTH).ready().replay_samples + slack
     start = max(0, checkpoint.sample - first)
-    told = hear(network, words[start:], piece, resume=Resume(token=checkpoint.token, sample=start))
+    told = hear(network, words[start:], piece, scores=True, resume=Resume(token=checkpoint.token, sample=start))
     after = [m for m in whole if isinstance(m, Detection) and m.at_s * 16_000 > checkpoint.sample + TAIL]
     assert [(m.id, m.keyword, m.at_s) for m in told if isinstance(m, Detection)] == [
         (m.id, m.keyword, pytest.approx(m.at_s)) for m in after
     ]
+    told_rows, rows = scored(told), scored(whole)
+    np.testing.assert_allclose(told_rows, rows[-len(told_rows) :], atol=2e-4, err_msg="time, posteriors")
+    assert told_rows[0, 0] == pytest.approx(checkpoint.sample / 16_000 + (TOKEN + TAIL) / 16_000)
+
+
+def scored(messages: list[ServerMessage]) -> np.ndarray:
+    """Scores -> time and posteriors of each token (N, 1 + K)."""
+    return np.array(
+        [
+            [m.at_s - (len(m.posteriors) - 1 - place) * m.hop_s, *row]
+            for m in messages
+            if isinstance(m, Scores)
+            for place, row in enumerate(m.posteriors)
+        ]
+    )
 
 
 def hear(network: Network, samples: np.ndarray, piece: int, **asked: object) -> list[ServerMessage]:

@@ -141,6 +141,22 @@ def test_flush_completes_the_last_token_and_the_clock_goes_on() -> None:
     assert detection.at_s == pytest.approx((1_000 + TOKEN) / 16_000, abs=1e-6)
 
 
+def test_scores_of_a_batch_know_the_time_after_a_flush() -> None:
+    one = session(keywords={}, scores=True)
+    fed = len(one.audio(pcm(1_000))) + len(one.flush()) + len(one.audio(pcm(TOKEN)))
+    before, after = one.judge(said(*[None] * fed), Vitals())
+    assert (len(before.posteriors), before.at_s) == (fed - 1, pytest.approx(1_280 / 16_000))
+    assert (len(after.posteriors), after.at_s) == (1, pytest.approx((1_000 + TOKEN) / 16_000))
+
+
+def test_resumed_stream_tells_no_scores_of_what_was_told() -> None:
+    one = session(keywords={}, scores=True, resume=Resume(token=Position("s", 2 * TOKEN, 0, {}).encode(), sample=0))
+    one.audio(pcm(4 * TOKEN + TAIL))
+    assert one.judge(said(None), Vitals()) == []
+    scores, _heartbeat = one.judge(said(None, "yes", "no"), Vitals())
+    assert (len(scores.posteriors), scores.at_s) == (2, pytest.approx((4 * TOKEN + TAIL) / 16_000))
+
+
 def test_reset_forgets_the_past_but_not_the_time() -> None:
     one = session(keywords={"yes": KeywordSettings(patience=2)})
     one.audio(pcm(TOKEN + TAIL))
@@ -167,7 +183,8 @@ def test_new_rules_hold_from_where_they_were_asked_for() -> None:
     assert one.configure(Configure(keywords={"no": KeywordSettings(patience=1)}, scores=True)) == []
     one.audio(pcm(2 * TOKEN))
     messages = one.judge(said("yes", None, "yes", "no"), Vitals())
-    assert kinds(messages) == ["detection", "ready", "detection"]
+    assert kinds(messages) == ["detection", "ready", "scores", "detection"]
+    assert len(messages[2].posteriors) == 2
     assert kinds(one.judge(said(None), Vitals())) == ["scores"]
 
 

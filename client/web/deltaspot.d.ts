@@ -86,6 +86,7 @@ export interface Heartbeat {
   cache_bytes: number;
 }
 
+/** Of a stream that ended: `audio_s` and `detections` of all its connections, the rest of the last one, what was replayed included. */
 export interface Totals {
   audio_s: number;
   samples: number;
@@ -106,6 +107,7 @@ export interface Events {
   warning: { code: string; message: string };
   interrupted: { reason: string; retrySeconds: number };
   failed: SpotterError;
+  /** Of each connection that a server ended; `normal` is the stream's end. */
   closed: { reason: string; totals: Totals };
 }
 

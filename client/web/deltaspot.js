@@ -20,9 +20,13 @@ const LONGEST_PAUSE_MS = 5_000;
 /** Time in which a server must be ready, and in which one that has audio to judge must say something. */
 const PATIENCE_MS = 10_000;
 const LOOK_MS = 1_000;
+/** A timer that shall wait longer waits 1 ms. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** Fields of messages that are stream time. */
 const TIMES = ["at_s", "start_s", "end_s"];
+/** How far two reckonings of one token's time may lie apart, in tokens; a sample is twice as long. */
+const SLACK = 0.001;
 
 /** Close codes after which trying again does not help; see service/codes.py. */
 const FINAL = new Set([4400, 4401, 4403, 4408, 4413, 4415, 4429]);
@@ -120,6 +124,8 @@ export class Spotter extends EventTarget {
     this.checkpoint = null;
     this.origin = 0; // where the server's stream begins in ours
     this.told = -1; // sample up to which servers before told everything, if this one does not know
+    this.detections = 0; // that were told
+    this.scoredS = 0; // time of the newest scores that were told
     this.troubleSince = 0;
     this.readyAt = this.heardAt = 0;
     this.finished = false;
@@ -243,7 +249,7 @@ export class Spotter extends EventTarget {
     }).finally(() => clearTimeout(late));
     if (this.failure) throw this.failure; // abandoned by whoever was told of `ready`
     this.readyAt = Date.now();
-    this.idle = setInterval(() => socket.send('{"type":"keepalive"}'), (this.ready.limits.idle_s * 1_000) / 3);
+    this.idle = setInterval(() => socket.send('{"type":"keepalive"}'), Math.min((this.ready.limits.idle_s * 1_000) / 3, LONGEST_TIMER_MS));
     this.looking = setInterval(() => this.look(), LOOK_MS);
     socket.onclose = ({ code, reason }) => this.closed(code, reason);
     this.pump();
@@ -279,12 +285,26 @@ export class Spotter extends EventTarget {
     }
     for (const time of TIMES) if (time in message) message[time] += this.origin / this.configuration.sample_rate;
     if (message.type === "marker" && !this.outbox.drop(JSON.stringify({ type: "marker", id: message.id }))) return;
+    if (message.type === "scores" && !this.cut(message)) return;
+    if (message.type === "detection") this.detections++;
     if (message.type === "error") this.error = message;
     else if (message.type === "ready") {
       this.ready = message;
       this.opened();
-    } else if (message.type === "closed" && message.reason === "normal") this.totals = message.totals;
+    } else if (message.type === "closed" && message.reason === "normal") {
+      const audio_s = this.outbox.end / this.configuration.sample_rate;
+      this.totals = Object.assign(message.totals, { audio_s, detections: this.detections });
+    }
     this.tell(message.type, message);
+  }
+
+  /** Leave the scores after those told so far, as a connection after a break judges some tokens again; return whether there are any. */
+  cut(scores) {
+    const rows = Math.ceil((scores.at_s - this.scoredS) / scores.hop_s - SLACK);
+    if (rows <= 0) return false;
+    this.scoredS = scores.at_s;
+    scores.posteriors = scores.posteriors.slice(-rows);
+    return true;
   }
 
   /** Forget what no server needs any more; return the sample of our stream up to which all was judged. */

@@ -97,7 +97,6 @@ export class Timeline {
     const heat = this.heat ?? []; // tokens whose work was counted with the ones before look like them
     posteriors.forEach((row, i) => {
       const time = at_s - (posteriors.length - 1 - i) * hop_s;
-      if (this.rows.length && time <= this.rows.at(-1).time) return;
       this.rows.push({ time, values: columns.map((c) => row[c]) });
       if (heat.length) (this.work ??= new Ring(hop_s, heat.length)).set(Math.round(time / hop_s), heat, this.workColours);
     });
