@@ -2,7 +2,7 @@
 
 A key is 32 random bytes in text form; the file of keys holds its SHA-256 only. A line of that file:
 
-    NAME  SHA256-HEX  SCOPE[,SCOPE...]  [sessions=N] [speed=X] [requests=N/minute]
+    NAME  SHA256-HEX  SCOPE[,SCOPE...]  [sessions=N] [speed=X] [requests=N/minute[;N/day]]
 
 A key with this much randomness needs no slow hash: there is nothing to guess. Knows no sockets and no streams.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 import jwt
-from limits import parse
+from limits import parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
@@ -58,7 +58,7 @@ class Caller:
         digest: SHA-256 of the key, in hex; it tells keys apart.
         sessions: streams at the same time, at most.
         speed: times real time, if less than the server's.
-        requests: a rate such as `60/minute`.
+        requests: rates such as `60/minute;1000/day`; all of them hold.
         open: streams now.
     """
 
@@ -218,7 +218,8 @@ class Guard:
     def _allow(self, caller: Caller, scope: Scope) -> Caller:
         if scope not in caller.scopes:
             raise Forbidden(f"this key is not for {scope.value}")
-        if caller.requests and not self._limiter.hit(parse(caller.requests), caller.digest):
+        rates = parse_many(caller.requests) if caller.requests else []
+        if not all(self._limiter.test(rate, caller.digest) for rate in rates):
             raise TooFast(f"this key may make {caller.requests} requests")
         return caller
 
@@ -288,7 +289,7 @@ def _speed(text: str) -> float:
 
 
 def _rate(text: str) -> str:
-    if parse(text).amount < 1:
+    if any(rate.amount < 1 for rate in parse_many(text)):
         raise ValueError
     return text
 

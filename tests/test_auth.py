@@ -124,6 +124,15 @@ def test_keys_of_one_name_have_tickets_and_limits_of_their_own(tmp_path: Path) -
     assert guard.request(Scope.STREAM, large).sessions is None
 
 
+def test_all_rates_of_a_key_hold(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"x {hash_key('x')} stream requests=5/hour;2/day")
+    guard, key = Guard(Keys.load(tmp_path / "keys"), Settings()), {"authorization": "Bearer x"}
+    for _ in range(2):
+        guard.request(Scope.STREAM, key)
+    with pytest.raises(TooFast, match="5/hour;2/day"):
+        guard.request(Scope.STREAM, key)
+
+
 async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
     key = bearer("ears")
     assert await refused(guarded.stream, origin="https://evil.example", additional_headers=key) == 403
@@ -286,6 +295,7 @@ def test_every_setting_is_documented() -> None:
 def test_every_setting_is_read_and_tested(name: str) -> None:
     here = Path(__file__).parent
     read = [path for path in (here.parent / "service").rglob("*.py") if f"settings.{name}" in path.read_text()]
+        (f"name {'0' * 64} stream requests=9/minute;0/day", "requests=9/minute;0/day cannot be used"),
     assert read
     named = re.compile(rf"(?<!\w)({name}=|\"{name}\"|DELTASPOT_{name.upper()}\b|--{name}\b)")
     assert any(named.search(path.read_text()) for path in here.rglob("test_*.py"))
