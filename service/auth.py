@@ -2,7 +2,7 @@
 
 A key is 32 random bytes in text form; the file of keys holds its SHA-256 only. A line of that file:
 
-    NAME  SHA256-HEX  SCOPE[,SCOPE...]  [sessions=N] [speed=X] [requests=N/minute]
+    NAME  SHA256-HEX  SCOPE[,SCOPE...]  [sessions=N] [speed=X] [requests=N/minute[;N/day]]
 
 A key with this much randomness needs no slow hash: there is nothing to guess. Knows no sockets and no streams.
 """
@@ -16,11 +16,12 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 import jwt
-from limits import parse
+from limits import parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
@@ -58,7 +59,7 @@ class Caller:
         digest: SHA-256 of the key, in hex; it tells keys apart.
         sessions: streams at the same time, at most.
         speed: times real time, if less than the server's.
-        requests: a rate such as `60/minute`.
+        requests: rates such as `60/minute;1000/day`; all of them hold.
         open: streams now.
     """
 
@@ -168,6 +169,8 @@ class Guard:
 
     def __init__(self, callers: Callers, settings: Settings) -> None:
         self._callers, self._origins, self._ticket_s = callers, settings.origins, settings.ticket_s
+        self._hosts = set(map(_host_of, settings.origins))
+        self._keyless = isinstance(callers, Anyone)
         given = settings.ticket_secret
         self._secret = given.get_secret_value() if given else secrets.token_hex(32)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
@@ -179,7 +182,7 @@ class Guard:
         Raises:
             Unauthorised, Forbidden, TooFast: by whom, from where, what, how often.
         """
-        self._know(headers)
+        self._know(headers, scope)
         caller = self._callers.find(_bearer(headers))
         return self._allow(caller, scope)
 
@@ -189,7 +192,7 @@ class Guard:
         Raises:
             Unauthorised, Forbidden, TooFast: by whom, from where, how often.
         """
-        self._know(headers)
+        self._know(headers, Scope.STREAM)
         caller = self._redeem(ticket) if ticket else self._callers.find(_bearer(headers))
         self._allow(caller, Scope.STREAM)
         if caller.sessions is not None and caller.open >= caller.sessions:
@@ -201,12 +204,22 @@ class Guard:
         claims = {"sub": caller.digest, "exp": int(wall_clock()) + self._ticket_s, "jti": secrets.token_hex(8)}
         return jwt.encode(claims, self._secret, ALGORITHM)
 
-    def _know(self, headers: Mapping[str, str]) -> None:
-        """Refuse pages of strangers: without keys, a browser would carry the wishes of any page that is visited."""
+    def _know(self, headers: Mapping[str, str], scope: Scope) -> None:
+        """Refuse pages of strangers: without keys, a browser would carry the wishes of any page that is visited.
+
+        Where there are none, a name proves nothing, either: who owns it may let it lead here once the page is loaded.
+        A page that reads from its own host names no origin; so what is the operator's is never asked for by a name.
+        """
         origin, host = headers.get("origin"), headers.get("host", "")
-        if origin is not None and origin not in self._origins and _host_of(origin) != host:
+        if origin in self._origins:
+            return
+        if origin is not None and _host_of(origin) != host:
             help_ = "the operator may name them in DELTASPOT_ORIGINS, and a proxy must hand on Host"
             raise Forbidden(f"pages of {origin} may ask for nothing at host {host}; {help_}")
+        from_a_page = origin is not None or scope is Scope.ADMIN
+        if self._keyless and from_a_page and host not in self._hosts and not _is_lasting(host):
+            help_ = "the operator may name its page in DELTASPOT_ORIGINS, or hand out keys"
+            raise Forbidden(f"without keys, no name but localhost is trusted, and host {host} is one; {help_}")
 
     def _redeem(self, ticket: str) -> Caller:
         try:
@@ -218,8 +231,11 @@ class Guard:
     def _allow(self, caller: Caller, scope: Scope) -> Caller:
         if scope not in caller.scopes:
             raise Forbidden(f"this key is not for {scope.value}")
-        if caller.requests and not self._limiter.hit(parse(caller.requests), caller.digest):
+        rates = parse_many(caller.requests) if caller.requests else []
+        if not all(self._limiter.test(rate, caller.digest) for rate in rates):
             raise TooFast(f"this key may make {caller.requests} requests")
+        for rate in rates:
+            self._limiter.hit(rate, caller.digest)
         return caller
 
 
@@ -244,6 +260,15 @@ def _host_of(origin: str) -> str | None:
         return urlsplit(origin).netloc
     except ValueError:
         return None
+
+
+def _is_lasting(host: str) -> bool:
+    """Whether nobody can let a Host lead elsewhere: it is an address or `localhost`, with a port or without."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:
@@ -288,7 +313,7 @@ def _speed(text: str) -> float:
 
 
 def _rate(text: str) -> str:
-    if parse(text).amount < 1:
+    if any(rate.amount < 1 for rate in parse_many(text)):
         raise ValueError
     return text
 

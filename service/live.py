@@ -57,9 +57,7 @@ async def serve(server: Server, caller: Caller, receive: Receive, send: Send, so
         server.turned_away(error)
         await _end(send, [failed(error)], error.code)
     else:
-        with server.tracing.span("session", session=stream.session.id) as span:
-            await _run(server, stream, receive, send, socket)
-            span.note(outcome=stream.code.wire, audio_s=stream.session.audio_s, detections=stream.session.detections)
+        await _run(server, stream, receive, send, socket)
     finally:
         caller.open -= 1
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import ssl
 from typing import Any, Final
@@ -19,11 +20,15 @@ from models.engines import check_engine
 from models.kwt_weights import KWTFileError, is_stock
 from models.operating import offered
 from service.auth import KeyFileError, Keys
+from service.server import DEFAULT
 from service.settings import PREFIX, Settings, unknown
 from service.windows import ClipModel
 
 SECRET_BYTES: Final = 32
 """What a key of HMAC-SHA256 must have, RFC 7518, section 3.2."""
+
+ORIGIN: Final = re.compile(r"(?!http:.*:80$|https:.*:443$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]+)?")
+"""Of a page, as browsers write it: without the port that the scheme has by itself."""
 
 
 class SettingError(ValueError):
@@ -59,6 +64,7 @@ def check(settings: Settings) -> None:
     _check_models(settings)
     _check_folders(settings)
     _check_keys(settings)
+    _check_origins(settings.origins)
     _check_collector(settings.otlp_endpoint)
     certificate(settings)
     if settings.port and settings.port == settings.wyoming_port:
@@ -108,6 +114,8 @@ def _check_models(settings: Settings) -> None:
     if settings.model is not None and is_stock(settings.model):
         raise SettingError(f"{settings.model} judges clips only; name it in DELTASPOT_MODELS beside a default")
     offered(load_checkpoint(settings.model), settings.methods)
+    if DEFAULT in settings.models:
+        raise SettingError(f"DELTASPOT_MODELS: {DEFAULT!r} is the name of the checkpoint in DELTASPOT_MODEL")
     for name, path in settings.models.items():
         try:
             if is_stock(path):
@@ -140,6 +148,13 @@ def _check_keys(settings: Settings) -> None:
     secret = settings.ticket_secret
     if secret is not None and len(secret.get_secret_value().encode()) < SECRET_BYTES:
         raise SettingError(f"DELTASPOT_TICKET_SECRET needs {SECRET_BYTES} bytes: `openssl rand -hex 32` makes them")
+
+
+def _check_origins(origins: list[str]) -> None:
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            help_ = "a page is https://app.example.org or http://localhost:3000, no path, default port, capitals, *"
+            raise SettingError(f"DELTASPOT_ORIGINS: {help_}, not {origin!r}")
 
 
 def _check_collector(endpoint: str) -> None:

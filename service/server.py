@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from service.auth import Caller
     from service.protocol import ServerMessage, WireError
     from service.settings import Settings
+    from service.tracing import Span
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Server:
         self.keys = Keys.load(settings.keys) if settings.keys else None
         self.guard = Guard(self.keys or Anyone(), settings)
         self.streams: set[Stream] = set()
+        self._spans: dict[Stream, Span] = {}
         self.crowd = 0
         self.clip_models: dict[str, ClipModel] = {}
         self.warm = self.failed = False
@@ -247,19 +249,22 @@ class Server:
         limits = self.limits.model_copy(update={"speed": min(self.limits.speed, caller.speed or self.limits.speed)})
         stream = Stream(self.engine, configure, limits, self.settings, self.metrics, secrets.token_hex(8))
         self.streams.add(stream)
+        self._spans[stream] = self.tracing.begin("session", session=stream.session.id)
         self.crowd = max(self.crowd, len(self.streams))
         self.metrics.session_opened()
         self.metrics.cache_bytes(stream.vitals.cache_bytes)
         return stream
 
     def close(self, stream: Stream, outcome: str | None = None) -> list[ServerMessage]:
-        """Close a stream and write its line; return what is left to say."""
+        """Close a stream, its span too, and write its line; return what is left to say."""
+        span = self._spans.pop(stream)
         try:
             last, totals = stream.close()
         finally:
             self.streams.discard(stream)
             self._left.set()
         outcome = outcome or stream.code.wire
+        span.end(outcome=outcome, audio_s=stream.session.audio_s, detections=stream.session.detections)
         self.metrics.session_closed(outcome, stream.session.audio_s)
         self.metrics.cache_bytes(-stream.vitals.cache_bytes)
         why = {"message": stream.error.message, "field": stream.error.field} if stream.error else {}

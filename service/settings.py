@@ -72,7 +72,10 @@ class Settings(BaseSettings):
         description="After SIGTERM: for half of it streams and clips may end, in the rest streams are, in turn; s.",
     )
     keys: Path | None = Field(None, description="File of hashed API keys; without it everybody may do everything.")
-    origins: list[str] = Field([], description="Pages that may use the server beside its own, as JSON.")
+    origins: list[str] = Field(
+        [],
+        description="Pages that may use the server beside its own, as JSON; without keys its own, too, if at a name.",
+    )
     proxies: list[IPvAnyNetwork] = Field(
         [IPv4Network("127.0.0.1"), IPv6Network("::1")],
         description="Networks of proxies whose X-Forwarded-For and -Proto are believed, as JSON; `0.0.0.0/0` is any.",

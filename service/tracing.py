@@ -26,6 +26,12 @@ class Span:
         if self._span is not None:
             self._span.set_attributes({f"deltaspot.{key}": value for key, value in attributes.items()})
 
+    def end(self, **attributes: Value) -> None:
+        """Say the last things, and close it."""
+        self.note(**attributes)
+        if self._span is not None:
+            self._span.end()
+
 
 class Tracing:
     """Where spans go."""
@@ -56,9 +62,15 @@ class Tracing:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         return cls(provider)
 
+    def begin(self, name: str, **attributes: Value) -> Span:
+        """Open a span of a `session`; whoever asked for it ends it."""
+        span = Span(None if self._tracer is None else self._tracer.start_span(name))
+        span.note(**attributes)
+        return span
+
     @contextmanager
     def span(self, name: str, **attributes: Value) -> Iterator[Span]:
-        """Open a span around a `session` or a `clip`; an exception that passes through marks it as failed."""
+        """Open a span around a `clip`; an exception that passes through marks it as failed."""
         if self._tracer is None:
             yield Span()
             return

@@ -21,7 +21,7 @@ from structlog.contextvars import bind_contextvars
 
 from service.engine import clock
 from service.enrolled import kept
-from service.errors import BadMessage, Idle, UnsupportedAudio
+from service.errors import BadMessage, Idle, Internal, UnsupportedAudio
 from service.logs import log
 from service.protocol import Close, Configure, Detection, Encoding, KeywordSettings, TooLong, WireError
 
@@ -61,8 +61,9 @@ async def listen(server: Server, port: int) -> asyncio.Server:
             pass  # it went, or the server stops
         except Exception:  # noqa: BLE001 (whatever it is, it ends this connection and no other)
             log.exception("a satellite's connection failed")
+            satellite.fail(Internal("the server made a mistake; it is logged"))
         finally:
-            await satellite.leave()
+            await satellite.vanish()
             with suppress(OSError):
                 writer.close()
             asyncio.get_running_loop().call_later(LINGER_S, writer.transport.abort)  # whether or not it reads the rest
@@ -182,13 +183,17 @@ class Satellite:
         else:
             self._stream.fail(error)
 
-    async def leave(self) -> None:
-        """End the stream, if there is one."""
+    async def vanish(self) -> None:
+        """End the stream, if there is one, in its midst; Home Assistant does so once it was told of a word."""
+        await self.leave(None if self._heard else "vanished")
+
+    async def leave(self, outcome: str | None = None) -> None:
+        """End the stream, if there is one, with this outcome unless it failed."""
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
         if self._stream is not None:
-            self._server.close(self._stream)
+            self._server.close(self._stream, None if self._stream.error else outcome)
             self._stream = None
 
     def _open(self, data: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from service.auth import Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
+from service.auth import Anyone, Caller, Guard, KeyFileError, Keys, Scope, hash_key, new_key
 from service.commands.serve import app as serve_command
 from service.errors import Forbidden, TooFast, Unauthorised
 from service.protocol import Configure, Ready, parse_server
@@ -124,6 +124,15 @@ def test_keys_of_one_name_have_tickets_and_limits_of_their_own(tmp_path: Path) -
     assert guard.request(Scope.STREAM, large).sessions is None
 
 
+def test_all_rates_of_a_key_hold(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"x {hash_key('x')} stream requests=5/hour;2/day")
+    guard, key = Guard(Keys.load(tmp_path / "keys"), Settings()), {"authorization": "Bearer x"}
+    for _ in range(2):
+        guard.request(Scope.STREAM, key)
+    with pytest.raises(TooFast, match="5/hour;2/day"):
+        guard.request(Scope.STREAM, key)
+
+
 async def test_pages_of_strangers_open_nothing(guarded: Any) -> None:
     key = bearer("ears")
     assert await refused(guarded.stream, origin="https://evil.example", additional_headers=key) == 403
@@ -148,6 +157,29 @@ async def test_pages_of_strangers_reload_nothing_and_those_on_the_list_read_answ
             assert [preflight.status_code, answer.status_code] == codes
             for one in (preflight, answer):
                 assert one.headers.get("access-control-allow-origin") == told
+
+
+def test_without_keys_a_page_at_a_name_is_a_stranger_s() -> None:
+    guard = Guard(Anyone(), Settings(origins=["https://words.example"]))
+    for host in ("127.0.0.1:8770", "[::1]:8770", "192.0.2.7", "localhost:8770", "words.example"):
+        guard.upgrade({"origin": f"http://{host}", "host": host}, None)
+        guard.request(Scope.ADMIN, {"host": host})
+    for host in ("evil.example:8770", "127.0.0.1.evil.example", "localhost.evil.example"):
+        with pytest.raises(Forbidden, match=r"without keys, .* and host .* is one; .* DELTASPOT_ORIGINS"):
+            guard.upgrade({"origin": f"http://{host}", "host": host}, None)
+        with pytest.raises(Forbidden):
+            guard.request(Scope.ADMIN, {"host": host})
+        guard.request(Scope.DETECT, {"host": host})
+        guard.request(Scope.ADMIN, {"origin": "https://words.example", "host": host})
+
+
+async def test_name_that_was_led_here_opens_nothing_without_keys(guarded: Any, running: Any) -> None:
+    led = {"Host": "evil.example:8770"}
+    page = led | {"Origin": "http://evil.example:8770"}
+    async with httpx.AsyncClient() as web:
+        for method, path, headers in (("GET", "sessions", led), ("POST", "reload", page), ("POST", "detect", page)):
+            assert (await web.request(method, f"{running.http}/v1/{path}", headers=headers)).status_code == 403
+        assert (await web.get(f"{guarded.http}/v1/sessions", headers=page | bearer("all"))).status_code == 200
 
 
 async def test_pages_on_the_list_read_that_the_server_made_a_mistake(
@@ -263,6 +295,7 @@ async def test_refusals_are_counted_by_reason(guarded: Any) -> None:
         (f"name {'0' * 64} stream speed=inf", "speed=inf cannot be used; speed=2.5"),
         (f"name {'0' * 64} stream requests=often", "requests=often cannot be used; requests=60/minute can"),
         (f"name {'0' * 64} stream requests=0/minute", "requests=0/minute cannot be used; requests=60/minute can"),
+        (f"name {'0' * 64} stream requests=9/minute;0/day", "requests=9/minute;0/day cannot be used"),
     ],
 )
 def test_bad_line_of_the_file_is_named(tmp_path: Path, line: str, told: str) -> None:

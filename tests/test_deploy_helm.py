@@ -176,6 +176,17 @@ def test_several_pods_without_one_secret_for_their_tickets_are_warned_of():
     assert warning not in notes({})
 
 
+def test_page_of_an_ingress_that_the_server_would_refuse_is_told():
+    def told(**values):
+        return """settings.origins='["https://deltaspot.example.org"]'""" in notes(values)
+
+    ingress = {"enabled": True, "tlsSecret": "words"}
+    assert told(ingress=ingress)
+    assert not told(ingress=ingress, keys={"text": "a", "ticketSecret": "b"})
+    assert not told(ingress=ingress, settings={"origins": '["https://deltaspot.example.org"]'})
+    assert not told()
+
+
 def test_the_ingress_leads_to_all_that_is_served_but_metrics():
     (rule,) = render({"ingress": {"enabled": True}})["Ingress"]["spec"]["rules"]
     kinds = {path["path"]: path["pathType"] for path in rule["http"]["paths"]}

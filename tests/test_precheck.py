@@ -85,12 +85,18 @@ def test_setting_that_is_like_no_other_is_refused_too(monkeypatch: pytest.Monkey
     [
         ({"otlp_endpoint": "collector:4318"}, "DELTASPOT_OTLP_ENDPOINT: .* not 'collector:4318'"),
         ({"ticket_secret": "é" * 15}, "DELTASPOT_TICKET_SECRET needs 32 bytes"),
+        ({"models": {"default": __file__}}, "DELTASPOT_MODELS: 'default' is the name of .* DELTASPOT_MODEL"),
+        *(
+            ({"origins": ["https://app.example.org", origin]}, f"DELTASPOT_ORIGINS: .* not '{re.escape(origin)}'")
+            for origin in ("https://a/", "https://A", "https://*.a", "https://a:443", "*", "null", "a")
+        ),
     ],
 )
-def test_setting_that_would_be_found_out_later_is_found_before_the_start(wrong: dict[str, str], told: str) -> None:
+def test_setting_that_would_be_found_out_later_is_found_before_the_start(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingError, match=told):
         check(Settings(port=0, **wrong))
-    check(Settings(port=0, otlp_endpoint="https://collector:4318/v1/traces", ticket_secret="x" * 32))
+    origins = ["https://app.example.org", "http://localhost:3000", "http://[::1]:443", "chrome-extension://abc"]
+    check(Settings(port=0, otlp_endpoint="https://collector:4318/v1/traces", ticket_secret="x" * 32, origins=origins))
 
 
 def test_line_of_keys_that_cannot_be_read_names_the_setting(tmp_path: Path) -> None:

@@ -93,6 +93,45 @@ async def test_satellite_that_pings_is_there(door: Any) -> None:
         assert clock() - stream.last_heard < door[1].limits.idle_s / 2
 
 
+async def ended(running: Any, outcome: str, times: int) -> None:
+    """Wait until as many streams of a server have ended so."""
+    value = running.server.metrics.registry.get_sample_value
+    async with asyncio.timeout(60):
+        while value("deltaspot_sessions_total", {"outcome": outcome}) != times:  # noqa: ASYNC110 (as in test_app.py)
+            await asyncio.sleep(0.01)
+
+
+async def test_satellite_that_goes_in_the_midst_has_vanished_unless_it_was_told_of_a_word(
+    serving: Callable[..., Any], spoken: np.ndarray
+) -> None:
+    start = AudioStart(16_000, 2, 1).event()
+    with serving(wyoming_port=0) as running:
+        port = running.app.state.wyoming.sockets[0].getsockname()[1]
+        async with satellite(port) as client:
+            await client.write_event(start)
+            await client.write_event(start)  # in the place of the first
+            await client.write_event(Ping().event())
+            await client.read_event()
+        await ended(running, "vanished", 1)
+        await ended(running, "normal", 1)
+        async with satellite(port) as client:
+            await client.write_event(start)
+            await client.write_event(AudioChunk(16_000, 2, 1, spoken.astype("<i2").tobytes()).event())
+            assert Detection.is_type((await client.read_event()).type)
+        await ended(running, "normal", 2)
+
+
+async def test_mistake_of_the_server_is_counted_as_one(
+    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wyoming.Satellite, "_samples", lambda *_: 1 / 0)
+    with serving(wyoming_port=0) as running:
+        async with satellite(running.app.state.wyoming.sockets[0].getsockname()[1]) as client:
+            await client.write_event(AudioChunk(16_000, 2, 1, bytes(320)).event())
+            assert await client.read_event() is None
+        await ended(running, "internal", 1)
+
+
 async def test_silence_is_said_to_be_silence(door: Any) -> None:
     async with satellite(door[0]) as client:
         (event,) = await speak(client, np.zeros(32_000))

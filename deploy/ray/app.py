@@ -4,7 +4,8 @@
     serve run --app-dir deploy/ray app:app            # on a machine of the cluster
 
 The same application as `deltaspot serve`. An open stream counts as an ongoing request, so replicas follow the number
-of streams; a stream whose replica dies resumes on another one. Settings come from the environment of the replicas.
+of streams; a stream whose replica dies resumes on another one. Settings come from the environment of the replicas, and
+`DELTASPOT_SESSIONS` from that of `serve run`, too.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-SESSIONS = 1_000
-"""Streams of one replica at most, which has one core; it admits fewer if it finds that it cannot keep up with them."""
+SESSIONS = Settings().sessions
+"""Streams that Serve hands to one replica at most; it admits fewer if it finds that it cannot keep up with them."""
 
-PLANNED = 400
+PLANNED = min(400, SESSIONS)
 """Streams of one replica beyond which there is another: u S of the sizing guide in deploy/README.md."""
 
 
@@ -45,7 +46,7 @@ def check(server: Server) -> None:
 
 def build() -> FastAPI:
     """One replica's application. Serve asks for no readiness: a replica counts when its lifespan has begun."""
-    server = Server(Settings(sessions=SESSIONS))
+    server = Server(Settings())
     application = create_app(server)
     begin = application.router.lifespan_context
 

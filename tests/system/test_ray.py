@@ -108,6 +108,14 @@ async def test_a_replica_that_cannot_start_says_so_instead_of_waiting(monkeypatc
         await application.router.lifespan_context(application).__aenter__()
 
 
+def test_replicas_admit_what_the_environment_says(monkeypatch):
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from deploy.ray.app import build
+
+    monkeypatch.setenv("DELTASPOT_SESSIONS", "7")
+    assert build().state.server.settings.sessions == 7
+
+
 async def test_a_replica_that_broke_is_not_healthy():
     pytest.importorskip("ray", reason="needs the extra ray")
     from deploy.ray.app import Deltaspot, build
