@@ -10,13 +10,13 @@ import os
 import resource
 import signal
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvicorn
 
+from client.address import is_loopback
 from models.engines import Engine
 from service import logs
 from service.app import create_app
@@ -129,17 +129,10 @@ def say_who_may_come_in(server: Server) -> None:
     """Write down how many keys there are; that nobody needs one is a warning, unless only this machine gets here."""
     if server.keys is not None:
         logs.log.info("keys are asked for", keys=len(server.keys.callers))
-    elif _is_loopback(server.settings.host):
+    elif is_loopback(server.settings.host):
         logs.log.info("no keys: everybody on this machine may do everything")
     else:
         logs.log.warning("no keys: everybody who reaches this address may do everything; DELTASPOT_KEYS names a file")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reload(server: Server) -> None:
