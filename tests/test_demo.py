@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -17,11 +18,7 @@ from service.commands import demo
 from service.commands.own_server import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service.cli", "demo", "--once", "--speed", "5", "--port", "0", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+COMMAND = [sys.executable, "-m", "service.cli", "demo", "--port", "0"]
 
 
 def test_sample_holds_every_keyword_once_and_other_words():
@@ -57,8 +54,17 @@ def test_a_taken_port_is_replaced():
 
 
 @pytest.mark.system
-def test_demo_hears_the_sample():
-    done = run()
+def test_demo_hears_the_sample_wherever_the_environment_has_servers_and_proxies():
+    nobody = "http://127.0.0.1:9"
+    environment = {"DELTASPOT_KEYS": "none", "DELTASPOT_TLS_CERT": "none", "http_proxy": nobody, "https_proxy": nobody}
+    done = subprocess.run(
+        [*COMMAND, "--once", "--speed", "5"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Multiplications skipped" in done.stdout
 

@@ -50,7 +50,9 @@ class Row:
 def service(
     sessions: Annotated[str, typer.Option(help="Numbers of streams, such as 1,10,100.")] = "1,10,100",
     seconds: Annotated[float, typer.Option(min=1, help="Length of each run, once all streams are there.")] = 20.0,
-    url: Annotated[str | None, typer.Option(help="A server that runs already; one is started if left out.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that runs already; one with default settings is started if left out.")
+    ] = None,
     pid: Annotated[int | None, typer.Option(help="Its process, to measure CPU time and memory.")] = None,
     as_json: AsJson = False,
 ) -> None:

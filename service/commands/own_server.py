@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from service.settings import handed_on
+
 START_S = 300.0
 """Compiling the kernels for the first time on a slow machine takes minutes; later starts take seconds."""
 DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -45,15 +47,22 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`deltaspot serve` with `options` in a process of its own, ready; it is stopped on the way out.
+def server(port: int, *options: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve` in a process of its own, ready; it is stopped on the way out.
+
+    Args:
+        port: where it listens, on 127.0.0.1.
+        options: of the command.
+        settings: of the server, by name; those of the environment do not hold, see `service.settings.handed_on`.
 
     Raises:
         NoServer: if it ends before it is ready, or takes too long; its log is in the message.
     """
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 (our own command)
+        process = subprocess.Popen(  # noqa: S603 (our own command)
+            command, env=handed_on(**settings), stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             deadline = time.monotonic() + START_S
             while not answers(f"http://127.0.0.1:{port}/readyz"):
