@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import soundfile
 
 from models.config import KEYWORDS
 from service.commands import demo
-from service.commands.own_server import free_port
+from service.commands.own_server import answers, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "service.cli", "demo", "--port", "0"]
@@ -76,3 +77,14 @@ def test_demo_fails_on_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SAMPLE", tmp_path)
     with pytest.raises(demo.DemoError, match="yes, no, up, down, left, right, on, off, stop, go"):
         demo.demo(once=True, speed=50, port=0)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_server_of_a_demo_ends_with_it(number):
+    with subprocess.Popen([*COMMAND, "--speed", "50"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        url = next(line for line in running.stdout if "stays up" in line).split()[5]
+        assert answers(url)
+        running.send_signal(number)
+        assert running.wait(60) == 128 + number
+    assert not answers(url)

@@ -103,12 +103,15 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
     command += ["--ramp", str(RAMP_S)]
     peak = before
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:  # noqa: S603 (our own command)
-        while True:
-            try:
-                output, _ = load.communicate(timeout=SAMPLE_S)
-                break
-            except subprocess.TimeoutExpired:
-                peak = max(peak, memory(pid))
+        try:
+            while True:
+                try:
+                    output, _ = load.communicate(timeout=SAMPLE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    peak = max(peak, memory(pid))
+        finally:
+            load.terminate()  # which has ended, unless this command ends before it
     if load.returncode:
         raise CannotConnect("the load client gave up; it said why")
     report: dict[str, Any] = json.loads(output)
