@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -32,6 +33,14 @@ def rest_url(url: str, path: str) -> str:
     parts = urlsplit(stream_url(url))
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     return f"{scheme}://{parts.netloc}{parts.path.rpartition(STREAM)[0]}{path}"
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether whoever has that name is on this machine, to which no proxy leads."""
+    try:
+        return ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _split(url: str) -> SplitResult:

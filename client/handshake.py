@@ -6,12 +6,14 @@ Knows nothing of what a stream has sent or heard before.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
+from client.address import is_loopback
 from client.errors import CannotConnect, StreamFailed
 from service.protocol import BadMessage, CloseCode, Configure, Failed, Ready, ServerMessage, parse_server
 
@@ -40,8 +42,16 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
         NotNow: the server has no room.
         CannotConnect: it refuses, or is no server of this kind.
     """
+    proxy: Literal[True] | None = None if is_loopback(urlsplit(url).hostname) else True  # the environment's
     try:
-        return await connect(url, additional_headers=headers, compression=None, max_size=2**22, open_timeout=PATIENCE_S)
+        return await connect(
+            url,
+            additional_headers=headers,
+            compression=None,
+            max_size=2**22,
+            open_timeout=PATIENCE_S,
+            proxy=proxy,
+        )
     except InvalidStatus as error:
         raise _refusal(url, error) from None
     except InvalidMessage as error:

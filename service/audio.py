@@ -32,9 +32,6 @@ CLIP_CHANNELS: Final = 8
 RESAMPLER: Final = "MQ"
 """soxr's recipe. The network hears up to 7.6 kHz; this one is flat to 7, where a cheaper one is down by 13 dB."""
 
-RECENT_SAMPLES: Final = 10 * SAMPLE_RATE
-"""Audio kept for clips beside the newest: the longest pre-roll, a word, and what may lie in the queue."""
-
 
 def _expand_mulaw() -> Array:
     """ITU-T G.711 mu-law: 256 codes -> int16 values."""
@@ -184,23 +181,26 @@ class Recording:
 
 
 class Recent:
-    """The newest seconds of a stream, for clips of it."""
+    """The newest part of a stream, as s16le, for clips of it; positions are samples since the stream began."""
 
     def __init__(self) -> None:
         self._end = 0
-        self._samples = np.zeros(0, np.int16)
+        self._pcm = bytearray()  # forgets its front and takes more at its end without a copy of the rest
 
-    def feed(self, samples: Array, end: int) -> None:
-        """Take the next samples (S,), int16 values, up to a position in samples since the stream began."""
+    def feed(self, samples: Array, end: int, oldest: int) -> None:
+        """Take the next samples (S,), int16 values, up to position `end`; forget all before position `oldest`."""
         self._end = end
-        whole = np.clip(samples, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)  # a resampler overshoots
-        self._samples = np.concatenate((self._samples, whole))[-RECENT_SAMPLES - len(whole) :]
+        self._pcm += np.clip(samples, -FULL_SCALE, FULL_SCALE - 1).astype(S16LE).tobytes()  # a resampler overshoots
+        del self._pcm[: self._place(oldest)]
 
     def cut(self, start_s: float, end_s: float) -> str:
-        """Base64 of the s16le samples from `start_s` to `end_s`, as far as they are still here."""
-        first = self._end - len(self._samples)
-        begin, end = (max(0, round(seconds * SAMPLE_RATE) - first) for seconds in (start_s, end_s))
-        return base64.b64encode(self._samples[begin:end].astype("<i2").tobytes()).decode()
+        """Base64 of the samples from `start_s` to `end_s`, as far as they are still here."""
+        begin, end = (self._place(round(seconds * SAMPLE_RATE)) for seconds in (start_s, end_s))
+        return base64.b64encode(self._pcm[begin:end]).decode()
+
+    def _place(self, position: int) -> int:
+        """Where in the bytes that are here a position is."""
+        return max(0, S16LE.itemsize * (position - self._end) + len(self._pcm))
 
 
 def _int16_values(values: Array) -> Array:

@@ -215,8 +215,8 @@ class Output:
         self._next = len(list(self.parts.glob("*.parquet")))
 
     def done(self) -> set[str]:
-        """Recordings that need not be scanned again."""
-        return {path for file in self._files() for path in pq.read_table(file, columns=["path"])["path"].to_pylist()}
+        """Recordings that need not be scanned again; those that could not be read may be readable by now."""
+        return set(_read(self._rows())["path"].to_pylist())
 
     def add(self, table: pa.Table) -> None:
         """Keep a finished batch, whole or not at all."""
@@ -225,13 +225,17 @@ class Output:
         self._next += 1
 
     def finish(self) -> pa.Table:
-        """Merge everything into the file, in the order of paths and times; return it."""
-        tables = [pq.read_table(file) for file in self._files()]
-        merged = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-        if self.file.exists():  # a merge that was interrupted after it had written the file
-            known = pa.concat_tables(tables[1:]) if tables[1:] else SCHEMA.empty_table()
-            fresh = known.filter(pc.invert(pc.is_in(known["path"], tables[0]["path"])))
-            merged = pa.concat_tables([tables[0], fresh])
+        """Merge everything into the file, in the order of paths and times; return it.
+
+        Of a recording that could not be read, only the newest reason is kept, and none once it was read.
+        """
+        rows = self._rows()
+        read = (
+            _read(rows).group_by(SCHEMA.names, use_threads=False).aggregate([])
+        )  # an interrupted merge has some twice
+        failed = rows.filter(pc.invert(pc.is_in(rows["path"], read["path"])))
+        newest = {row["path"]: row for row in failed.to_pylist()}
+        merged = pa.concat_tables([read.cast(SCHEMA), pa.Table.from_pylist(list(newest.values()), SCHEMA)])
         merged = merged.sort_by([("path", "ascending"), ("start_s", "ascending")])
         self._write(merged, self.file)
         if self.parts.exists():
@@ -241,9 +245,18 @@ class Output:
     def _files(self) -> list[Path]:
         return [*([self.file] if self.file.exists() else []), *sorted(self.parts.glob("*.parquet"))]
 
+    def _rows(self) -> pa.Table:
+        """What was written so far, the oldest first."""
+        return pa.concat_tables([SCHEMA.empty_table(), *map(pq.read_table, self._files())])
+
     def _write(self, table: pa.Table, path: Path) -> None:
         with aside(path) as partial:
             pq.write_table(table.cast(self._schema), partial)
+
+
+def _read(table: pa.Table) -> pa.Table:
+    """Rows of recordings that could be read."""
+    return table.filter(pc.is_null(table["error"]))
 
 
 def _metadata(file: Path) -> dict[bytes, bytes] | None:

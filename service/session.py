@@ -45,6 +45,8 @@ KNOWN = 100
 """Detections that feedback may still speak of."""
 ACTIONS = 10_000
 """Markers and changes that may wait for their audio to be judged."""
+WORD_S = 4.0
+"""Audio kept for clips beside the pre-roll and what is not yet judged, s: a word, and the most patience (3 s)."""
 
 
 class Session:
@@ -268,7 +270,8 @@ class Session:
     def _remember(self, samples: Array) -> None:
         self._position += len(samples)
         if self._heard is not None:
-            self._heard.feed(samples, self._position)
+            oldest_s = self._time.end_s(self.judged) - WORD_S - self.asked.preroll_ms / 1000
+            self._heard.feed(samples, self._position, round(oldest_s * SAMPLE_RATE))
 
     def _out(self, tokens: Tokens) -> Tokens:
         self.fed += tokens.count

@@ -100,7 +100,7 @@ def limits(settings: Settings) -> Limits:
 def unknown() -> list[str]:
     """Variables of the environment that nobody reads, though they look like settings."""
     known = OTHERS | Settings.model_fields.keys()
-    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    ours = sorted(filter(_is_ours, os.environ))
     return [name for name in ours if name[len(PREFIX) :].lower() not in known]
 
 
@@ -108,3 +108,18 @@ def indoors(**given: Any) -> Settings:  # noqa: ANN401 (any setting)
     """Settings of a server without doors: what is `given`, else defaults; of the environment only the model counts."""
     model = os.environ.get(f"{PREFIX}MODEL")
     return Settings.model_construct(model=Path(model) if model else None, **given)
+
+
+def handed_on(**given: str) -> dict[str, str]:
+    """This process's environment for a server that a command starts for itself.
+
+    Of the server's settings, only what runs the model is in it, and what is `given` by name.
+    """
+    runs = {f"{PREFIX}{name}" for name in ("MODEL", "ENGINE", "DEVICE")}
+    kept = {name: value for name, value in os.environ.items() if not _is_ours(name) or name.upper() in runs}
+    return kept | {f"{PREFIX}{name.upper()}": value for name, value in given.items()}
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a variable looks like a setting."""
+    return name.upper().startswith(PREFIX)

@@ -21,11 +21,17 @@ START_S = 240
 
 @contextmanager
 def process(
-    port: int, *options: str, log: Path = Path(os.devnull), path: str = "/readyz", **environment: str
+    port: int,
+    *options: str,
+    log: Path = Path(os.devnull),
+    path: str = "/readyz",
+    stdin: int | None = None,
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`deltaspot serve`, once it answers at `path`."""
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), *options]
-    with log.open("wb") as lines, subprocess.Popen(command, env={**environment, "PATH": ""}, stderr=lines) as server:
+    environment |= {"PATH": ""}
+    with log.open("wb") as lines, subprocess.Popen(command, env=environment, stdin=stdin, stderr=lines) as server:
         try:
             waited = asyncio.run(_answers(f"http://127.0.0.1:{port}{path}", server))
             assert waited, "the server did not start"

@@ -151,7 +151,7 @@ def test_clips_of_what_a_resampler_overshoots_do_not_wrap_around() -> None:
     samples = Decoder(Encoding.S16LE, 1, 48_000).feed(square.tobytes())
     assert np.abs(samples).max() > 33_000
     recent = Recent()
-    recent.feed(samples, len(samples))
+    recent.feed(samples, len(samples), 0)
     clip = np.frombuffer(base64.b64decode(recent.cut(0, 1)), "<i2")
     assert np.abs(clip - samples).max() <= np.abs(samples).max() - 32_767 + 1
 
@@ -159,7 +159,7 @@ def test_clips_of_what_a_resampler_overshoots_do_not_wrap_around() -> None:
 def test_recent_audio_is_bounded_and_cut_by_stream_time() -> None:
     recent = Recent()
     for second in range(20):
-        recent.feed(np.full(16_000, second, np.float32), 16_000 * (second + 1))
+        recent.feed(np.full(16_000, second, np.float32), 16_000 * (second + 1), 16_000 * (second - 3))
     clip = np.frombuffer(base64.b64decode(recent.cut(17.5, 18.25)), "<i2")
     assert (len(clip), clip[0], clip[-1]) == (12_000, 17, 18)
-    assert recent.cut(0, 5) == ""
+    assert recent.cut(0, 16) == ""

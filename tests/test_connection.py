@@ -16,6 +16,7 @@ from client.address import rest_url, stream_url
 from client.connection import Interrupted, connect
 from client.errors import CannotConnect, SettingError, SourceError, StreamFinished
 from client.outbox import Outbox
+from client.rest import post
 from service.protocol import (
     CloseCode,
     Closed,
@@ -67,6 +68,27 @@ def test_what_can_be_no_servers_name_is_said(name):
     for ask in (connect, lambda url: rest_url(url, "/v1/detect")):
         with pytest.raises(SettingError, match=re.escape(f"{name} is no server's address: ")):
             ask(name)
+
+
+async def test_proxy_of_the_environment_is_asked_for_servers_elsewhere_only(monkeypatch):
+    asked = []
+
+    async def proxy(reader, writer):
+        asked.append((await reader.readline()).decode().rstrip())
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for url in ("127.0.0.1:9", "[::1]:9", "localhost:9", "h.example:9"):
+            with pytest.raises(CannotConnect):
+                async with connect(url):
+                    pass
+            with pytest.raises(CannotConnect):
+                await asyncio.to_thread(post, url, "/v1/detect", b"")
+    assert asked == ["CONNECT h.example:9 HTTP/1.1", "POST http://h.example:9/v1/detect HTTP/1.1"]
 
 
 async def test_settings_are_taken_as_python_has_them():

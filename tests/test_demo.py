@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,14 +16,10 @@ import soundfile
 
 from models.config import KEYWORDS
 from service.commands import demo
-from service.commands.own_server import free_port
+from service.commands.own_server import answers, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service.cli", "demo", "--once", "--speed", "5", "--port", "0", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+COMMAND = [sys.executable, "-m", "service.cli", "demo", "--port", "0"]
 
 
 def test_sample_holds_every_keyword_once_and_other_words():
@@ -57,8 +55,17 @@ def test_a_taken_port_is_replaced():
 
 
 @pytest.mark.system
-def test_demo_hears_the_sample():
-    done = run()
+def test_demo_hears_the_sample_wherever_the_environment_has_servers_and_proxies():
+    nobody = "http://127.0.0.1:9"
+    environment = {"DELTASPOT_KEYS": "none", "DELTASPOT_TLS_CERT": "none", "http_proxy": nobody, "https_proxy": nobody}
+    done = subprocess.run(
+        [*COMMAND, "--once", "--speed", "5"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Multiplications skipped" in done.stdout
 
@@ -70,3 +77,14 @@ def test_demo_fails_on_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SAMPLE", tmp_path)
     with pytest.raises(demo.DemoError, match="yes, no, up, down, left, right, on, off, stop, go"):
         demo.demo(once=True, speed=50, port=0)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_server_of_a_demo_ends_with_it(number):
+    with subprocess.Popen([*COMMAND, "--speed", "50"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        url = next(line for line in running.stdout if "stays up" in line).split()[5]
+        assert answers(url)
+        running.send_signal(number)
+        assert running.wait(60) == 128 + number
+    assert not answers(url)

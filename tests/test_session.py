@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,7 @@ from service.protocol import (
     ServerMessage,
 )
 from service.resume import Position
-from service.session import ACTIONS, Session
+from service.session import ACTIONS, WORD_S, Session
 from service.spec import Spec
 
 CONFIG = ModelConfig()
@@ -273,6 +274,20 @@ def test_clips_of_a_long_frame_begin_where_its_words_do() -> None:
     (detection,) = one.judge(said(*[None] * 25, "yes"), Vitals())
     clip = np.frombuffer(base64.b64decode(detection.clip), "<i2")
     assert clip[0] == round((detection.start_s - 0.2) * 16_000)
+
+
+@pytest.mark.parametrize("chunk", [1_600, 16])
+def test_clips_cost_no_more_memory_than_they_can_hold(chunk: int) -> None:
+    one = session(keywords={"yes": KeywordSettings(patience=1)}, preroll_ms=200)
+    data = pcm(chunk)
+    tracemalloc.start()
+    for _ in range(10 * 16_000 // chunk):
+        one.audio(data)
+        if waiting := one.fed - one.judged:
+            one.judge(said(*[None] * waiting), Vitals())
+    traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/service/audio.py")]).traces
+    tracemalloc.stop()
+    assert 2 * 16_000 * WORD_S < sum(trace.size for trace in traces) < 2 * 16_000 * (WORD_S + 2)
 
 
 def test_no_clip_is_sent_once_none_is_wanted() -> None:

@@ -50,7 +50,9 @@ class Row:
 def service(
     sessions: Annotated[str, typer.Option(help="Numbers of streams, such as 1,10,100.")] = "1,10,100",
     seconds: Annotated[float, typer.Option(min=1, help="Length of each run, once all streams are there.")] = 20.0,
-    url: Annotated[str | None, typer.Option(help="A server that runs already; one is started if left out.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that runs already; one with default settings is started if left out.")
+    ] = None,
     pid: Annotated[int | None, typer.Option(help="Its process, to measure CPU time and memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -101,12 +103,15 @@ def measure(url: str, pid: int | None, streams: int, seconds: float) -> Row:
     command += ["--ramp", str(RAMP_S)]
     peak = before
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:  # noqa: S603 (our own command)
-        while True:
-            try:
-                output, _ = load.communicate(timeout=SAMPLE_S)
-                break
-            except subprocess.TimeoutExpired:
-                peak = max(peak, memory(pid))
+        try:
+            while True:
+                try:
+                    output, _ = load.communicate(timeout=SAMPLE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    peak = max(peak, memory(pid))
+        finally:
+            load.terminate()  # which has ended, unless this command ends before it
     if load.returncode:
         raise CannotConnect("the load client gave up; it said why")
     report: dict[str, Any] = json.loads(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,9 +11,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from service.settings import handed_on
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 START_S = 300.0
 """Compiling the kernels for the first time on a slow machine takes minutes; later starts take seconds."""
+DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without the proxy that the environment may name."""
 
 
 class NoServer(Exception):
@@ -35,22 +44,29 @@ def free_port(wanted: int) -> int:
 def answers(url: str) -> bool:
     """Whether a GET of `url` is answered with success."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 (our own address)
+        with DIRECT.open(url, timeout=5) as response:
             return bool(response.status == 200)
     except OSError:
         return False
 
 
 @contextmanager
-def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`deltaspot serve` with `options` in a process of its own, ready; it is stopped on the way out.
+def server(port: int, *options: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`deltaspot serve` in a process of its own, ready; it is stopped on the way out, at SIGTERM and SIGHUP, too.
+
+    Args:
+        port: where it listens, on 127.0.0.1.
+        options: of the command.
+        settings: of the server, by name; those of the environment do not hold, see `service.settings.handed_on`.
 
     Raises:
         NoServer: if it ends before it is ready, or takes too long; its log is in the message.
     """
-    with tempfile.TemporaryFile() as log:
+    with _ended_by_signals(), tempfile.TemporaryFile() as log:
         command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *options]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 (our own command)
+        process = subprocess.Popen(  # noqa: S603 (our own command)
+            command, env=handed_on(**settings), stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             deadline = time.monotonic() + START_S
             while not answers(f"http://127.0.0.1:{port}/readyz"):
@@ -62,3 +78,20 @@ def server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, where they would end the process at once, end it by an exception, as Ctrl-C does."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    deadly = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)

@@ -28,6 +28,8 @@ def scan(
 ) -> None:
     """Find keywords in thousands of recordings; run it again after an interruption and it goes on.
 
+    Later it judges what is new, and tries what could not be read once more.
+
     The table has the columns path, audio_s, keyword, score, start_s, end_s and error; a recording in which nothing was
     heard, or that could not be read, has one row without a keyword. The exit status is 1 if none could be read.
     """

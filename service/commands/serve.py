@@ -10,13 +10,13 @@ import os
 import resource
 import signal
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvicorn
 
+from client.address import is_loopback
 from models.engines import Engine
 from service import logs
 from service.app import create_app
@@ -105,7 +105,7 @@ def serve(
         bool, typer.Option("--settings", callback=_print_settings, help="Print every setting of the environment.")
     ] = False,
 ) -> None:
-    """Run the server until SIGTERM; other settings come from the environment, see --settings."""
+    """Run the server until SIGTERM or its terminal's end; other settings come from the environment, see --settings."""
     given = {"host": host, "port": port, "model": model, "engine": engine, "device": device, "sessions": sessions}
     given |= {"tls_cert": tls_cert, "tls_key": tls_key}
     settings = read_settings({name: value for name, value in given.items() if value is not None})
@@ -119,7 +119,7 @@ def serve(
     say_who_may_come_in(server)
     polite = Polite(uvicorn_config(server))
     polite.server, server.on_failure = server, polite.give_up
-    signal.signal(signal.SIGHUP, lambda *_: asyncio.get_running_loop().call_soon_threadsafe(_reload, server))
+    _heed_hangup(polite)
     polite.run()
     if polite.failed:
         raise typer.Exit(1)
@@ -129,17 +129,23 @@ def say_who_may_come_in(server: Server) -> None:
     """Write down how many keys there are; that nobody needs one is a warning, unless only this machine gets here."""
     if server.keys is not None:
         logs.log.info("keys are asked for", keys=len(server.keys.callers))
-    elif _is_loopback(server.settings.host):
+    elif is_loopback(server.settings.host):
         logs.log.info("no keys: everybody on this machine may do everything")
     else:
         logs.log.warning("no keys: everybody who reaches this address may do everything; DELTASPOT_KEYS names a file")
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _heed_hangup(polite: Polite) -> None:
+    """Reload at SIGHUP; end at one that comes since the terminal is gone on which the server was started."""
+    terminal = os.isatty(0)
+
+    def hung_up(sig: int, frame: FrameType | None) -> None:
+        if terminal and not os.isatty(0):
+            polite.handle_exit(sig, frame)
+        else:
+            asyncio.get_running_loop().call_soon_threadsafe(_reload, polite.server)
+
+    signal.signal(signal.SIGHUP, hung_up)
 
 
 def _reload(server: Server) -> None:

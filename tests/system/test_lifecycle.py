@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -108,19 +110,36 @@ def test_server_that_still_compiles_is_ended_at_once(tmp_path: Path) -> None:
     assert told[-1] == "stopped at once"
 
 
-def test_models_are_reloaded_on_hangup(spoken: np.ndarray, tmp_path: Path) -> None:
-    port, log = free_port(0), tmp_path / "log"
+def await_reload(log: Path) -> None:
+    def times() -> int:
+        return events(log.read_text()).count("model ready")
 
     async def reloaded() -> None:
         async with asyncio.timeout(START_S):
-            while events(log.read_text()).count("model ready") < 2:  # noqa: ASYNC110 (another process tells nobody)
+            while times() < 2:  # noqa: ASYNC110 (another process tells nobody)
                 await asyncio.sleep(0.05)
 
-    with process(port, log=log) as server:
+    asyncio.run(reloaded())
+
+
+def test_models_are_reloaded_on_hangup(spoken: np.ndarray, tmp_path: Path) -> None:
+    port, log = free_port(0), tmp_path / "log"
+    with process(port, log=log, stdin=subprocess.DEVNULL) as server:
         server.send_signal(signal.SIGHUP)
-        asyncio.run(reloaded())
+        await_reload(log)
         assert detections(asyncio.run(listen(f"ws://127.0.0.1:{port}", spoken, [], {})))
         assert server.poll() is None
+
+
+def test_server_on_a_terminal_is_reloaded_while_that_is_there_and_ends_with_it(tmp_path: Path) -> None:
+    port, log, (terminal, inside) = free_port(0), tmp_path / "log", pty.openpty()
+    with process(port, log=log, stdin=inside) as server:
+        os.close(inside)
+        server.send_signal(signal.SIGHUP)
+        await_reload(log)
+        os.close(terminal)
+        server.send_signal(signal.SIGHUP)  # the system does so where it is the terminal that the process belongs to
+        assert server.wait(START_S) == 0
 
 
 def test_torch_engine_hears_what_the_kernels_hear(running: Running, spoken: np.ndarray) -> None:
