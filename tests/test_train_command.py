@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.checkpoint import load_checkpoint, save
+from models.config import ConfigError
 from models.gated import Gated
 from models.train import MODEL, checkpoint_of
 from models.train_state import STATE, TrainingError, be_taught, load_state, save_state
@@ -112,6 +113,11 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
         ("[model.frontend]\ntop_hz = 7000.0", "leave model.frontend out"),
         ("[model]\nchannels = 97", "must be a multiple of heads"),
         ("[recipe]\nsnr_db = [0]", "recipe.snr_db.1"),
+        ("[model]\nspan = 20", "span must be a multiple of 16 to be compiled, got 20"),
+        ("[model]\nchannels = 80\nheads = 2", "head_channels must be a multiple of 16 to be compiled, got 40"),
+        ("[model]\nhidden = 200", "hidden must be a multiple of 16 to be compiled, got 200"),
+        ("[model]\nfilters = [24, 48]", "filters must be multiples of 16 to be compiled"),
+        ("[model]\nfolds = [1, 1, 2, 2, 1, 1]\nhidden = 400", "hidden folded by 2 must be a multiple of 16"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),
         ("recipe = 3", "recipe holds names and values"),
         ("[[", "settings.toml"),
@@ -120,7 +126,7 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
 def test_settings_that_are_none_are_refused(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(text)
-    with pytest.raises(TrainingError, match=re.escape(told)):
+    with pytest.raises((ConfigError, TrainingError), match=re.escape(told)):
         begin(Stage.DENSE, settings=path)
 
 

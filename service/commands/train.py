@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from models.cache import layout
 from models.checkpoint import load_checkpoint
 from models.clip_stage import TUTOR, Clip
 from models.config import SILENCE, UNKNOWN, ModelConfig
@@ -210,7 +211,7 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
     """The shape of a model with other folds and keywords, where any are given.
 
     Raises:
-        ConfigError: for folds or keywords that no model can have.
+        ConfigError: for folds or keywords that no model can have, and sizes that the compiled step cannot have.
         TrainingError: for folds that the compiled step cannot have, and another front end than the usual one.
     """
     if config.frontend != FRONTEND:
@@ -221,6 +222,7 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
         raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
     return config
 
+    layout(config)  # refuses now what else the first report would, when there are steps to lose
 
 def what_next(state: State, data: Path, out: Path) -> str:
     """What a run that has ended leaves, and what to do with it."""
