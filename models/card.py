@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint import SHIPPED
 from models.evaluate_sets import DIRECT_DB
 from models.operating import usual_point
 from models.spans import USUAL_MS
@@ -143,6 +144,7 @@ def streams(evaluation: Facts) -> str:
     alarms = ("false alarms per hour", "of them unprovoked", "95 %")
     heading = ("set", "hours", "exposed", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
+    chosen_at = evaluation["calibration"].get("made_for", {"point": SHIPPED})["point"]
     protocol = evaluation["protocol"]
     return (
         f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
@@ -151,7 +153,7 @@ def streams(evaluation: Facts) -> str:
         "keyword: that rate is what the thresholds were chosen for. All false alarms are counted per hour of audio. "
         "Latency runs from the word's end to the sample that decided. Bounds: Clopper-Pearson and Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)\n\n"
-        "The first of these sets at every operating point; thresholds are those that were chosen at `shipped`:\n\n"
+        f"The first of these sets at every operating point; thresholds are those that were chosen at `{chosen_at}`:\n\n"
         f"{table(('point', *heading[1:]), [(name, *_stream(report)) for name, report in evaluation['points'].items()])}"
     )
 
@@ -208,7 +210,7 @@ def thresholds(model: Facts) -> str:
         f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
         f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
         f"armed again {calibration['margin']:g} below its threshold (at half of it where that is higher), "
-        f"{calibration['refractory_ms']} ms after it fired."
+        f"{calibration['refractory_ms']} ms after it fired.{made_for(calibration)}"
         f"\n\n{table(KEYWORD_COLUMNS, keyword_rows(calibration['keywords']))}"
     )
 
@@ -216,6 +218,16 @@ def thresholds(model: Facts) -> str:
 def keyword_rows(words: Facts) -> list[tuple[str, ...]]:
     """A calibration's keywords, in `KEYWORD_COLUMNS`."""
     rows: list[tuple[str, ...]] = []
+def made_for(calibration: Facts) -> str:
+    """A sentence, after a space, on what thresholds were chosen for; nothing where nobody noted it."""
+    if not (made := calibration.get("made_for")):
+        return ""
+    return (
+        " Thresholds were chosen at `{point}` for {false_alarms_per_hour:g} unprovoked false alarms an exposed hour, "
+        "on streams of {exposed_hours:.2f} such hours."
+    ).format(**made)
+
+
     for word, rule in words.items():
         start_ms, end_ms = rule.get("span_ms", USUAL_MS)
         rows.append((word, f"{rule['threshold']:.3f}", str(rule["patience"]), f"{start_ms:.0f} to {end_ms:.0f}"))

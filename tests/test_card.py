@@ -77,6 +77,15 @@ def test_a_card_names_no_speakers_where_nobody_is_known(facts: dict, evaluation:
 
 def test_an_evaluation_of_other_weights_is_refused(facts: dict, evaluation: dict) -> None:
     evaluation["model"]["fingerprint"] = "0123456789ab"
+def test_a_card_names_the_point_that_thresholds_were_chosen_at(facts: dict, evaluation: dict) -> None:
+    assert "those that were chosen at `shipped`" in write_card(facts, evaluation)
+    made_for = {"point": "aggressive", "false_alarms_per_hour": 0.5, "exposed_hours": 6.88, "seed": 7}
+    facts["calibration"] = evaluation["calibration"] = {**facts["calibration"], "made_for": made_for}
+    card = write_card(facts, evaluation)
+    assert "those that were chosen at `aggressive`" in card
+    assert "chosen at `aggressive` for 0.5 unprovoked false alarms an exposed hour, on streams of 6.88 such" in card
+
+
     with pytest.raises(CardError, match="0123456789ab"):
         write_card(facts, evaluation)
 

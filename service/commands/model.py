@@ -170,6 +170,10 @@ def calibrate_command(
         calibration, _ = calibrate(heard, detect, network.config, goal, checkpoint.calibration)
         calibration = spans.learn(heard, calibration, detect, network.config, checkpoint.calibration)
         outcome, _ = total(heard, calibration, detect, network.config)
+    hours = round(outcome.exposed_hours, 2)
+    calibration["made_for"] = {
+        "point": judged, "false_alarms_per_hour": false_alarms, "exposed_hours": hours, "seed": seed,
+    }  # fmt: skip
     _warn(outcome, goal, network.config.keywords, checkpoint.calibration.get("keywords", {}))
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)
