@@ -107,11 +107,13 @@ def _within(bounds: Sequence[float] | None) -> str:
 def clips(reports: Sequence[Facts]) -> str:
     """Accuracy and work at each operating point."""
     shares = ("accuracy", "keywords", "unknown", "silence")
-    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "MACs skipped: of window", "of causal")
+    work = ("MACs skipped: of window", "of causal")
+    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "balanced", *work)
     rows = [
         (
             report["name"],
             *(cell for name in shares for cell in (percent(report[name]), _within(report["bounds"][name]))),
+            percent(report["balanced"]),
             percent(report["macs_skipped_vs_window"]),
             percent(report["macs_skipped_vs_causal"]),
         )
@@ -120,7 +122,8 @@ def clips(reports: Sequence[Facts]) -> str:
     return (
         f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
         "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates. "
-        "Units that stay zero behind a ReLU are skipped at every point, `dense` included. Bounds: Clopper-Pearson.\n\n"
+        "Units that stay zero behind a ReLU are skipped at every point, `dense` included. `balanced` is the mean of "
+        "all labels' shares, as if there were as many clips of each. Bounds: Clopper-Pearson.\n\n"
         f"{table(heading, rows)}\n\n{_speakers(reports)}![Confusion matrix](confusion.png)"
     )
 
@@ -141,10 +144,10 @@ def _speakers(reports: Sequence[Facts]) -> str:
 def streams(evaluation: Facts) -> str:
     """Misses, false alarms and latency of every set."""
     reports = evaluation["streams"]
+    chosen_at = evaluation["calibration"].get("made_for", {"point": SHIPPED})["point"]
     alarms = ("false alarms per hour", "of them unprovoked", "95 %")
     heading = ("set", "hours", "exposed", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
-    chosen_at = evaluation["calibration"].get("made_for", {"point": SHIPPED})["point"]
     protocol = evaluation["protocol"]
     return (
         f"Streams of {protocol['minutes']:g} minutes, {protocol['streams']} in each set with words. A detection counts "
@@ -215,9 +218,6 @@ def thresholds(model: Facts) -> str:
     )
 
 
-def keyword_rows(words: Facts) -> list[tuple[str, ...]]:
-    """A calibration's keywords, in `KEYWORD_COLUMNS`."""
-    rows: list[tuple[str, ...]] = []
 def made_for(calibration: Facts) -> str:
     """A sentence, after a space, on what thresholds were chosen for; nothing where nobody noted it."""
     if not (made := calibration.get("made_for")):
@@ -228,6 +228,9 @@ def made_for(calibration: Facts) -> str:
     ).format(**made)
 
 
+def keyword_rows(words: Facts) -> list[tuple[str, ...]]:
+    """A calibration's keywords, in `KEYWORD_COLUMNS`."""
+    rows: list[tuple[str, ...]] = []
     for word, rule in words.items():
         start_ms, end_ms = rule.get("span_ms", USUAL_MS)
         rows.append((word, f"{rule['threshold']:.3f}", str(rule["patience"]), f"{start_ms:.0f} to {end_ms:.0f}"))

@@ -26,7 +26,7 @@ LEARNED = {name: 0.1 + i for i, name in enumerate(gate_names(CONFIG))}
 def tried(*accuracies: float) -> list[Trial]:
     """Trials at factors 0, 0.25, 0.5, ... with these accuracies."""
     return [
-        Trial(place / 4, ClipReport(str(place), 1000, accuracy, None, None, None, {}, 0.9, 0.8, 1.0, []))
+        Trial(place / 4, ClipReport(str(place), 1000, accuracy, None, None, None, {}, accuracy, 0.9, 0.8, 1.0, []))
         for place, accuracy in enumerate(accuracies)
     ]
 
