@@ -75,7 +75,8 @@ def test_points_are_chosen_with_silence_in_sight(tmp_path: Path) -> None:
     save(replace(random_checkpoint(), points={"learned": LEARNED}), tmp_path / "learned.safetensors")
     speaker = next(name for name in map(str, range(99)) if split_of(name) == "validation")
     record(tmp_path / "yes" / f"{speaker}_nohash_0.wav")
-    words = ["points", "--data", str(tmp_path), "--model", str(tmp_path / "learned.safetensors"), "--output", "x"]
+    words = ["points", "--data", str(tmp_path), "--model", str(tmp_path / "learned.safetensors")]
+    words += ["--output", str(tmp_path / "chosen.safetensors")]
     assert "no noise to make silence of" in str(CliRunner().invoke(app, words).exception)
 
 
