@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from models.checkpoint import Checkpoint, save
@@ -32,6 +33,7 @@ def tried(*accuracies: float) -> list[Trial]:
 
 
 def random_checkpoint() -> Checkpoint:
+    torch.manual_seed(0)
     weights = {name: value.numpy() for name, value in StreamingKWT(CONFIG).state_dict().items()}
     return Checkpoint(CONFIG, weights)
 
