@@ -45,7 +45,8 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# A stage that was interrupted goes on; one that has ended has nothing left to do.
+# A stage that was interrupted goes on, with the steps that it began with and for no other words; one that has ended has
+# nothing left to do.
 stage = $(BIN)/deltaspot train --data $(DATA) --cache $(RUN)/cache --out $(RUN)/$(1) $(TEACHERS:%=--teacher %) \
 	$(3) $(if $(wildcard $(RUN)/$(1)/state.safetensors),--resume,$(STEPS:%=--steps %) $(2))
 
@@ -56,8 +57,8 @@ SPEECH = $(shell find -L "$(DATA)" -type d -name running_speech -o -name "runnin
 weights: $(VENV)/.dev ## Train, calibrate and judge new weights from nothing, or go on (DATA=recordings RUN=folder TEACHERS=files CLIP=1 STEPS=few KEYWORDS=marvin,sheila)
 	@test -n "$(DATA)" -a -n "$(RUN)" || { echo "Name the recordings and a folder for the run: make weights DATA=... RUN=..."; exit 1; }
 	@test -n "$(SPEECH)" || echo "$(DATA) has no folder or archive running_speech: sentences will fire more often, and keywords cannot be enrolled. models/make_speech.py makes one."
-	$(if $(CLIP),$(call stage,clip,--stage clip $(WORDS)))
-	$(call stage,dense,$(WORDS),$(TUTOR))
+	$(if $(CLIP),$(call stage,clip,--stage clip,$(WORDS)))
+	$(call stage,dense,,$(WORDS) $(TUTOR))
 	$(call stage,gated,--stage gated --init $(RUN)/dense/skwt.safetensors,$(TUTOR) --tutor $(RUN)/dense/skwt.safetensors)
 	$(BIN)/deltaspot model points --data $(DATA) --model $(RUN)/gated/skwt.safetensors --output $(RUN)/skwt.safetensors
 	$(BIN)/deltaspot model balance --data $(DATA) --cache $(RUN)/cache --model $(RUN)/skwt.safetensors --output $(RUN)/skwt.safetensors

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint import SHIPPED
 from models.evaluate_sets import DIRECT_DB
 from models.operating import usual_point
 from models.spans import USUAL_MS
@@ -106,11 +107,13 @@ def _within(bounds: Sequence[float] | None) -> str:
 def clips(reports: Sequence[Facts]) -> str:
     """Accuracy and work at each operating point."""
     shares = ("accuracy", "keywords", "unknown", "silence")
-    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "MACs skipped: of window", "of causal")
+    work = ("MACs skipped: of window", "of causal")
+    heading = ("point", *(cell for name in shares for cell in (name, "95 %")), "balanced", *work)
     rows = [
         (
             report["name"],
             *(cell for name in shares for cell in (percent(report[name]), _within(report["bounds"][name]))),
+            percent(report["balanced"]),
             percent(report["macs_skipped_vs_window"]),
             percent(report["macs_skipped_vs_causal"]),
         )
@@ -119,7 +122,8 @@ def clips(reports: Sequence[Facts]) -> str:
     return (
         f"{reports[0]['clips']} clips of one second: validation speakers, and seconds of validation noise as silence. "
         "`window` recomputes the whole second at every token, `causal` computes new tokens only, without gates. "
-        "Units that stay zero behind a ReLU are skipped at every point, `dense` included. Bounds: Clopper-Pearson.\n\n"
+        "Units that stay zero behind a ReLU are skipped at every point, `dense` included. `balanced` is the mean of "
+        "all labels' shares, as if there were as many clips of each. Bounds: Clopper-Pearson.\n\n"
         f"{table(heading, rows)}\n\n{_speakers(reports)}![Confusion matrix](confusion.png)"
     )
 
@@ -140,6 +144,7 @@ def _speakers(reports: Sequence[Facts]) -> str:
 def streams(evaluation: Facts) -> str:
     """Misses, false alarms and latency of every set."""
     reports = evaluation["streams"]
+    chosen_at = evaluation["calibration"].get("made_for", {"point": SHIPPED})["point"]
     alarms = ("false alarms per hour", "of them unprovoked", "95 %")
     heading = ("set", "hours", "exposed", "keywords", "missed", "95 %", *alarms, "latency p50 / p90, ms")
     rows = [(text, *_stream(reports[name])) for name, text in SETS.items() if name in reports]
@@ -154,7 +159,7 @@ def streams(evaluation: Facts) -> str:
         "Latency runs from the word's end to the sample that decided. Bounds: of misses with speakers drawn anew "
         "(bootstrap), since recordings come again and those of one speaker are alike; of rates, Garwood.\n\n"
         f"{table(heading, rows)}\n\n{_places(reports['keywords'])}![Detection error trade-off](trade_off.png)\n\n"
-        "The first of these sets at every operating point; thresholds are those that were chosen at `shipped`:\n\n"
+        f"The first of these sets at every operating point; thresholds are those that were chosen at `{chosen_at}`:\n\n"
         f"{table(('point', *heading[1:]), [(name, *_stream(report)) for name, report in evaluation['points'].items()])}"
     )
 
@@ -211,9 +216,19 @@ def thresholds(model: Facts) -> str:
         f"Operating points: {points}. Silence gains {calibration.get('silence', 0.0):g} "
         f"in log-odds on streams; posteriors are averaged over {calibration['window_tokens']} tokens; a keyword is "
         f"armed again {calibration['margin']:g} below its threshold (at half of it where that is higher), "
-        f"{calibration['refractory_ms']} ms after it fired."
+        f"{calibration['refractory_ms']} ms after it fired.{made_for(calibration)}"
         f"\n\n{table(KEYWORD_COLUMNS, keyword_rows(calibration['keywords']))}"
     )
+
+
+def made_for(calibration: Facts) -> str:
+    """A sentence, after a space, on what thresholds were chosen for; nothing where nobody noted it."""
+    if not (made := calibration.get("made_for")):
+        return ""
+    return (
+        " Thresholds were chosen at `{point}` for {false_alarms_per_hour:g} unprovoked false alarms an exposed hour, "
+        "on streams of {exposed_hours:.2f} such hours."
+    ).format(**made)
 
 
 def keyword_rows(words: Facts) -> list[tuple[str, ...]]:

@@ -47,7 +47,8 @@ class Checkpoint:
         to what both half-precision formats can hold, so that whoever computes with them computes with the same numbers.
     points: operating point -> gate name -> threshold; the engine adds `dense`, all zeros, where it is missing.
     calibration: how posteriors become detections: {"window_tokens", "silence", "margin",
-        "refractory_ms", "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}.
+        "refractory_ms", "keywords": {word: {"threshold", "patience", perhaps "window_tokens"}}}, and what they were
+        chosen for, "made_for": {"point", "false_alarms_per_hour", "exposed_hours", "seed"}; older ones do not say.
     metadata: free text, such as the recipe and the data.
     background: what keywords are enrolled against, as in `models.background`; empty where none can be.
     """

@@ -81,8 +81,10 @@ class Streaming:
         some = counts > 0
         softmax(self.network.step(self.cache, self.rows[some], frames, counts[some]))
 
-    def work(self) -> Count:
-        """See `Contender`."""
+    def work(self) -> Count | None:
+        """See `Contender`; torch counts what a gate lets through, and multiplies by the rest as well."""
+        if not isinstance(self.network, Network):
+            return None
         return sum((count(self.cache, row) for row in range(len(self.rows))), nothing(self.network.config))
 
 

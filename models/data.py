@@ -1,7 +1,7 @@
 """Speech Commands, noise and pictures of log-mels: from folders or tar archives into one feature space.
 
 A data directory is walked once; what a file is follows from its path alone, so the full public download,
-its `.tar.gz`, and loose folders all read the same way:
+its `.tar.gz`, and loose folders all read the same way, and so do an archive and what was unpacked beside it:
 
     .../<word>/<speaker>_nohash_<take>.{wav,flac,ogg,opus}   a clip
     .../<word>/<speaker>_nohash_<take>.jpg                   a clip as a picture: row = frame, column = band
@@ -43,6 +43,8 @@ LAST_SAMPLES = 8_000
 """Silence after a stream's last sample; nine words in ten are decided within 0.31 s of their end."""
 FRONTEND = FrontEndConfig()
 NOISE_TRAINING_SHARE = 0.8
+READING = 4
+"""How a directory is read; what was read in another way is read anew."""
 
 SPLITS = ("training", "validation", "testing")
 
@@ -101,9 +103,23 @@ def split_of(speaker: str) -> str:
 def walk(directory: Path) -> Iterator[Item]:
     """Every file below a directory, and inside the tar archives below it, in a stable order.
 
+    What is there twice comes once: equal bytes under one name in folders of one name, such as an archive and what was
+    unpacked from it.
+
     Raises:
         DataError: where there is no such directory, or an archive is broken.
     """
+    seen = set()
+    for item in _walk(directory):
+        known = hashlib.sha256(repr(item.path.parts[-2:]).encode())
+        known.update(item.data)
+        if known.digest() not in seen:
+            seen.add(known.digest())
+            yield item
+
+
+def _walk(directory: Path) -> Iterator[Item]:
+    """As `walk`, whatever is there twice."""
     for path in _files(directory):
         if _is_archive(path):
             yield from _unpack(path)
@@ -112,13 +128,15 @@ def walk(directory: Path) -> Iterator[Item]:
 
 
 def digest(directory: Path) -> str:
-    """Names, sizes and times of change of what `walk` would read, as 12 hex digits: with other data, other digits.
+    """Names, sizes and times of change of what `walk` would read, as 12 hex digits: for other data, others.
+
+    For another way of reading, too.
 
     Raises:
         DataError: where there is no such directory.
     """
     files = [(path.relative_to(directory).as_posix(), path.stat()) for path in _files(directory)]
-    told = repr([(name, status.st_size, status.st_mtime_ns) for name, status in files])
+    told = repr((READING, [(name, status.st_size, status.st_mtime_ns) for name, status in files]))
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
@@ -221,7 +239,7 @@ def load_corpus(directory: Path, split: str, cache: Path) -> Corpus:
     Raises:
         DataError: where the directory holds no clip of that split.
     """
-    file = cache / f"{split}-3-{digest(directory)}.npz"
+    file = cache / f"{split}-{digest(directory)}.npz"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _write_corpus(walk(directory), split, file)

@@ -71,8 +71,8 @@ class SpeakerReport:
 class ClipReport:
     """One operating point's verdict on a set of clips.
 
-    Shares are 0..1, or None where the set has no such clip. bounds: of each share by its name, 95 %. confusion: (K, K),
-    row = truth, column = verdict.
+    Shares are 0..1, or None where the set has no such clip. bounds: of each share by its name, 95 %. balanced: the mean
+    of each label's share, labels without clips left out. confusion: (K, K), row = truth, column = verdict.
     """
 
     name: str
@@ -82,6 +82,7 @@ class ClipReport:
     unknown: float | None
     silence: float | None
     bounds: dict[str, tuple[float, float] | None]
+    balanced: float
     macs_skipped_vs_window: float
     macs_skipped_vs_causal: float
     cpu_ms_per_clip: float
@@ -190,6 +191,7 @@ def _report(
     targets = clips.targets
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (targets, verdicts), 1)
+    said = confusion.sum(axis=1)
     kinds = np.array([KEYWORD if label not in (SILENCE, UNKNOWN) else label for label in labels])
 
     def counts(rows: NDArray[np.bool_]) -> tuple[int, int]:
@@ -210,6 +212,7 @@ def _report(
         unknown=shares["unknown"],
         silence=shares["silence"],
         bounds={name: binomial_bounds(*seen) if shares[name] is not None else None for name, seen in counted.items()},
+        balanced=float((confusion.diagonal()[said > 0] / said[said > 0]).mean()),
         macs_skipped_vs_window=count.skipped_vs_window,
         macs_skipped_vs_causal=count.skipped_vs_causal,
         cpu_ms_per_clip=1000 * spent / len(targets),

@@ -3,8 +3,8 @@
 One set of thresholds is learned (`models.gated`); `shipped` and `aggressive` are its largest multiples that lose no
 more than allowed against the dense network on the same clips, and `shipped` is none above its ceiling: clips in a quiet
 room do not show what larger thresholds cost in noise. Neighbouring multiples differ by luck, a few clips of
-two thousand, so a smaller one that loses more rules nothing out. Clips of validation speakers choose; what is
-reported afterwards on the same clips is optimistic by that choice.
+two thousand, so a smaller one that loses more rules nothing out. Clips of validation speakers choose, seconds of noise
+among them; what is reported afterwards on the same clips is optimistic by that choice.
 """
 
 from __future__ import annotations

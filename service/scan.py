@@ -82,7 +82,8 @@ def nameable(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def identity(checkpoint: Checkpoint, point: str) -> dict[str, str]:
     """All that detections depend on besides the recordings, as tables carry it."""
-    calibration = json.dumps(dict(checkpoint.calibration), sort_keys=True)
+    decides = {name: value for name, value in checkpoint.calibration.items() if name != "made_for"}
+    calibration = json.dumps(decides, sort_keys=True)
     rules = hashlib.sha256(calibration.encode()).hexdigest()[:12]
     return {"fingerprint": checkpoint.fingerprint, "calibration": rules, "point": point}
 

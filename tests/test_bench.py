@@ -85,8 +85,8 @@ def test_rows_are_the_ones_that_are_promised(rows: dict[str, Row]) -> None:
 def test_work_is_counted_as_it_is_done(rows: dict[str, Row]) -> None:
     causal = {name: row.macs_skipped_vs_causal for name, row in rows.items()}
     assert causal["front end"] is None
-    # Three seconds are over before any rebuild of sums, and sums start where they are dense.
-    assert causal["ours, torch causal"] == pytest.approx(causal["ours, kernels dense"], abs=0.03)
+    assert causal["ours, torch causal"] is None, "it multiplies by zeros"
+    assert causal["ours, kernels dense"] > 0
     assert causal["ours, recomputed"] < -5
     assert rows["ours, recomputed"].macs_skipped_vs_window is None, "it is the window, at another pace"
     assert causal["ours, kernels dense"] < causal["ours, shipped"] < causal["ours, aggressive"]

@@ -246,17 +246,22 @@ def test_own_recordings_calibrate_a_checkpoint_and_nothing_else_changes(tmp_path
     soundfile.write(quiet, np.zeros(60 * SAMPLE_RATE, np.int16), SAMPLE_RATE)
     output = tmp_path / "own.safetensors"
     words = ["calibrate", "--output", str(output), "--audio", str(sample / "commands.flac")]
-    words += ["--labels", str(sample / "commands.tsv"), "--negatives", str(quiet)]
+    words += ["--labels", str(sample / "commands.tsv"), "--negatives", str(quiet), "--point", "aggressive"]
     elsewhere = str(tmp_path / "none")
     result = CliRunner().invoke(app, words, catch_exceptions=False, env={"DELTASPOT_DATA": elsewhere})
     assert result.exit_code == 0, result.output
     assert "no folder" in str(CliRunner().invoke(app, [*words, "--data", elsewhere]).exception)
     before, after = load_checkpoint(shipped_path()), load_checkpoint(output)
     assert after.fingerprint == before.fingerprint
-    assert set(after.calibration) == {*before.calibration, "silence"}
+    assert set(after.calibration) == {*before.calibration, "silence", "made_for"}
+    made_for = dict(after.calibration["made_for"])
+    assert 0 < made_for.pop("exposed_hours") < 1
+    assert made_for == {"point": "aggressive", "false_alarms_per_hour": 0.5, "seed": 50_000}
     assert set(after.calibration["keywords"]) == set(KEYWORDS)
     told = json.loads(CliRunner().invoke(app, ["info", str(output), "--json"], catch_exceptions=False).stdout)
     assert told["calibration"] == json.loads(json.dumps(dict(after.calibration)))
+    page = CliRunner().invoke(app, ["info", str(output)], catch_exceptions=False).stdout
+    assert "chosen at `aggressive` for 0.5 unprovoked false alarms" in page
 
 
 def refused(*words: str) -> str:

@@ -137,6 +137,18 @@ def test_commands_that_make_weights_exist(tmp_path, folder, file, clip, models):
         check_command(shlex.split(call))
 
 
+def test_weights_that_go_on_are_for_the_words_that_are_asked_for(tmp_path):
+    """So that `train` can refuse others."""
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "state.safetensors").touch()
+    arguments = ["make", "-n", "weights", f"DATA={tmp_path}", f"RUN={tmp_path}", "STEPS=9", "KEYWORDS=marvin,sheila"]
+    printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    dense, gated = re.findall(r"bin/deltaspot (train .*)", printed.replace("\\\n", " "))
+    assert shlex.split(dense)[-3:] == ["--keywords", "marvin,sheila", "--resume"]
+    assert "--steps" not in dense
+    assert "--steps 9" in gated
+
+
 def check_command(words):
     known = [name for name in LEAVES if words[: len(name.split())] == name.split()]
     assert known, f"no such command: {words}"

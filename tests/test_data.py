@@ -113,6 +113,21 @@ def test_endings_in_capitals_are_those_of_recordings_wherever_they_are_judged(da
     assert [len(noise) for noise in material.noise] == [4 * RATE]
 
 
+@pytest.mark.parametrize("prefix", ["", "./", "speech_commands_v0.02/"])
+def test_an_archive_beside_what_was_unpacked_from_it_is_read_once(tmp_path: Path, prefix: str) -> None:
+    """While recordings of one name in another folder, and others in a folder of that name, are their own."""
+    as_folder(tmp_path)
+    as_archive(tmp_path, "tar.gz", prefix)
+    taken_anew = tmp_path / "more" / "yes" / f"{TRAINING}_nohash_0.wav"
+    mislaid = tmp_path / "more" / "no" / f"{TRAINING}_nohash_0.wav"
+    for path, seconds in ((taken_anew, 0.8), (mislaid, 1.0)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(wav(tone(seconds)))
+    corpus = load_corpus(tmp_path, "training", tmp_path / "cache")
+    assert sorted(corpus.words) == ["bed", "no", "no", "yes", "yes"]
+    assert len(corpus.noise) == 1
+
+
 def test_order_is_stable(data: Path) -> None:
     assert [item.path for item in walk(data)] == [item.path for item in walk(data)]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from models.bounds import binomial_bounds, poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
 from models.data import SPEECH_FOLDER, DataError, split_of, walk
-from models.evaluate import SpeakerReport, by_speaker, cut_silence, read_clips
+from models.evaluate import LabelledClips, SpeakerReport, by_speaker, cut_silence, judge_clips, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
 from models.streams import SAMPLE_RATE, Clip, Stream, Utterance, rms
@@ -220,6 +220,12 @@ def test_errors_are_counted_by_those_who_speak_and_not_by_noise() -> None:
     assert report.bounds[1] == 1.0
     assert by_speaker(["", ""], np.array([True, False])) is None
     assert by_speaker(["anna"], np.array([True])) == SpeakerReport(1, 1, 0, (1.0, 1.0))
+
+
+def test_a_balanced_share_counts_every_label_alike(network) -> None:
+    clips = LabelledClips([np.zeros(SECOND, np.float32)] * 4, np.array([LABELS.index("yes")] + [0] * 3))
+    report = judge_clips(network, clips, "dense")
+    assert (report.accuracy, report.silence, report.balanced) == (0.75, 1.0, 0.5)
 
 
 def test_a_folder_without_clips_and_a_split_that_is_none_are_refused(tmp_path: Path) -> None:

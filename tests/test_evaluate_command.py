@@ -52,7 +52,7 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
     for point in points:
         assert point["clips"] == 2
         assert point["unknown"] is None
-        assert point["accuracy"] == (point["keywords"] + point["silence"]) / 2
+        assert point["accuracy"] == point["balanced"] == (point["keywords"] + point["silence"]) / 2
         for name, clips in {"accuracy": 2, "keywords": 1, "silence": 1}.items():
             assert point["bounds"][name] == list(binomial_bounds(round(clips * point[name]), clips))
         assert point["bounds"]["unknown"] is None
@@ -61,6 +61,7 @@ def test_clips_are_reported_at_every_operating_point(network, tmp_path: Path) ->
     table = CliRunner().invoke(app, ["clips", "--data", str(tmp_path), "--split", "all"], catch_exceptions=False).stdout
     assert "95 % bounds" in table
     assert "{:.1%}..{:.1%}".format(*points[0]["bounds"]["accuracy"]) in table
+    assert "balanced: the mean of each label's share" in " ".join(table.split())
     assert (tmp_path / "new" / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -134,6 +134,8 @@ def test_tables_of_different_thresholds_are_not_mixed(archive, tmp_path):
     assert load_checkpoint(stricter).fingerprint == shipped.fingerprint
     with pytest.raises(ScanError, match="another model, calibration or point"):
         scan(archive / "silence.wav", "--out", out, "--model", stricter)
+    save(replace(shipped, calibration={**shipped.calibration, "made_for": {"point": "shipped"}}), stricter)
+    assert "0 of them new" in scan(archive / "silence.wav", "--out", out, "--model", stricter), "equal thresholds"
 
 
 def test_a_name_that_is_no_text_costs_its_own_recording_only(tmp_path):

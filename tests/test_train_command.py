@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.checkpoint import load_checkpoint, save
+from models.config import ConfigError
 from models.gated import Gated
 from models.train import MODEL, checkpoint_of
 from models.train_state import STATE, TrainingError, be_taught, load_state, save_state
@@ -45,8 +46,9 @@ def test_command_refuses_what_it_cannot_do(data: Path, tmp_path: Path) -> None: 
     assert "no training clips of up, down" in str(run("--steps", "1"))
     save_state(start("dense"), tmp_path / STATE)
     assert "holds a run" in str(run())
-    for asked in (("--steps", "9"), ("--rate", "0.1"), ("--fold", "1,2"), ("--keywords", "bed"), ("--target", "0.3")):
+    for asked in (("--steps", "9"), ("--rate", "0.1"), ("--fold", "1,2"), ("--target", "0.3")):
         assert "leave out" in str(run("--resume", *asked))
+    assert "learns yes, no: other keywords need a folder" in str(run("--resume", "--keywords", "bed,no"))
     assert "of the dense stage: leave out --stage" in str(run("--resume", "--stage", "gated"))
     (tmp_path / STATE).unlink()
     assert "whole numbers between commas" in str(run("--fold", "1,x"))
@@ -111,6 +113,11 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
         ("[model.frontend]\nband = 40", "model.frontend has no 'band', but sample_rate"),
         ("[model.frontend]\ntop_hz = 7000.0", "leave model.frontend out"),
         ("[model]\nchannels = 97", "must be a multiple of heads"),
+        ("[model]\nspan = 20", "span must be a multiple of 16 to be compiled, got 20"),
+        ("[model]\nchannels = 80\nheads = 2", "head_channels must be a multiple of 16 to be compiled, got 40"),
+        ("[model]\nhidden = 200", "hidden must be a multiple of 16 to be compiled, got 200"),
+        ("[model]\nfilters = [24, 48]", "filters must be multiples of 16 to be compiled"),
+        ("[model]\nfolds = [1, 1, 2, 2, 1, 1]\nhidden = 400", "hidden folded by 2 must be a multiple of 16"),
         ("[recipe]\nsnr_db = [0]", "recipe.snr_db.1"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),
         ("recipe = 3", "recipe holds names and values"),
@@ -120,7 +127,7 @@ def test_other_keywords_and_settings_go_through_both_stages(data: Path, cache: P
 def test_settings_that_are_none_are_refused(text: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(text)
-    with pytest.raises(TrainingError, match=re.escape(told)):
+    with pytest.raises((ConfigError, TrainingError), match=re.escape(told)):
         begin(Stage.DENSE, settings=path)
 
 
@@ -160,8 +167,9 @@ def test_command_has_the_streams_judged_by_a_tutor(data: Path, cache: Path, tmp_
 
 
 def test_command_goes_on_with_a_run(data: Path, cache: Path, tmp_path: Path) -> None:  # noqa: F811 (fixtures)
+    """For the keywords that it has, if any are named, in whatever order."""
     save_state(start("dense"), tmp_path / STATE)
-    arguments = ["--data", str(data), "--out", str(tmp_path), "--cache", str(cache), "--resume"]
+    arguments = ["--data", str(data), "--out", str(tmp_path), "--cache", str(cache), "--resume", "--keywords", "no,yes"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "accuracy" in done.output

@@ -86,7 +86,7 @@ def clips(
 
 def clips_table(reports: Sequence[ClipReport], split: str) -> Table:
     """One row for each operating point."""
-    caption = "below each share of right ones: its 95 % bounds"
+    caption = "below each share of right ones: its 95 % bounds; balanced: the mean of each label's share"
     usual = usual_point([report.name for report in reports])
     if found := next(report.speakers for report in reports if report.name == usual):
         low, high = found.bounds
@@ -95,14 +95,14 @@ def clips_table(reports: Sequence[ClipReport], split: str) -> Table:
         )
         caption += f"; {low:.1%}..{high:.1%} with speakers drawn anew"
     table = Table(title=f"{reports[0].clips} clips, split: {split}", caption=caption)
-    names = ("point", "accuracy", "keywords", "unknown", "silence", "skipped of window", "of causal", "CPU ms / clip")
-    for name in names:
+    shares = ("accuracy", "keywords", "unknown", "silence", "balanced")
+    for name in ("point", *shares, "skipped of window", "of causal", "CPU ms / clip"):
         table.add_column(name, justify="left" if name == "point" else "right")
     for r in reports:
-        shares = zip((r.accuracy, r.keywords, r.unknown, r.silence), r.bounds.values(), strict=True)
-        right = ("-" if b is None else f"{share:.2%}\n{b[0]:.1%}..{b[1]:.1%}" for share, b in shares)
-        skipped = (f"{share:.2%}" for share in (r.macs_skipped_vs_window, r.macs_skipped_vs_causal))
-        table.add_row(r.name, *right, *skipped, f"{r.cpu_ms_per_clip:.2f}")
+        bounded = zip((r.accuracy, r.keywords, r.unknown, r.silence), r.bounds.values(), strict=True)
+        right = ("-" if b is None else f"{share:.2%}\n{b[0]:.1%}..{b[1]:.1%}" for share, b in bounded)
+        rest = (f"{share:.2%}" for share in (r.balanced, r.macs_skipped_vs_window, r.macs_skipped_vs_causal))
+        table.add_row(r.name, *right, *rest, f"{r.cpu_ms_per_clip:.2f}")
     return table
 
 

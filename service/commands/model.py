@@ -17,7 +17,7 @@ from models.background import embed_all_words, embed_speech, fit
 from models.calibrate import Goal, calibrate, met
 from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
-from models.evaluate import read_clips, validation_clips
+from models.evaluate import validation_clips
 from models.evaluate_sets import standard_sets
 from models.evaluate_streams import Tally, hear, total
 from models.network import Network
@@ -50,7 +50,10 @@ def points_command(
 ) -> None:
     """Choose `shipped` and `aggressive`: multiples of the learned thresholds that lose little accuracy.
 
+    Accuracy is that of words and of seconds of noise, which are silence.
+
     Raises:
+        DataError: where there is no noise.
         PointError: if no thresholds were learned, or every multiple loses too much.
     """
     from models.points import PointError, choose, trials
@@ -59,7 +62,7 @@ def points_command(
     if LEARNED not in checkpoint.points:
         raise PointError(f"{model} has no learned thresholds: only a checkpoint of `train --stage gated` has them")
     with console.status("reading recordings"):
-        clips = read_clips(walk(data), checkpoint.config, "validation")
+        clips = validation_clips(data, checkpoint.config)
     learned, tried = checkpoint.points[LEARNED], []
     for trial in trials(checkpoint, learned, clips):
         tried.append(trial)
@@ -167,6 +170,10 @@ def calibrate_command(
         calibration, _ = calibrate(heard, detect, network.config, goal, checkpoint.calibration)
         calibration = spans.learn(heard, calibration, detect, network.config, checkpoint.calibration)
         outcome, _ = total(heard, calibration, detect, network.config)
+    hours = round(outcome.exposed_hours, 2)
+    calibration["made_for"] = {
+        "point": judged, "false_alarms_per_hour": false_alarms, "exposed_hours": hours, "seed": seed,
+    }  # fmt: skip
     _warn(outcome, goal, network.config.keywords, checkpoint.calibration.get("keywords", {}))
     save(replace(checkpoint, calibration=calibration), output)
     Console().print_json(data=calibration)

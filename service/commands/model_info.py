@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from models.card import KEYWORD_COLUMNS, keyword_rows
+from models.card import KEYWORD_COLUMNS, keyword_rows, made_for
 from models.checkpoint import Checkpoint, load_checkpoint, shipped_path
 from models.operating import offered
 from service.commands.options import AsJson
@@ -61,6 +61,8 @@ def told(facts: Mapping[str, Any]) -> Iterator[Table | str]:
     yield ""
     words = facts["calibration"].get("keywords")
     yield _keywords(words) if words else "not calibrated: `deltaspot model calibrate` chooses thresholds"
+    if told := made_for(facts["calibration"]):
+        yield f"\n{told.strip()}"
 
 
 def _points(facts: Mapping[str, Any]) -> Table:

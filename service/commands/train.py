@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from models.cache import layout
 from models.checkpoint import load_checkpoint
 from models.clip_stage import TUTOR, Clip
 from models.config import SILENCE, UNKNOWN, ModelConfig
@@ -64,7 +65,7 @@ def train_command(
         typer.Option(
             metavar="WORDS",
             help="Words of DATA to spot, such as marvin,sheila; if left out, those of --init, or the ten of Speech "
-            "Commands. Dense stage only.",
+            "Commands. Dense and clip stage; with --resume they must be the run's.",
         ),
     ] = None,
     teacher: Annotated[
@@ -107,17 +108,17 @@ def train_command(
     DATA holds <word>/<speaker>_nohash_<take>.wav (or flac, ogg, opus, jpg) at any depth or in tar archives, and noise
     in _background_noise_. Words that are no keyword are unknown words; speakers are split by the published rule.
     """
+    words = read_words(keywords) if keywords is not None else ()
     if resume:
-        if fold or any(asked is not None for asked in (steps, seed, init, rate, keywords, target, config)):
+        if fold or any(asked is not None for asked in (steps, seed, init, rate, target, config)):
             raise TrainingError(
-                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold, "
-                "--keywords, --target, --config"
+                "--resume goes on as the run was set up; leave out --steps, --seed, --init, --rate, --fold, --target, "
+                "--config"
             )
-        state = go_on(out, stage)
+        state = go_on(out, stage, words)
     else:
         if (out / STATE).exists():
             raise TrainingError(f"{out} holds a run already; --resume goes on with it, another --out starts anew")
-        words = read_words(keywords) if keywords is not None else ()
         stage = stage or Stage.DENSE
         state = begin(stage, init, steps, seed, rate, read_folds(fold), words=words, target=target, settings=config)
     teachers = [load_teacher(path) for path in teacher or ()]
@@ -139,15 +140,17 @@ def train_command(
     console.print(what_next(state, data, out), soft_wrap=True, markup=False)
 
 
-def go_on(out: Path, stage: Stage | None = None) -> State:
-    """The run in a folder, of a stage where one is named.
+def go_on(out: Path, stage: Stage | None = None, words: tuple[str, ...] = ()) -> State:
+    """The run in a folder, of a stage and of keywords where any are named.
 
     Raises:
-        TrainingError: where there is none, or it is of another stage.
+        TrainingError: where there is none, or it is of another stage, or of other keywords.
     """
     settings = read_settings(out / STATE)
     if stage not in (None, settings["stage"]):
         raise TrainingError(f"the run in {out} is of the {settings['stage']} stage: leave out --stage")
+    if words and sorted(words) != sorted(known := settings["config"].keywords):
+        raise TrainingError(f"the run in {out} learns {', '.join(known)}: other keywords need a folder of their own")
     return load_state(out / STATE, KINDS[settings["stage"]](settings["config"], settings["recipe"]))
 
 
@@ -210,7 +213,7 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
     """The shape of a model with other folds and keywords, where any are given.
 
     Raises:
-        ConfigError: for folds or keywords that no model can have.
+        ConfigError: for folds or keywords that no model can have, and sizes that the compiled step cannot have.
         TrainingError: for folds that the compiled step cannot have, and another front end than the usual one.
     """
     if config.frontend != FRONTEND:
@@ -219,6 +222,7 @@ def shape(config: ModelConfig, folds: tuple[int, ...] = (), words: tuple[str, ..
     config = replace(config, folds=folds or config.folds, labels=labels)
     if len(set(config.factors) - {1}) > 1:
         raise TrainingError("--fold takes one factor beside 1, such as 1,1,2,2: the compiled step folds in one way")
+    layout(config)  # refuses now what else the first report would, when there are steps to lose
     return config
 
 
