@@ -71,6 +71,7 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, and with it whatever a test started
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what a test starts would inherit that it is ignored, as under nohup
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
