@@ -231,9 +231,8 @@ class Output:
         Of a recording that could not be read, only the newest reason is kept, and none once it was read.
         """
         rows = self._rows()
-        read = (
-            _read(rows).group_by(SCHEMA.names, use_threads=False).aggregate([])
-        )  # an interrupted merge has some twice
+        # Once each: a merge that was interrupted has some twice.
+        read = _read(rows).group_by(SCHEMA.names, use_threads=False).aggregate([])
         failed = rows.filter(pc.invert(pc.is_in(rows["path"], read["path"])))
         newest = {row["path"]: row for row in failed.to_pylist()}
         merged = pa.concat_tables([read.cast(SCHEMA), pa.Table.from_pylist(list(newest.values()), SCHEMA)])

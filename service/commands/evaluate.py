@@ -126,9 +126,16 @@ def stream(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word."""
+    """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word.
+
+    Raises:
+        DataError: where thresholds are to be fitted, and there is nothing to choose by.
+    """
     if stock is not None and (point, model) != (None, None):
         raise typer.BadParameter("--stock is another network than --model, and has no --point: leave them out")
+    fit = fit or stock is not None
+    if fit and labels is None:
+        raise DataError("thresholds that suit these streams are chosen by what is said in them: name their labels")
     _make_room(curve)
     if stock is not None:
         from models.kwt_streams import hear_stock
@@ -139,7 +146,7 @@ def stream(
         config, calibration = network.config, network.checkpoint.calibration
         heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network.points, point))
     detect = detector(config)
-    if fit or stock is not None:
+    if fit:
         calibration = _fitted(heard, config)
     whole, each = total(heard, calibration, detect, config)
     report = whole.report()
@@ -163,12 +170,10 @@ def _fitted(heard: Sequence[Heard], config: ModelConfig) -> Calibration:
     """The thresholds for half a false alarm an hour on these streams.
 
     Raises:
-        DataError: where no word is said, so that there is nothing to choose by.
+        DataError: where no keyword is said, so that there is nothing to choose by.
     """
     from models.calibrate import Goal, calibrate
 
-    if not any(each.stream.utterances for each in heard):
-        raise DataError("thresholds that suit these streams are chosen by what is said in them: name their labels")
     return calibrate(heard, detector(config), config, Goal(lent=0.0))[0]
 
 
