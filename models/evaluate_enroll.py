@@ -139,24 +139,27 @@ def best(tallies: Sequence[Tally], allowed: float = ALLOWED_PER_HOUR) -> int | N
 def point_report(trials: Sequence[Tally], offset: float) -> dict[str, Any]:
     """One threshold's outcome: means over trials, without what is always the same.
 
-    Every trial hears the same streams, so hours and keywords are one trial's, and bounds those of a trial with the mean
-    counts, rounded: other speakers and streams are within them, other recordings are not.
+    Every trial hears the same streams, so hours and keywords are one trial's. Bounds of misses are over speakers drawn
+    anew where these are known, else those of a trial with the mean counts, rounded, as are those of false alarms: other
+    speakers and streams are within them, other recordings are not.
     """
+    whole = Tally()
+    for tally in trials:
+        whole.add(tally)
     hours, keywords = trials[0].hours, trials[0].keywords.total()
-    missed = float(np.mean([tally.missed.total() for tally in trials]))
-    alarms = float(np.mean([tally.false_alarms.total() for tally in trials]))
-    latencies = [latency for tally in trials for latency in tally.latencies]
+    missed, alarms = whole.missed.total() / len(trials), whole.false_alarms.total() / len(trials)
+    exact = binomial_bounds(round(missed), keywords) if keywords else None
     return {
         "offset": round(float(offset), 2),
         "hours": round(hours, 5),
         "keywords": keywords,
         "missed": round(missed, 2),
         "miss_rate": missed / keywords if keywords else None,
-        "miss_rate_bounds": binomial_bounds(round(missed), keywords) if keywords else None,
+        "miss_rate_bounds": whole.miss_bounds if len(whole.said) > 1 else exact,
         "false_alarms": round(alarms, 2),
         "false_alarms_per_hour": alarms / hours if hours else None,
         "false_alarms_per_hour_bounds": [b / hours for b in poisson_bounds(round(alarms))] if hours else None,
-        "latency_ms_p50": float(np.median(latencies).round(1)) if latencies else None,
+        "latency_ms_p50": float(np.median(whole.latencies).round(1)) if whole.latencies else None,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
+import pytest
 
 from models.background import SETTLE, Embedded, fit
 from models.bounds import binomial_bounds, poisson_bounds
@@ -96,6 +97,15 @@ def test_the_same_streams_heard_again_are_no_more_evidence() -> None:
     assert one["false_alarms_per_hour_bounds"] == [bound / 3 for bound in poisson_bounds(2)]
     assert point_report([trial(1, 0), trial(2, 1)], 0.0)["missed"] == 1.5
     assert point_report([Tally()], 0.0)["miss_rate_bounds"] is None
+
+
+def test_bounds_are_over_speakers_where_these_are_known() -> None:
+    """One of ten speakers is never heard, in every trial: another ten may have none of the kind, or three."""
+    said = Counter({f"speaker {n}": 20 for n in range(10)})
+    deaf = Tally(3.0, Counter(x=200), Counter(x=20), said, Counter({"speaker 0": 20}))
+    point = point_report([deaf] * 3, 0.0)
+    assert (point["keywords"], point["missed"], point["miss_rate"]) == (200, 20, 0.1)
+    assert point["miss_rate_bounds"] == pytest.approx((0.0, 0.3))
 
 
 def test_the_table_has_one_pass_of_each_word() -> None:
