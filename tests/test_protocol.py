@@ -204,6 +204,13 @@ def test_asyncapi_lets_clients_read_on_where_a_later_server_says_more() -> None:
     assert not {kind.__name__ for kind in set(SERVER) - set(CLIENT)} & strict
 
 
+def test_asyncapi_says_that_a_message_has_a_type() -> None:
+    made = document()["components"]
+    names = [name for name, message in made["messages"].items() if message["contentType"] == "application/json"]
+    assert len(names) == len({*CLIENT, *SERVER})
+    assert all("type" in made["schemas"][name].get("required", []) for name in names)
+
+
 def test_asyncapi_says_where_the_server_is() -> None:
     plain, secure = document("h:1")["servers"]["here"], document("h:2", secure=True)["servers"]["here"]
     assert (plain["protocol"], plain["host"]) == ("ws", "h:1")
