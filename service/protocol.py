@@ -111,7 +111,11 @@ class Checkpoint(Strict):
 
 
 class Configure(Strict):
-    """First message of a client; sent again, it may change all but audio format, model, own keywords and `resume`."""
+    """First message of a client.
+
+    Sent again, whole, as what it leaves out has its default, it may change all but audio format, model, own keywords
+    and `resume`.
+    """
 
     type: Literal["configure"] = "configure"
     protocol: int = Field(PROTOCOL, ge=PROTOCOL, le=PROTOCOL)
