@@ -176,6 +176,12 @@ async def test_stream_without_an_upgrade_is_told_what_is_missing(web: httpx.Asyn
     assert "proxy" in Failed.model_validate(answer.json()).message
 
 
+async def test_file_of_another_format_is_told_which_are_read(web: httpx.AsyncClient) -> None:
+    answer = await web.post("/v1/detect", content=bytes.fromhex("1a45dfa3") + b"webm" * 100)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_audio")
+    assert all(word in answer.json()["message"] for word in ("FLAC", "MP3", "ffmpeg", "encoding="))
+
+
 async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:
     answer = await web.post("/v1/detect", files={"file": wav(np.zeros(16_000))})
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_message")
