@@ -133,6 +133,7 @@ def _refusal(url: str, error: InvalidStatus) -> CannotConnect:
         401: "the key is missing or wrong",
         403: "this key or origin may not stream, or the path is not /v1/stream",
         404: "there is no stream here",
+        426: "the upgrade to a WebSocket was lost; a proxy must pass the headers Upgrade and Connection on",
     }
     return CannotConnect(f"{url} refuses: {why.get(status, 'HTTP')} ({status})")
 

@@ -105,6 +105,7 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(rest)
     app.router.routes += [
         WebSocketRoute("/v1/stream", StreamDoor(server)),
+        Route("/v1/stream", _no_upgrade, methods=["GET"]),
         Route("/metrics", _metrics),
         Route("/asyncapi.json", _asyncapi),
     ]
@@ -259,6 +260,11 @@ async def readyz(server: TheServer, response: Response) -> Health:
     """Whether new streams are welcome: models warm, not draining, not behind; if not, which of these."""
     response.status_code = 200 if server.ready else 503
     return Health.of(server, server.state)
+
+
+async def _no_upgrade(_request: Request) -> Response:
+    why = "this is a WebSocket, and no upgrade was asked for; a proxy must pass the headers Upgrade and Connection on"
+    raise HTTPException(426, why, {"Upgrade": "websocket"})
 
 
 async def _metrics(request: Request) -> Response:

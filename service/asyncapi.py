@@ -74,6 +74,7 @@ def _schemas(models: Iterable[Any]) -> dict[str, Any]:
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {})
+        schema["required"] = ["type", *schema.get("required", ())]  # with a default in Python, and never left out
         schemas[model.__name__] = schema
     return schemas
 

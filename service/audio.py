@@ -28,6 +28,12 @@ S16LE, F32LE = np.dtype("<i2"), np.dtype("<f4")
 CLIP_RATES: Final = (4_000, 192_000)
 """Lowest and highest rate of a file, Hz: with a limit on its seconds, they bound the memory of one block."""
 CLIP_CHANNELS: Final = 8
+UNRECOGNISED: Final = 1
+"""libsndfile's number for a file of no format that it knows."""
+READ: Final = (
+    " WAV, FLAC, OGG, MP3 and AIFF are read; ffmpeg -i FILE clip.flac makes one of others, such as M4A and WebM; "
+    "bare samples need encoding=s16le or the like"
+)
 
 RESAMPLER: Final = "MQ"
 """soxr's recipe. The network hears up to 7.6 kHz; this one is flat to 7, where a cheaper one is down by 13 dB."""
@@ -114,7 +120,8 @@ def clip_blocks(data: bytes, max_seconds: float) -> Iterator[Array]:
         with _Forward(io.BytesIO(data)) as file:
             yield from _blocks(file, max_seconds)
     except soundfile.LibsndfileError as error:
-        raise UnsupportedAudio(f"not an audio file that can be read: {error.error_string}") from None
+        advice = READ if error.code == UNRECOGNISED else ""
+        raise UnsupportedAudio(f"not an audio file that can be read: {error.error_string}{advice}") from None
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -125,6 +126,8 @@ def explain(error: Exception) -> str | None:
 
 def main() -> None:
     """Run the command line. Errors that we draw ourselves, and the system's, become one line and exit status 2."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text; JSON has such escapes
     try:
         typer.main.get_command(app).main(prog_name="deltaspot")
     except Exception as error:

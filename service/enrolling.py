@@ -18,7 +18,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from models.background import Background, NoBackground
 from models.enroll import MOST_RECORDINGS, EnrolError, enrol
 from service.audio import Array, clip_blocks
-from service.protocol import BadMessage, Configure, KeywordFile, Share
+from service.errors import UnsupportedAudio
+from service.protocol import BadMessage, Configure, KeywordFile, Share, TooLong
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -64,7 +65,8 @@ async def make_keyword(server: Server, headers: Headers, body: bytes) -> Keyword
 
     def work() -> KeywordFile:
         background = Background.of(hosted.network.checkpoint)
-        clips = [(f"recording {number}", _samples(file)) for number, file in enumerate(files, 1)]
+        named = ((f"recording {number}", file) for number, file in enumerate(files, 1))
+        clips = [(name, _samples(name, file)) for name, file in named]
         keyword = enrol(hosted.network, background, form.name, clips, point, form.threshold)
         return KeywordFile(**asdict(keyword))
 
@@ -104,6 +106,9 @@ async def read_form(headers: Headers, body: bytes) -> tuple[Form, list[bytes]]:
     return form, files
 
 
-def _samples(file: bytes) -> Array:
-    blocks = list(clip_blocks(file, CLIP_S))
+def _samples(name: str, file: bytes) -> Array:
+    try:
+        blocks = list(clip_blocks(file, CLIP_S))
+    except (UnsupportedAudio, TooLong) as error:
+        raise type(error)(f"{name}: {error.message}") from None
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)

@@ -9,10 +9,12 @@ Knows nothing of sockets, sessions or models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from service.codes import CloseCode, WarningCode, WireError
 
@@ -109,7 +111,11 @@ class Checkpoint(Strict):
 
 
 class Configure(Strict):
-    """First message of a client; sent again, it may change all but audio format, model, own keywords and `resume`."""
+    """First message of a client.
+
+    Sent again, whole, as what it leaves out has its default, it may change all but audio format, model, own keywords
+    and `resume`.
+    """
 
     type: Literal["configure"] = "configure"
     protocol: int = Field(PROTOCOL, ge=PROTOCOL, le=PROTOCOL)
@@ -129,11 +135,21 @@ class Configure(Strict):
     resume: Resume | None = None
 
 
+def _whichever(value: object, check: Callable[[Any], int | str]) -> int | str:
+    """Check a marker's name; pydantic would blame what is no number for that alone, at a field that is none."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError("name", "Input should be a number from 0, or text of at most 64 characters") from None
+
+
 class Marker(Strict):
     """Sent back by the server once every sample before it has been judged."""
 
     type: Literal["marker"] = "marker"
-    id: Annotated[int, Field(ge=0, lt=2**53)] | Annotated[str, Field(max_length=64)]
+    id: Annotated[
+        Annotated[int, Field(ge=0, lt=2**53)] | Annotated[str, Field(max_length=64)], WrapValidator(_whichever)
+    ]
 
 
 class Flush(Strict):

@@ -135,7 +135,8 @@ class Session:
         """
         for name in ("sample_rate", "encoding", "channels", "model", "enrolled", "stored"):
             if getattr(wish, name) != getattr(self.asked, name):
-                raise BadMessage(f"{name} cannot change within a stream", name)
+                text = "cannot change within a stream; left out, it would be the default: say it again"
+                raise BadMessage(f"{name} {text}", name)
         if wish.resume is not None:
             raise BadMessage("only a stream's first configure may resume", "resume")
         rules = self.spec.rules(wish)

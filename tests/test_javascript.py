@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
@@ -577,6 +579,32 @@ async def test_refused_connection_is_tried_again_until_there_was_no_progress_for
         told = await asyncio.to_thread(node, code, url=f"ws://{url}")
     assert told["first"] == told["last"] == ["no server answers", 0]
     assert told["reasons"][1:] == ["no server answers"] * (len(told["reasons"]) - 1) != []
+
+
+def test_answer_that_is_no_server_of_ours_is_said() -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(502)
+            self.end_headers()
+            self.wfile.write(b"<html>Bad Gateway</html>")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    code = """
+    import { enroll } from "./enroll.js";
+    const told = await enroll(url, "seven", [new Int16Array(16000)]).catch(({ name, message }) => [name, message]);
+    console.log(JSON.stringify(told));
+    """
+    with HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{proxy.server_port}"
+        name, message = node(code, url=url)
+        proxy.shutdown()
+        thread.join()
+    assert (name, message) == ("SpotterError", f"no deltaspot server answers at {url}/v1/enroll: HTTP 502")
 
 
 def test_keyword_is_made(learning: Running, spoken: Any) -> None:

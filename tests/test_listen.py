@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -299,6 +300,20 @@ async def test_recordings_are_sent_to_a_server_and_refusals_are_told(door, tmp_p
     (refusal,) = await judged(door, path)
     assert isinstance(refusal, CannotConnect)
     assert "not an audio file" in str(refusal)
+
+
+def test_recording_whose_name_is_no_text_is_judged(door, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    try:
+        path.write_bytes(b"sound")
+    except OSError:
+        pytest.skip("this file system has such names for no files")
+    wishes = ["--url", door, "--key", "k", "--point", "dense", "--json"]
+    command = [sys.executable, "-m", "service.cli", "detect", path, *wishes]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # as a terminal's is, but for the C locale
+    done = subprocess.run(command, capture_output=True, check=False, env=strict)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(path), "detections": []}
 
 
 async def test_troubles_of_detect_are_one_sentence(tmp_path):

@@ -113,6 +113,9 @@ def test_unknown_field_is_refused_by_servers_and_ignored_by_clients(message: Any
         ('{"type":"configure","coarsest":NaN}', "coarsest"),
         ('{"type":"configure","keywords":{"yes":{"threshold":1.5}}}', "keywords.yes.threshold"),
         ('{"type":"feedback","detection":-1,"correct":true}', "detection"),
+        ('{"type":"marker","id":-1}', "id"),
+        ('{"type":"marker","id":null}', "id"),
+        (f'{{"type":"marker","id":"{"x" * 65}"}}', "id"),
         ('{"type":"nonsense"}', None),
         ('{"no":"type"}', None),
         ("[]", None),
@@ -126,6 +129,11 @@ def test_bad_message_is_named(text: str, field: str | None) -> None:
         parse_client(text)
     assert refused.value.field == field
     assert text[:50] not in refused.value.message or len(text) < 3
+
+
+def test_name_of_a_marker_that_is_too_long_is_told_what_it_may_be() -> None:
+    with pytest.raises(BadMessage, match="at most 64 characters"):
+        parse_client(f'{{"type":"marker","id":"{"x" * 65}"}}')
 
 
 @pytest.mark.parametrize(
@@ -194,6 +202,13 @@ def test_asyncapi_lets_clients_read_on_where_a_later_server_says_more() -> None:
     strict = {name for name, schema in schemas.items() if schema.get("additionalProperties") is False}
     assert {kind.__name__ for kind in CLIENT} <= strict
     assert not {kind.__name__ for kind in set(SERVER) - set(CLIENT)} & strict
+
+
+def test_asyncapi_says_that_a_message_has_a_type() -> None:
+    made = document()["components"]
+    names = [name for name, message in made["messages"].items() if message["contentType"] == "application/json"]
+    assert len(names) == len({*CLIENT, *SERVER})
+    assert all("type" in made["schemas"][name].get("required", []) for name in names)
 
 
 def test_asyncapi_says_where_the_server_is() -> None:

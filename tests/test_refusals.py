@@ -52,7 +52,8 @@ async def test_nobody_there_is_said_at_once():
 
 
 @pytest.mark.parametrize(
-    ("status", "word"), [(401, "key"), (403, "may not"), (404, "no stream"), (502, "room"), (503, "room")]
+    ("status", "word"),
+    [(401, "key"), (403, "may not"), (404, "no stream"), (426, "proxy"), (502, "room"), (503, "room")],
 )
 async def test_refusal_before_the_upgrade_is_explained(status, word):
     def refuse(connection, _request):

@@ -158,6 +158,7 @@ async def test_clip_that_our_own_mistake_ends_has_failed(
         ("DELETE", "/", 405, None),
         ("GET", "/nowhere", 404, None),
         ("GET", "/v1/nowhere", 404, None),
+        ("POST", "/v1/stream", 405, None),
     ],
 )
 async def test_whatever_is_refused_is_refused_in_one_form(
@@ -167,6 +168,18 @@ async def test_whatever_is_refused_is_refused_in_one_form(
     assert answer.status_code == status
     assert Failed.model_validate(answer.json()).field == field
     assert ("Allow" in answer.headers) is (status == 405)
+
+
+async def test_stream_without_an_upgrade_is_told_what_is_missing(web: httpx.AsyncClient) -> None:
+    answer = await web.get("/v1/stream")
+    assert (answer.status_code, answer.headers["Upgrade"]) == (426, "websocket")
+    assert "proxy" in Failed.model_validate(answer.json()).message
+
+
+async def test_file_of_another_format_is_told_which_are_read(web: httpx.AsyncClient) -> None:
+    answer = await web.post("/v1/detect", content=bytes.fromhex("1a45dfa3") + b"webm" * 100)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_audio")
+    assert all(word in answer.json()["message"] for word in ("FLAC", "MP3", "ffmpeg", "encoding="))
 
 
 async def test_form_in_the_place_of_a_clip_is_told_how(running: Any, web: httpx.AsyncClient) -> None:

@@ -196,6 +196,11 @@ def test_audio_format_and_model_stay(change: dict[str, object]) -> None:
     assert refused.value.field == next(iter(change))
 
 
+def test_a_configure_that_leaves_out_the_rate_is_told_to_repeat_it() -> None:
+    with pytest.raises(BadMessage, match="sample_rate cannot change .* left out, .* say it again"):
+        session(sample_rate=8_000).configure(Configure(scores=True))
+
+
 def test_only_the_first_configure_resumes() -> None:
     with pytest.raises(BadMessage, match="resume"):
         session().configure(Configure(resume=Resume(token="", sample=0)))

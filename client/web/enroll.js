@@ -71,7 +71,9 @@ export async function enroll(url, name, clips, { key = null, ...wishes } = {}) {
   clips.forEach((clip, i) => form.append("clips", clip instanceof Int16Array ? wav(clip) : clip, `${i + 1}.wav`));
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const answer = await fetch(server, { method: "POST", body: form, headers });
-  const { format, ...keyword } = await answer.json();
+  const told = await answer.json().catch(() => null); // a proxy has no JSON
+  if (!told) throw new SpotterError(`no deltaspot server answers at ${server}: HTTP ${answer.status}`);
+  const { format, ...keyword } = told;
   if (!answer.ok) throw new SpotterError(keyword.message, 0, keyword.field);
   return keyword;
 }
