@@ -189,6 +189,7 @@ async def detect(
         keywords=wishes,
         scores=True,
         heartbeat_ms=60_000,
+        coarsest=1,  # a clip has no deadline, and is heard alike whoever else is there
     )
     began, outcome = clock(), "failed"
     totals: dict[str, float | str] = {}

@@ -30,6 +30,7 @@ from service.protocol import Closed, Failed, Marker, parse_server
 from service.scan import Scanner
 from service.server import Server
 from service.settings import Settings
+from service.shedding import COARSEST
 from tests.talk import opened, play, wav, words
 
 
@@ -52,6 +53,16 @@ async def test_clip_is_heard_as_a_stream_is(running: Any, web: httpx.AsyncClient
     assert not re.search(r"\.\d{5}", told), "more digits than anybody has heard"
     bare = await web.post("/v1/detect?encoding=s16le", content=spoken.astype("<i2").tobytes())
     assert bare.json()["detections"] == answer["detections"]
+
+
+async def test_clip_is_heard_alike_while_precision_is_shed(
+    running: Any, web: httpx.AsyncClient, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = (await web.post("/v1/detect", content=wav(spoken))).json()
+    monkeypatch.setattr(running.server.engine, "_shed", lambda: None)
+    monkeypatch.setattr(running.server.engine.shedding, "scale", COARSEST)
+    busy = (await web.post("/v1/detect", content=wav(spoken))).json()
+    assert (busy["top"], busy["macs"]) == (quiet["top"], quiet["macs"])
 
 
 @pytest.mark.parametrize("before_s", [0.05, 0.6])
