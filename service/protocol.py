@@ -288,7 +288,11 @@ class Totals(Strict):
 
 
 class Closed(Strict):
-    """Last message of every stream that was ready, whatever ended it."""
+    """Last message of every stream that was ready, whatever ended it but a break of the WebSocket itself.
+
+    That has codes of its own: 1002 and 1007 for what is no WebSocket message, 1009 for a frame of more than twice
+    `limits.frame_bytes`.
+    """
 
     type: Literal["closed"] = "closed"
     reason: str = Field(description="a close code's name in lower case")
