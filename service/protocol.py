@@ -363,5 +363,8 @@ def parse_keywords(text: str) -> dict[str, KeywordSettings]:
 def _bad(error: ValidationError) -> BadMessage:
     """Pydantic's first complaint, without the input: it may be hostile or private."""
     first = error.errors(include_input=False, include_url=False)[0]
+    if first["type"].startswith("union_tag"):
+        names = first.get("ctx", {}).get("expected_tags", "'configure', 'flush' and others")
+        return BadMessage(f"a message needs its `type`, which is one of {names}", "type")
     path = ".".join(str(part) for part in first["loc"][1:])
     return BadMessage(f"{path}: {first['msg']}" if path else first["msg"], path or None)
