@@ -12,8 +12,8 @@ export async function refusal(error) {
 /** Browsers cannot send a key with a WebSocket: it is exchanged for a ticket that is good for a minute. */
 export async function ticket() {
   const answer = await tickets({ Authorization: `Bearer ${$("key").value}` });
-  const { ticket, message } = await answer.json();
-  if (!answer.ok) throw new Error(message);
+  const { ticket, message } = await answer.json().catch(() => ({})); // a proxy answers with a page
+  if (!ticket) throw new Error(message ?? `No deltaspot server answers here (${answer.status}).`);
   return ticket;
 }
 
