@@ -149,6 +149,7 @@ def test_tokens_that_follow_each_other_can_be_joined() -> None:
     stream = FrameStream(CONFIG)
     joined = stream.feed(samples[:3_000]).then(stream.feed(samples[3_000:3_001])).then(stream.feed(samples[3_001:]))
     np.testing.assert_array_equal(windows_in(joined), windows_of(samples, []))
+    assert joined.then(stream.flush()) == joined, "nothing follows, and nothing is lost"
 
 
 def test_network_input_is_the_pixel_on_another_scale() -> None:
