@@ -118,7 +118,9 @@ class Tokens:
         return Tokens(self.data[begin * size : end * size + shared], end - begin, self.step)
 
     def then(self, following: Tokens) -> Tokens:
-        """These tokens and those that the same stream gave next."""
+        """These tokens and those that the same stream gave next, if there are any."""
+        if not following.count:
+            return self  # it brings no samples, and these end with windows of their own
         before = self.data[: self.count * self.step * BYTES]
         return Tokens(before + following.data, self.count + following.count, self.step)
 

@@ -62,7 +62,8 @@ def plan(taper: F32, weights: F32) -> Plan:
     places = np.array([int(f"{n:0{bits}b}"[::-1], 2) for n in range(points)])
     angle = np.pi * np.arange(points) / points
     used = weights > 0
-    first, last = used.argmax(axis=0), len(weights) - used[::-1].argmax(axis=0)
+    first = used.argmax(axis=0)
+    last = np.where(used.any(axis=0), len(weights) - used[::-1].argmax(axis=0), first)  # a narrow filter may have none
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     padded = np.pad(taper, (0, 2 * points - len(taper)))
     parts = [weights[begin:end, band] for band, (begin, end) in enumerate(zip(first, last, strict=True))]

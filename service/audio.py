@@ -214,7 +214,7 @@ def _int16_values(values: Array) -> Array:
     """Floats of full scale 1 -> int16 values; louder ones are clipped."""
     if not np.isfinite(values).all():
         raise UnsupportedAudio("the audio holds NaN or infinite samples")
-    return np.clip(values * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1).astype(np.float32)
+    return np.minimum(np.clip(values, -1, 1) * FULL_SCALE, FULL_SCALE - 1).astype(np.float32)
 
 
 def _resampler(rate: int) -> soxr.ResampleStream | None:

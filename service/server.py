@@ -113,6 +113,7 @@ class Server:
         self.engine.start(asyncio.get_running_loop())
         self.headroom = Headroom(*await rehearse(self.engine.find(None).network))
         self.make_room()
+        gc.collect()  # the rehearsal's cache, too
         gc.freeze()  # what is here now stays; looking through it for garbage costs as much as all frames of the streams
         self.warm = True
         self._tasks = [asyncio.create_task(task(self)) for task in (upkeep.watch, upkeep.check_models, upkeep.tidy)]

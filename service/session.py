@@ -296,6 +296,8 @@ class Session:
 
     def _forget(self) -> list[ServerMessage]:
         self.detector.reset()
+        if self.judged >= self._mute_until:  # else the reset belongs to a replay, of which the state is the outcome
+            self._restore = {}
         return []
 
     def _apply(self, wish: Configure, rules: dict[str, Rule]) -> list[ServerMessage]:

@@ -24,6 +24,7 @@ class Vitals:
     def __init__(self, slot: Slot) -> None:
         self.slot, self.arrival = slot, clock()
         self._worked = nothing(slot.hosted.spec.config)
+        self._shares: list[float] = []
 
     @property
     def latency_ms(self) -> float:
@@ -56,11 +57,16 @@ class Vitals:
         return self.slot.count
 
     def work(self) -> list[float]:
-        """Share of dense work done since the last call: stem, blocks in order, read-out."""
+        """Share of dense work done since the last call: stem, blocks in order, read-out.
+
+        Where no token is new, it is as it was: the engine may be ahead of what is told, and amid the next tokens.
+        """
         now = self.slot.count
+        if now.tokens == self._worked.tokens:
+            return self._shares
         since, self._worked = now - self._worked, now
         blocks = len(since.layers) - 2
         inner = sum(since.causal.values()) - since.causal["stem"] - since.causal["readout"]
         dense = np.array([since.causal["stem"], *[inner / blocks] * blocks, since.causal["readout"]])
-        shares: list[float] = np.round(since.layers.sum(axis=1) / np.maximum(dense, 1), 4).tolist()
-        return shares
+        self._shares = np.round(since.layers.sum(axis=1) / dense, 4).tolist()
+        return self._shares

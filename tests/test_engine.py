@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from models.features import FrameStream, Tokens
+from models.features import FrameStream, Tokens, log_mel
 from models.network import Network
 from models.offline import judge
 from models.pages import GIVES_BACK
@@ -19,6 +19,7 @@ from service.engine import Engine
 from service.errors import Capacity, Draining, UnknownModel
 from service.shedding import COARSEST
 from service.slots import Slot
+from service.vitals import Vitals
 
 
 class Watcher:
@@ -148,6 +149,23 @@ async def test_work_is_never_counted_twice_while_a_stream_is_reset(
 
 
 @pytest.mark.skipif(not GIVES_BACK, reason="this system takes no pages back")
+async def test_shares_of_work_are_of_whole_tokens_while_the_next_batch_is_judged(
+    network: Network, spoken: np.ndarray
+) -> None:
+    async with running(network, begun=False) as engine:
+        slot, _ = admitted(engine)
+        vitals, frames = Vitals(slot), log_mel([tokens_in(network, spoken[:16_000])], network.config)
+        rows = np.array([slot.row])
+        network.step(slot.hosted.cache, rows, frames[:20], np.array([20]))
+        shares = vitals.work()
+        assert all(0 < share <= 1 for share in shares)
+        slot.hosted.cache.macs[slot.row] += 1_000  # what a step has done of tokens that it has not finished
+        assert vitals.work() == shares, "two messages tell of what was judged before the first of them"
+        slot.hosted.cache.macs[slot.row] -= 1_000
+        network.step(slot.hosted.cache, rows, frames[20:], np.array([len(frames) - 20]))
+        assert vitals.work() != shares
+
+
 async def test_memory_of_a_closed_stream_goes_back(network: Network, spoken: np.ndarray) -> None:
     async with running(network, slots=1) as engine:
         slot, listener = admitted(engine)

@@ -11,9 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.config import ModelConfig
+from models.config import FrontEndConfig, ModelConfig
 from models.data import pad_clip, picture, read_audio
-from models.features import FrameStream, Tokens, compress, expand, frames, log_mel, network_input
+from models.features import (
+    FrameStream,
+    Tokens,
+    compress,
+    expand,
+    frames,
+    hann,
+    log_mel,
+    mel_filters,
+    network_input,
+)
+from models.spectrum import plan
 
 CONFIG = ModelConfig()
 TOKEN, OVERLAP, HOP, WINDOW = CONFIG.token_samples, 320, 160, 480
@@ -74,6 +85,17 @@ def test_full_scale_reaches_the_ceiling_and_silence_the_floor() -> None:
     assert loud.max() > 200
     assert loud.max() <= 255
     assert (log_mel([FrameStream(CONFIG).feed(np.zeros(2_000, np.float32))], CONFIG) == -1.0).all()
+
+
+@pytest.mark.parametrize("shape", [{"bands": 128}, {"fft": 128, "window": 128, "hop": 64}])
+def test_a_band_too_narrow_for_any_bin_is_silent(shape: dict[str, int]) -> None:
+    config = FrontEndConfig(**shape)
+    narrow = ~mel_filters(config).any(axis=0)
+    tables = plan(hann(config), mel_filters(config))
+    assert narrow.any()
+    assert (tables.first[narrow] == tables.last[narrow]).all(), "the lowest and the highest bin are never worked out"
+    tokens = FrameStream(model := ModelConfig(frontend=config)).feed(recording(4_000))
+    assert (log_mel([tokens], model)[..., narrow] == -1.0).all()
 
 
 def test_a_clip_is_ninety_eight_frames() -> None:
@@ -149,6 +171,7 @@ def test_tokens_that_follow_each_other_can_be_joined() -> None:
     stream = FrameStream(CONFIG)
     joined = stream.feed(samples[:3_000]).then(stream.feed(samples[3_000:3_001])).then(stream.feed(samples[3_001:]))
     np.testing.assert_array_equal(windows_in(joined), windows_of(samples, []))
+    assert joined.then(stream.flush()) == joined, "nothing follows, and nothing is lost"
 
 
 def test_network_input_is_the_pixel_on_another_scale() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import socket
@@ -24,6 +25,7 @@ from models.config import KEYWORDS
 from service import clips, layers
 from service.bodies import AT_A_TIME
 from service.commands.demo import script
+from service.engine import Engine
 from service.errors import Internal
 from service.layers import POLICY
 from service.protocol import Closed, Failed, Marker, parse_server
@@ -319,6 +321,19 @@ async def test_reloads_take_turns_and_wait_for_the_start(monkeypatch: pytest.Mon
     monkeypatch.setattr(server.engine, "start", lambda _loop: steps.append("start") or 1 / 0)
     await asyncio.gather(server.start(), server.reload(), server.reload(), return_exceptions=True)
     assert steps == ["begin", "end", "start"] + ["begin", "end"] * 2
+
+
+async def test_nothing_of_the_rehearsal_stays_once_a_server_is_ready() -> None:
+    def engines() -> set[int]:
+        gc.unfreeze()  # what is frozen is kept for ever, and not shown
+        return {id(thing) for thing in gc.get_objects() if isinstance(thing, Engine)}
+
+    before, server = engines(), Server(Settings())
+    await server.start()
+    try:
+        assert engines() - before == {id(server.engine)}, "a rehearsal's cache is that of 64 streams"
+    finally:
+        await server.stop()
 
 
 async def test_bytes_that_are_no_http_do_no_harm(running: Any, web: httpx.AsyncClient) -> None:

@@ -178,6 +178,27 @@ def test_reset_at_a_resumed_stream_s_beginning_leaves_nothing_to_skip() -> None:
     assert one.fed == 1
 
 
+def test_reset_right_after_a_resumed_stream_s_checkpoint_forgets_what_this_one_brought() -> None:
+    fired = {"yes": (2, 0.9, 3, 0, 1)}
+    one = session(
+        keywords={"yes": KeywordSettings(patience=1)},
+        resume=Resume(token=Position("s", TOKEN, 1, fired).encode(), sample=TOKEN),
+    )
+    one.reset()
+    assert one.due() == []
+    one.audio(pcm(TOKEN + TAIL))
+    assert kinds(one.judge(said("yes"), Vitals())) == ["detection", "heartbeat"]
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_a_flush_whose_last_samples_complete_a_token_hands_on_all_of_its_windows(rate: int) -> None:
+    """50 ms are a token to the sample, and the resampler keeps the last of them until the flush."""
+    one = session(sample_rate=rate)
+    assert len(one.audio(bytes(2 * rate // 20))) == 0
+    tokens = one.flush()
+    assert (len(tokens), len(tokens.data)) == (1, 4 * (TOKEN + TAIL))
+
+
 def test_new_rules_hold_from_where_they_were_asked_for() -> None:
     one = session(keywords={"yes": KeywordSettings(patience=1)})
     one.audio(pcm(2 * TOKEN + TAIL))
