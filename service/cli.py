@@ -24,7 +24,7 @@ COMMANDS: Final = {
     "enroll": "Make a keyword of your own from a few recordings.",
     "scan": "Find keywords in thousands of recordings; resumable.",
     "bench": "Measure kernels and the service on this machine.",
-    "model": "Describe, import, export and compare checkpoints.",
+    "model": "Describe, import, calibrate and export checkpoints.",
     "evaluate": "Judge a checkpoint on clips and on streams.",
     "train": "Train a checkpoint from recordings.",
 }

@@ -299,6 +299,14 @@ def test_what_a_calibration_could_not_do_is_told(tmp_path: Path) -> None:
     assert after["keywords"]["up"] == before["keywords"]["up"]
 
 
+@pytest.mark.parametrize("command", ["points", "balance", "prune", "calibrate", "background"])
+def test_a_folder_is_no_checkpoint_to_write_and_that_is_said_before_the_work(command: str, tmp_path: Path) -> None:
+    words = [command, "--output", str(tmp_path), "--data", str(tmp_path), "--model", str(tmp_path / "missing")]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "is a directory" in result.output
+
+
 def test_calibration_needs_recordings(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["calibrate", "--output", str(tmp_path / "o")], env={"DELTASPOT_DATA": ""})
     assert result.exit_code == 2

@@ -49,6 +49,12 @@ def test_modules_and_table_agree():
     assert set(PRESENT) == set(cli.COMMANDS)
 
 
+def test_groups_say_of_themselves_what_the_table_says_of_them():
+    groups = {name: command.help for name in PRESENT if hasattr(command := cli.load(name), "commands")}
+    assert groups == {name: cli.COMMANDS[name] for name in groups}
+    assert {"bench", "evaluate", "model"} == set(groups)
+
+
 def test_no_module_of_commands_is_forgotten():
     imported = re.findall(r"from service\.commands\.(\w+) import", "\n".join(MODULES.values()))
     assert set(MODULES) - set(PRESENT) <= set(imported)

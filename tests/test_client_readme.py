@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from models.checkpoint import load_checkpoint
 from service.commands.demo import SAMPLE
 from service.protocol import parse_client
 from tests.conftest import Running
@@ -41,6 +42,12 @@ def test_curl_of_the_readme_runs(running: Running) -> None:
     call = call.replace("127.0.0.1:8770", f"127.0.0.1:{running.port}")
     done = subprocess.run(shlex.split(call), cwd=ROOT, capture_output=True, check=True)
     assert "yes" in {found["keyword"] for found in json.loads(done.stdout)["detections"]}
+
+
+def test_thresholds_are_those_of_the_model_that_comes_along() -> None:
+    known = [rule["threshold"] for rule in load_checkpoint().calibration["keywords"].values()]
+    (told,) = re.findall(r"thresholds of ([\d.]+) to\s([\d.]+) for the model", DOCUMENTS["client/README.md"])
+    assert told == (f"{min(known):.2f}", f"{max(known):.2f}")
 
 
 @pytest.mark.parametrize("code", blocks("js"))

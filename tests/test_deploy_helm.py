@@ -167,6 +167,12 @@ def test_own_keys_become_a_secret_that_the_server_reads_and_are_mounted(tmp_path
     assert any(v.get("secret", {}).get("secretName") == "words-deltaspot-keys" for v in pod["volumes"])
 
 
+@pytest.mark.parametrize("beside", ["text", "ticketSecret"])
+def test_what_an_existing_secret_would_put_aside_is_refused(beside):
+    with pytest.raises(helm.HelmRenderError, match=r"leave out keys\.text and keys\.ticketSecret"):
+        render({"keys": {"existingSecret": "words-keys", beside: "a"}})
+
+
 def test_several_pods_without_one_secret_for_their_tickets_are_warned_of():
     warning = "keys.ticketSecret is not set"
     assert warning in notes({"keys": {"text": "a"}})

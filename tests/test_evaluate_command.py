@@ -144,7 +144,11 @@ def test_a_stock_network_is_judged_on_the_same_streams(tmp_path: Path) -> None:
 def test_a_trade_off_without_keywords_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "quiet.wav")
     with pytest.raises(DataError, match="needs recordings in which keywords are said"):
-        run("stream", "--audio", str(tmp_path / "quiet.wav"), "--curve", str(tmp_path / "curve.png"))
+        run("stream", "--audio", str(tmp_path / "missing.wav"), "--curve", str(tmp_path / "curve.png"))
+    (tmp_path / "quiet.tsv").touch()
+    words = ("--labels", str(tmp_path / "quiet.tsv"), "--curve", str(tmp_path / "curve.png"))
+    with pytest.raises(DataError, match="needs recordings in which keywords are said"):
+        run("stream", "--audio", str(tmp_path / "quiet.wav"), *words)
 
 
 def test_data_without_keywords_or_running_speech_says_so(tmp_path: Path) -> None:
@@ -230,7 +234,9 @@ def test_labels_that_cannot_belong_and_recordings_without_sound_are_refused(tmp_
 
 
 def test_checkpoint_without_thresholds_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "x.wav")
+    """And before the first recording is read, of which there is none here."""
     save_checkpoint(replace(load_checkpoint(shipped_path()), calibration={}), tmp_path / "new.safetensors")
-    with pytest.raises(CheckpointError, match="deltaspot model calibrate"):
-        run("stream", "--audio", str(tmp_path / "x.wav"), "--model", str(tmp_path / "new.safetensors"))
+    missing = ("--audio", str(tmp_path / "x.wav")), ("--data", str(tmp_path), "--output", str(tmp_path / "report"))
+    for command, where in zip(("stream", "report"), missing, strict=True):
+        with pytest.raises(CheckpointError, match="deltaspot model calibrate"):
+            run(command, *where, "--model", str(tmp_path / "new.safetensors"))

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from models.checkpoint import load_checkpoint, save
 from models.config import ConfigError
 from models.gated import Gated
-from models.train import MODEL, checkpoint_of
+from models.train import MODEL, Report, checkpoint_of
 from models.train_state import STATE, TrainingError, be_taught, load_state, save_state
 from service.commands.evaluate import app as evaluate
-from service.commands.train import Stage, app, begin, go_on
+from service.commands.train import Stage, app, begin, go_on, judged
 from tests.test_train import CONFIG, cache, data, objective, one_thread, start  # noqa: F401 (one is for every test)
 
 SETTINGS = """
@@ -129,6 +129,11 @@ def test_settings_that_are_none_are_refused(text: str, told: str, tmp_path: Path
     path.write_text(text)
     with pytest.raises((ConfigError, TrainingError), match=re.escape(told)):
         begin(Stage.DENSE, settings=path)
+
+
+def test_work_that_is_done_is_not_told_as_how_far_the_run_is() -> None:
+    report = Report(2, {}, {"dense": {"accuracy": 0.5, "silence": None, "done": 0.8}})
+    assert judged(report) == "step 2, dense: accuracy 50.00%, silence -, causal work done 80.00%"
 
 
 def test_shape_comes_with_the_checkpoint(tmp_path: Path) -> None:

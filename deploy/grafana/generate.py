@@ -69,7 +69,8 @@ SKIPPED = Panel(
         "against recomputing the window": "job:deltaspot_macs_skipped_vs_window:ratio_rate5m",
         "against dense causal arithmetic": "job:deltaspot_macs_skipped_vs_causal:ratio_rate5m",
     },
-    note="Two baselines over the same audio; the second is the delta gate's own merit.",
+    note="Two baselines over the same audio. The second counts units that stay zero, too, which are skipped at every "
+    "operating point: what thresholds save is the difference from `dense`.",
 )
 VERDICT = Panel(
     "Chunk to verdict",

@@ -31,7 +31,7 @@ from service.commands.evaluate_socket import socket
 from service.commands.material import of_speakers, read_material, read_streams
 from service.commands.methods import methods
 from service.commands.options import AsJson, Data, Model, Point, Seed, Snr
-from service.commands.replay import detector
+from service.commands.replay import check_calibrated, detector
 from service.commands.tables import console, show
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Judge a checkpoint on clips and on streams.")
@@ -52,7 +52,7 @@ def clips(
         Path | None, typer.Option(help="Folder that holds a folder of noise; its validation part counts as silence.")
     ] = None,
     confusion: Annotated[
-        Path | None, typer.Option(help="Write the shipped point's confusion matrix here, PNG.")
+        Path | None, typer.Option(dir_okay=False, help="Write the shipped point's confusion matrix here, PNG.")
     ] = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -114,7 +114,8 @@ def stream(
         typer.Option(help="TSV of start_s, end_s, word; for a folder, a folder of them. Without: nothing may fire."),
     ] = None,
     curve: Annotated[
-        Path | None, typer.Option(help="Write the trade-off over thresholds here, PNG, and beside it as CSV.")
+        Path | None,
+        typer.Option(dir_okay=False, help="Write the trade-off over thresholds here, PNG, and beside it as CSV."),
     ] = None,
     stock: Annotated[
         Path | None, typer.Option(help="Judge this stock network instead, with --fit, since it has no thresholds.")
@@ -129,13 +130,15 @@ def stream(
     """Judge endless audio: keywords missed, false alarms per hour, latency from the end of the word.
 
     Raises:
-        DataError: where thresholds are to be fitted, and there is nothing to choose by.
+        DataError: where thresholds are to be fitted or a trade-off drawn, and nothing tells what is said.
     """
     if stock is not None and (point, model) != (None, None):
         raise typer.BadParameter("--stock is another network than --model, and has no --point: leave them out")
     fit = fit or stock is not None
     if fit and labels is None:
         raise DataError("thresholds that suit these streams are chosen by what is said in them: name their labels")
+    if curve is not None and labels is None:
+        raise DataError("a trade-off needs recordings in which keywords are said, and their labels: name these")
     _make_room(curve)
     if stock is not None:
         from models.kwt_streams import hear_stock
@@ -144,6 +147,8 @@ def stream(
     else:
         network = Network(load_checkpoint(model))
         config, calibration = network.config, network.checkpoint.calibration
+        if not fit:
+            check_calibrated(calibration)
         heard = hear(network, read_streams(audio, labels, config.keywords), usual_point(network.points, point))
     detect = detector(config)
     if fit:
@@ -260,6 +265,7 @@ def report(
 ) -> None:
     """Everything that the model card tells: clips, streams, trade-off, sweeps. Takes some minutes."""
     network = Network(load_checkpoint(model))
+    check_calibrated(network.checkpoint.calibration)
     output.mkdir(parents=True, exist_ok=True)
     material = read_material(data)
     result = {

@@ -47,7 +47,9 @@ def methods(
     tuned: Annotated[
         Path | None, typer.Option(help="File of kwt1's tuned weights; the shipped one if left out, but for --learn.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a Markdown report, with plot and CSV beside it.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write a Markdown report, with plot and CSV beside it.")
+    ] = None,
     *,
     compare: Annotated[bool, typer.Option(help="Without: stop once everything is learned.")] = True,
     as_json: AsJson = False,

@@ -44,7 +44,7 @@ CALIBRATION_SEED = 50_000
 
 @app.command("points")
 def points_command(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="Where the checkpoint with its points goes.")],
     data: Annotated[Path, data_option("Folder of recordings; validation speakers choose.")],
     model: Annotated[Path, typer.Option(help="Checkpoint of `deltaspot train --stage gated`.")],
 ) -> None:
@@ -73,7 +73,7 @@ def points_command(
 
 @app.command("balance")
 def balance_command(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint with its new bias goes.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="Where the checkpoint with its new bias goes.")],
     data: Annotated[Path, data_option("Folder of recordings; training speakers choose.")],
     cache: Cache = None,
     point: Point = None,
@@ -97,7 +97,7 @@ def balance_command(
 
 @app.command()
 def prune(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint with its points goes.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="Where the checkpoint with its points goes.")],
     data: Annotated[Path, data_option("Folder of recordings; training speakers teach, validation speakers choose.")],
     tau: Annotated[float, typer.Option(min=0, help="Mean |score| under which a head is silent; 0: never.")] = 0.0,
     model: Model = None,
@@ -127,7 +127,7 @@ def prune(
 @app.command("calibrate")
 def calibrate_command(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Where the calibrated checkpoint goes.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="Where the calibrated checkpoint goes.")],
     data: Annotated[Path | None, data_option("Folder of recordings, to build streams from.")] = None,
     audio: Annotated[Path | None, typer.Option(help="Your own recordings, in which keywords are said.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their words: TSV of start_s, end_s, word, or a folder.")] = None,
@@ -198,7 +198,10 @@ def _warn(outcome: Tally, goal: Goal, keywords: Sequence[str], known: Collection
 def background(
     data: Annotated[Path, data_option("Folder of recordings, running_speech/ among them.")],
     output: Annotated[
-        Path | None, typer.Option(help="Where the checkpoint with its background goes; over the old one if left out.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Where the checkpoint with its background goes; over the old one if left out."
+        ),
     ] = None,
     cache: Cache = None,
     model: Model = None,

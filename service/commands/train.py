@@ -243,6 +243,7 @@ def judged(report: Report) -> str:
     """One line for each operating point validated."""
     lines = []
     for point, figures in (report.validation or {}).items():
-        shares = [f"{name} {'-' if share is None else f'{share:.2%}'}" for name, share in figures.items()]
+        told = {"causal work done" if name == "done" else name: share for name, share in figures.items()}
+        shares = [f"{name} {'-' if share is None else f'{share:.2%}'}" for name, share in told.items()]
         lines.append(f"step {report.step}, {point}: " + ", ".join(shares))
     return "\n".join(lines)
