@@ -42,7 +42,15 @@ def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
 
 
 def clustered_bounds(counts: NDArray[np.int64], trials: NDArray[np.int64]) -> tuple[float, float]:
-    """Bounds on the share of all trials, of which `counts` of `trials` were seen in each of some clusters (n,)."""
+    """Bounds on the share of all trials, of which `counts` of `trials` were seen in each of some clusters (n,).
+
+    One cluster says nothing of others: its trials have to do. Where none was seen in any cluster, or nothing else, all
+    that is drawn anew is the same, too; then each cluster is one trial.
+    """
+    if len(trials) == 1:
+        return binomial_bounds(int(counts[0]), int(trials[0]))
+    if not counts.any() or (counts == trials).all():
+        return binomial_bounds(len(trials) if counts.any() else 0, len(trials))
     drawn = np.random.default_rng(0).integers(len(trials), size=(DRAWS, len(trials)))
     lower, upper = np.quantile(counts[drawn].sum(axis=1) / trials[drawn].sum(axis=1), (TAIL, 1 - TAIL)).tolist()
     return lower, upper

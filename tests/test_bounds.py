@@ -45,3 +45,11 @@ def test_bounds_are_wider_where_errors_come_in_clusters() -> None:
     low, high = clustered_bounds(together, twenty)
     assert low < 0.93
     assert 0.98 < high <= 1.0
+
+
+def test_clusters_that_are_all_alike_leave_room_for_others() -> None:
+    """Twenty speakers without a miss are no proof that nobody is ever missed; nor is one speaker everybody."""
+    none, ten = np.zeros(20, np.int64), np.full(20, 10)
+    assert clustered_bounds(none, ten) == binomial_bounds(0, 20)
+    assert clustered_bounds(ten, ten) == binomial_bounds(20, 20)
+    assert clustered_bounds(np.array([3]), np.array([10])) == binomial_bounds(3, 10)

@@ -146,6 +146,8 @@ def test_bounds_of_what_is_missed_are_wider_where_one_speaker_is_missed() -> Non
     assert spread.report()["miss_rate_bounds"] == (0.1, 0.1)
     low, high = together.report()["miss_rate_bounds"]
     assert low < exact[0] < exact[1] < high
+    nobody = Tally(keywords=together.keywords, said=together.said)
+    assert nobody.report()["miss_rate_bounds"] == binomial_bounds(0, 10), "no proof that nobody ever is"
     together.said[""] += 1
     assert together.report()["miss_rate_bounds"] == exact, "nobody knows who that was"
 
@@ -219,7 +221,7 @@ def test_errors_are_counted_by_those_who_speak_and_not_by_noise() -> None:
     assert report.bounds[0] == 0.25, "the worst, thrice"
     assert report.bounds[1] == 1.0
     assert by_speaker(["", ""], np.array([True, False])) is None
-    assert by_speaker(["anna"], np.array([True])) == SpeakerReport(1, 1, 0, (1.0, 1.0))
+    assert by_speaker(["anna"], np.array([True])) == SpeakerReport(1, 1, 0, binomial_bounds(1, 1))
 
 
 def test_a_balanced_share_counts_every_label_alike(network) -> None:

@@ -106,6 +106,8 @@ def test_bounds_are_over_speakers_where_these_are_known() -> None:
     point = point_report([deaf] * 3, 0.0)
     assert (point["keywords"], point["missed"], point["miss_rate"]) == (200, 20, 0.1)
     assert point["miss_rate_bounds"] == pytest.approx((0.0, 0.3))
+    heard = point_report([Tally(3.0, Counter(x=200), said=said)] * 3, 0.0)
+    assert heard["miss_rate_bounds"] == binomial_bounds(0, 10), "no miss of ten speakers, however often tried"
 
 
 def test_the_table_has_one_pass_of_each_word() -> None:
