@@ -246,7 +246,7 @@ def training(metadata: Mapping[str, str], log: Path | None) -> str:
     if log is None:
         return told
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    kept = lines[:: max(1, len(lines) // 12)]
+    kept = [*lines[: -1 : max(1, len(lines) // 12)], lines[-1]]
     columns = [name for name in kept[-1] if isinstance(kept[-1][name], int | float)]
     rows = [[_number(line[name]) if name in line else "-" for name in columns] for line in kept]
     return f"{told}\n\n{table(columns, rows)}\n\n![Learning curves](training.png)"

@@ -106,6 +106,7 @@ def test_the_training_log_is_in_the_card(facts: dict, evaluation: dict, tmp_path
     assert "| step | loss |" in card
     assert "| 100 | 3 |" in card
     assert "| 12900 | 0.02326 |" in card
+    assert "| 19900 | 0.01508 |" in card, "where it ended"
 
 
 def test_whatever_trained_a_model_is_in_its_card(facts: dict, evaluation: dict) -> None:
