@@ -82,8 +82,8 @@ class Item:
 
     @property
     def is_clip(self) -> bool:
-        """Whether it is named as a clip is: one word, by somebody who is known."""
-        return TAKE in self.path.stem
+        """Whether it is named and placed as a clip is: one word, by somebody who is known."""
+        return TAKE in self.path.stem and self.word not in NOISE_FOLDERS | TRAINING_FOLDERS
 
     def audio(self) -> Array:
         """What `read_audio` makes of it.
