@@ -11,6 +11,7 @@ judged by what is in them. It is for you to see that no keyword is said there.
 
 from __future__ import annotations
 
+import filecmp
 import re
 import shutil
 from pathlib import Path
@@ -42,9 +43,18 @@ def gather(
             told = path.relative_to(folder)
             asked = is_audio(path) and wanted.search(told.as_posix()) and not unwanted.search(told.as_posix())
             if asked and (length := _seconds(path)) >= LEAST_S:
-                shutil.copyfile(path, out / "-".join((folder.name, *told.parts)))
+                shutil.copyfile(path, _free(out / "-".join((folder.resolve().name, *told.parts)), path))
                 taken, seconds = taken + 1, seconds + length
     Console().print(f"{taken} recordings, {seconds / 60:.1f} minutes, in {out}")
+
+
+def _free(wanted: Path, recording: Path) -> Path:
+    """A place for a copy: the one that is wanted, or beside it where another recording lies there."""
+    place, number = wanted, 1
+    while place.exists() and not filecmp.cmp(place, recording, shallow=False):
+        number += 1
+        place = wanted.with_stem(f"{wanted.stem}-{number}")
+    return place
 
 
 def _seconds(path: Path) -> float:

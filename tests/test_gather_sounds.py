@@ -38,3 +38,15 @@ def test_only_those_that_are_named(tmp_path: Path) -> None:
     record(tmp_path / "stamps" / "animals" / "dog_desc_fr.wav", 1.0)
     gather(tmp_path / "out", [tmp_path / "stamps"], only="_desc_")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["stamps-animals-dog_desc_fr.wav"]
+
+
+def test_two_recordings_of_one_name_are_both_kept_and_one_is_once(tmp_path: Path) -> None:
+    """Every game has its folder sounds; and a-b/c is not a/b-c."""
+    for number, name in enumerate(("one/sounds/dog.wav", "two/sounds/dog.wav", "two/sounds/a-b/c.wav")):
+        record(tmp_path / name, 1.0 + number)
+    record(tmp_path / "two/sounds/a/b-c.wav", 4.0)
+    for _ in range(2):
+        gather(tmp_path / "out", [tmp_path / "one" / "sounds", tmp_path / "two" / "sounds"])
+    kept = {path.name: soundfile.info(path).duration for path in (tmp_path / "out").iterdir()}
+    assert sorted(kept.values()) == [1.0, 2.0, 3.0, 4.0], kept
+    assert sorted(kept) == ["sounds-a-b-c-2.wav", "sounds-a-b-c.wav", "sounds-dog-2.wav", "sounds-dog.wav"]
