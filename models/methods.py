@@ -10,7 +10,7 @@ counts what could be left out; what skwt's engines leave out on the clock is in 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,19 +172,24 @@ def _tuned_rows(stock: Bench, tuned: pruning_tuned.Tuned, learned: Mapping[str, 
 
 
 def training_clips(
-    items: Iterable[Item], labels: tuple[str, ...], per_word: int = 80, others: int = 12
+    items: Callable[[], Iterable[Item]], labels: tuple[str, ...], per_word: int = 80, others: int = 12
 ) -> LabelledClips:
-    """A balanced draw of training clips: so many of each keyword, fewer of each other word."""
-    by_word: dict[str, list[Item]] = {}
-    for item in audio_clips(items, "training"):
-        by_word.setdefault(item.word, []).append(item)
+    """A balanced draw of training clips: so many of each keyword, fewer of each other word.
+
+    Items are walked twice, so that no more than what is drawn is held.
+    """
+    by_word: dict[str, list[int]] = {}
+    for place, item in enumerate(audio_clips(items(), "training")):
+        by_word.setdefault(item.word, []).append(place)
     draw = np.random.default_rng(0)
     chosen = [
-        item
+        int(place)
         for word, found in sorted(by_word.items())
-        for item in draw.permutation(np.array(found, object))[: per_word if word in labels else others]
+        for place in draw.permutation(found)[: per_word if word in labels else others]
     ]
-    return read_clips(chosen, ModelConfig(labels=labels), "training")
+    wanted = set(chosen)
+    drawn = {place: item for place, item in enumerate(audio_clips(items(), "training")) if place in wanted}
+    return read_clips([drawn[place] for place in chosen], ModelConfig(labels=labels), "training")
 
 
 def learn_stock(model: KWT, clips: LabelledClips, steps: int = 400) -> Found:

@@ -7,6 +7,8 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 
@@ -158,10 +160,28 @@ def test_training_clips_are_a_balanced_draw_of_training_speakers() -> None:
         for word in ("yes", "bed", "archive.tar")
         for speaker in range(20)
     ]
-    drawn = training_clips(items, SMALL.labels, per_word=5, others=2)
+    drawn = training_clips(lambda: items, SMALL.labels, per_word=5, others=2)
     assert sorted(drawn.targets) == [1, 1, 2, 2, 2, 2, 2]
     training = sum(split_of(str(speaker)) == "training" for speaker in range(20))
-    assert len(training_clips(items, SMALL.labels, per_word=99, others=99).samples) == 2 * training
+    assert len(training_clips(lambda: items, SMALL.labels, per_word=99, others=99).samples) == 2 * training
+
+
+def test_of_all_training_clips_only_the_drawn_ones_are_held() -> None:
+    """The public download has eighty thousand of them."""
+    recording = io.BytesIO()
+    soundfile.write(recording, np.zeros(16_000), 16_000, format="WAV")
+
+    def items() -> Iterator[Item]:
+        for speaker in range(400):
+            yield Item(PurePosixPath("yes", f"{speaker}_nohash_0.wav"), bytes(bytearray(recording.getvalue())))
+
+    tracemalloc.start()
+    try:
+        assert len(training_clips(items, SMALL.labels, per_word=5).samples) == 5
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * len(recording.getvalue())
 
 
 def test_the_report_never_joins_what_two_engines_counted(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -131,9 +132,9 @@ def _learn(
 
     labels = checkpoint.config.labels
     if "skwt" in what:
-        learned["skwt"] = learn_streaming(checkpoint, training_clips(walk(data), labels))
+        learned["skwt"] = learn_streaming(checkpoint, training_clips(partial(walk, data), labels))
     if kwt and "kwt1" in what:
-        learned["kwt1"] = learn_stock(kwt, training_clips(walk(data), labels))
+        learned["kwt1"] = learn_stock(kwt, training_clips(partial(walk, data), labels))
     if kwt and "kwt1-tuned" in what:
         bench = stock_bench(kwt, read_clips(walk(data), checkpoint.config, "training"))
         pruning_tuned.save(kwt, pruning_tuned.tune(kwt, bench.clips, tell=_progress), tuned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,7 +118,7 @@ def prune(
     checkpoint = load_checkpoint(model)
     check_plain(checkpoint.config)
     with console.status("reading recordings"):
-        clips = training_clips(walk(data), checkpoint.config.labels)
+        clips = training_clips(partial(walk, data), checkpoint.config.labels)
         held = validation_clips(data, checkpoint.config)
     pruned = learn(checkpoint, clips, held, tau=tau, tell=console.print)
     save(pruned, output)
