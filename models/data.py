@@ -48,7 +48,7 @@ LAST_SAMPLES = 8_000
 """Silence after a stream's last sample; nine words in ten are decided within 0.31 s of their end."""
 FRONTEND = FrontEndConfig()
 NOISE_TRAINING_SHARE = 0.8
-READING = 5
+READING = 6
 """How a directory is read; what was read in another way is read anew."""
 
 SPLITS = ("training", "validation", "testing")
@@ -72,8 +72,9 @@ class Item:
 
     @property
     def word(self) -> str:
-        """The folder's name, which is the label."""
-        return self.path.parent.name
+        """The folder's name, which is the label; of what lies in an archive in no folder, the archive's own."""
+        folder = self.path.parent.name
+        return folder[: len(folder) - len(next(filter(folder.lower().endswith, ARCHIVES), ""))]
 
     @property
     def speaker(self) -> str:
@@ -116,7 +117,7 @@ def walk(directory: Path) -> Iterator[Item]:
     """
     seen = set()
     for item in _walk(directory):
-        known = hashlib.sha256(repr(item.path.parts[-2:]).encode())
+        known = hashlib.sha256(repr((item.word, item.path.name)).encode())
         known.update(item.data)
         if known.digest() not in seen:
             seen.add(known.digest())

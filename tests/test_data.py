@@ -105,6 +105,27 @@ def test_every_layout_holds_the_same_clips(data: Path) -> None:
     assert found == {key: content for key, content in wanted.items() if not key[-1].endswith((".md", ".txt"))}
 
 
+def test_an_archive_of_one_folder_packed_without_it_is_that_folder(tmp_path: Path) -> None:
+    """Its sentences would not be trained with but judged by, its keywords would be other words."""
+    sounds = {
+        "yes": tone(0.8),
+        "_background_noise_": tone(5.0, 3000),
+        SPEECH_FOLDER: tone(2.0),
+        SOUNDS_FOLDER: tone(3.0),
+    }
+    for folder, samples in sounds.items():
+        recording, member = wav(samples), tarfile.TarInfo(f"./{TRAINING}_nohash_0.wav")
+        member.size = len(recording)
+        with tarfile.open(tmp_path / f"{folder}.{'tar.gz' if folder == 'yes' else 'tar'}", "w") as archive:
+            archive.addfile(member, io.BytesIO(recording))
+    (tmp_path / SOUNDS_FOLDER).mkdir()
+    (tmp_path / SOUNDS_FOLDER / f"{TRAINING}_nohash_0.wav").write_bytes(wav(sounds[SOUNDS_FOLDER]))  # unpacked, too
+    corpus = load_corpus(tmp_path, "training", tmp_path / "cache")
+    assert (corpus.words.tolist(), len(corpus.speech)) == (["yes"], 198)
+    assert [len(noise) for noise in corpus.noise] == [398, 298]
+    assert [stream.name for stream in gather_material(walk(tmp_path)).speech] == []
+
+
 def test_endings_in_capitals_are_those_of_recordings_wherever_they_are_judged(data: Path) -> None:
     config = ModelConfig()
     assert len(read_clips(walk(data), config, "training").samples) == 2
