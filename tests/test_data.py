@@ -19,7 +19,6 @@ from PIL import Image
 from models.config import ModelConfig
 from models.data import (
     CLIP_SAMPLES,
-    SOUNDS_FOLDER,
     SPEECH_FOLDER,
     DataError,
     load_corpus,
@@ -186,18 +185,6 @@ def test_data_that_changed_is_read_again(tmp_path: Path) -> None:
     assert loaded() == (["bed", "no", "yes", "yes"], 98)
     (root / "bed" / f"{TRAINING}_nohash_0.FLAC").unlink()
     assert loaded() == (["no", "yes", "yes"], 98)
-
-
-def test_sounds_are_noise_for_training_alone(tmp_path: Path) -> None:
-    as_folder(tmp_path)
-    sound = tmp_path / "speech_commands_v0.02" / SOUNDS_FOLDER / "dog.wav"
-    sound.parent.mkdir()
-    sound.write_bytes(wav(tone(2.0)))
-    training, validation = (load_corpus(tmp_path, split, tmp_path / "cache") for split in ("training", "validation"))
-    assert [len(noise) for noise in training.noise] == [398, 198]
-    assert [len(noise) for noise in validation.noise] == [98]
-    assert not gather_material(walk(tmp_path)).speech
-    assert len(read_clips(walk(tmp_path), ModelConfig()).samples) == 4
 
 
 @pytest.mark.parametrize(
