@@ -108,7 +108,8 @@ class Composer:
     def _background(self, stream: Tensor, level: Tensor, alone: Tensor) -> Tensor:
         """Noise at a random distance below the speech's mean level, and now and then other people: (B, T, M)."""
         recipe, (streams, length, _) = self.recipe, stream.shape
-        noise = self._noise(streams, length)
+        start = self.chance.integers(0, len(self.noise) - length, (streams, 1))
+        noise = self.noise[start + torch.arange(length)].float()
         backwards = self.chance.uniform((streams,)) < recipe.reversed
         noise[backwards] = noise[backwards].flip(1)
         noise = expand(self.speaker.perturb(noise))
@@ -124,24 +125,6 @@ class Composer:
         quiet = quiet / decibels(self.chance.uniform((streams, 1, 1), *recipe.babble_snr_db))
         babble = (self.chance.uniform((streams, 1, 1)) < recipe.babble) & ~alone[:, None, None]
         return background + others * quiet * babble + self._bursts(stream.shape) * level
-
-    def _noise(self, streams: int, length: int) -> Tensor:
-        """Stretches of noise, or of a sound a second at one level: pixels (B, T, M)."""
-        frame = torch.arange(length)
-        part = (frame + self.chance.integers(0, CLIP_FRAMES, (streams, 1))) // CLIP_FRAMES
-        part = part * (self.chance.uniform((streams, 1)) < self.recipe.changing)
-        parts = int(part.max()) + 1
-        start = self.chance.integers(0, len(self.noise) - length, (streams, parts))
-        noise = self.noise[start.gather(1, part) + frame].float()
-        energy = expand(noise)
-        heard = energy.mean(dim=2)
-        total = torch.zeros(streams, parts).scatter_add(1, part, heard)
-        share = torch.zeros(streams, parts).scatter_add(1, part, torch.ones_like(heard))
-        level = total / share.clamp(min=1)
-        loud = level > ENERGY_FLOOR  # what is silent stays so
-        usual = (level * loud).sum(dim=1, keepdim=True) / loud.sum(dim=1, keepdim=True).clamp(min=1)
-        gain = torch.where(loud, usual / level.clamp(min=ENERGY_FLOOR), 1.0)
-        return compress(energy * gain.gather(1, part)[..., None])
 
     def _colour(self, streams: int, low: float, high: float) -> Tensor:
         """A smooth random curve over the bands, in dB: (B, 1, M)."""
@@ -162,7 +145,7 @@ class Composer:
     def _finish(self, energy: Tensor) -> Tensor:
         """Mel energies -> masked, slightly noisy network input."""
         recipe, (streams, length, bands) = self.recipe, energy.shape
-        pixels = compress(energy)
+        pixels = 10.0 * torch.log1p(energy / ENERGY_FLOOR)
         noise = torch.randn(pixels.shape, generator=self.chance.generator)
         pixels = pixels + noise * self.chance.uniform((streams, 1, 1), 0.0, recipe.pixel_noise)
         pixels = pixels.clamp(0.0, PIXEL_MAX)
@@ -216,11 +199,6 @@ class Composer:
 def expand(pixels: Tensor) -> Tensor:
     """Pixels -> mel energies; the inverse of the front end's compression."""
     return ENERGY_FLOOR * torch.expm1(pixels / 10.0)
-
-
-def compress(energy: Tensor) -> Tensor:
-    """Mel energies -> pixels, not yet clamped: the front end's compression."""
-    return 10.0 * torch.log1p(energy / ENERGY_FLOOR)
 
 
 def decibels(value: Tensor) -> Tensor:

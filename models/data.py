@@ -7,9 +7,6 @@ its `.tar.gz`, and loose folders all read the same way, and so do an archive and
     .../<word>/<speaker>_nohash_<take>.jpg                   a clip as a picture: row = frame, column = band
     .../{_background_noise_,gsc_background,esc10}/<name>     noise
     .../running_speech/<name>                                sentences without keywords, see `models.make_speech`
-    .../sounds/<name>                                        other noise, see `models.gather_sounds`
-
-The last two are for training alone.
 
 Speakers, not clips, are split, by the published rule (Warden 2018): `split_of`. Knows nothing of networks.
 """
@@ -37,9 +34,7 @@ from models.features import Array, frames
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
-SPEECH_FOLDER, SOUNDS_FOLDER = "running_speech", "sounds"
-TRAINING_FOLDERS = frozenset({SPEECH_FOLDER, SOUNDS_FOLDER})
-"""What they hold is for training alone."""
+SPEECH_FOLDER = "running_speech"
 TAKE = "_nohash_"
 """Between a speaker and a take in a clip's name."""
 CLIP_SAMPLES = 16_000
@@ -84,7 +79,7 @@ class Item:
     @property
     def is_clip(self) -> bool:
         """Whether it is named and placed as a clip is: one word, by somebody who is known."""
-        return TAKE in self.path.stem and self.word not in NOISE_FOLDERS | TRAINING_FOLDERS
+        return TAKE in self.path.stem and self.word not in NOISE_FOLDERS | {SPEECH_FOLDER}
 
     def audio(self) -> Array:
         """What `read_audio` makes of it.
@@ -260,10 +255,8 @@ def _write_corpus(items: Iterable[Item], split: str, file: Path) -> None:
     for item in items:
         if item.word in NOISE_FOLDERS and is_audio(item.path):
             noise.append(np.rint(frames(noise_part(item.audio(), split))).astype(np.uint8))
-        elif item.word in TRAINING_FOLDERS and is_audio(item.path):
-            if split == "training":
-                kind = speech if item.word == SPEECH_FOLDER else noise
-                kind.append(np.rint(frames(item.audio())).astype(np.uint8))
+        elif item.word == SPEECH_FOLDER and is_audio(item.path) and split == "training":
+            speech.append(np.rint(frames(item.audio())).astype(np.uint8))
         elif item.is_clip and split_of(item.speaker) == split:
             pixels.append(_pixels(item))
             words.append(item.word)

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from models.config import KEYWORDS
-from models.data import NOISE_FOLDERS, TRAINING_FOLDERS, DataError, Item, is_audio, noise_part, split_of
+from models.data import NOISE_FOLDERS, SPEECH_FOLDER, DataError, Item, is_audio, noise_part, split_of
 from models.evaluate import LONGEST_CLIP, is_noise
 from models.features import Array
 from models.streams import (
@@ -55,13 +55,13 @@ def gather_material(items: Iterable[Item], split: str = "validation") -> Materia
     """Sort a data directory's recordings.
 
     Clips are sorted by speaker and noise is cut, so nothing is used that the other splits may use. Recordings longer
-    than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as what is in
-    `TRAINING_FOLDERS` is for training only. Shorter ones that are not named as clips are have no speaker, and no use;
-    nor have clips without a sound, or too long to be one word, and noise that is silent where it is cut.
+    than a clip, outside the folders of noise, are running speech: nobody's split, and for judging only, as that of
+    `SPEECH_FOLDER` is for training only. Shorter ones that are not named as clips are have no speaker, and no use; nor
+    have clips without a sound, or too long to be one word, and noise that is silent where it is cut.
     """
     material = Material()
     for item in items:
-        if not is_audio(item.path) or item.word in TRAINING_FOLDERS:
+        if not is_audio(item.path) or item.word == SPEECH_FOLDER:
             continue
         if item.is_clip and split_of(item.speaker) != split:
             continue

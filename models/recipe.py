@@ -41,8 +41,6 @@ class Recipe:
     segment_gain_db: float = 4.0
     noisy: float = 0.8
     snr_db: tuple[float, float] = (-3.0, 30.0)
-    changing: float = 0.5
-    """Share of noises that are another sound at every second, each at the same level."""
     colour_db: float = 8.0
     """How far a noise's bands are bent up or down, so that no noise is heard twice."""
     reversed: float = 0.3

@@ -194,25 +194,6 @@ def test_noise_is_bent_in_colour_and_stays_steady() -> None:
     assert (bent - plain).abs().max() <= 0.8 * np.log(10) * 10 / 64 + 1e-4
 
 
-def test_noise_may_be_another_sound_every_second_at_the_same_level() -> None:
-    """Each recording is in a band of its own, at a level of its own; the last one is silent."""
-    levels = [200, 180, 160, 140, 120, 0]
-    recordings = [np.zeros((6000, BANDS), np.uint8) for _ in levels]
-    for band, level in enumerate(levels):
-        recordings[band][:, band] = level
-    source, alone = replace(CORPUS, noise=recordings), replace(QUIET, background=1.0, segments=5, colour_db=0.0)
-    steady, changing = (
-        expand((compose(replace(alone, changing=share), source=source, streams=60).frames + 1) * 64)
-        for share in (0.0, 1.0)
-    )
-    assert ((steady > 1).any(dim=1).sum(dim=1) <= 2).all(), "a stretch may cross from one recording into the next"
-    assert ((changing > 1).any(dim=1).sum(dim=1) >= 2).float().mean() > 0.9
-    power = changing.sum(dim=2)
-    assert (power < 1).any(), "what is silent stays so"
-    level = power.amax(dim=1, keepdim=True)
-    assert ((power < 1) | ((power / level - 1).abs() < 0.01)).float().mean() > 0.95
-
-
 def test_narrow_stream_has_no_treble_and_a_wide_one_has() -> None:
     narrow, wide = (compose(replace(QUIET, wide=share, noisy=1.0)).frames for share in (0.0, 1.0))
     assert (narrow[..., BASE:] == features.SILENT).all()

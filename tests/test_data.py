@@ -19,7 +19,6 @@ from PIL import Image
 from models.config import ModelConfig
 from models.data import (
     CLIP_SAMPLES,
-    SOUNDS_FOLDER,
     SPEECH_FOLDER,
     DataError,
     load_corpus,
@@ -107,22 +106,17 @@ def test_every_layout_holds_the_same_clips(data: Path) -> None:
 
 def test_an_archive_of_one_folder_packed_without_it_is_that_folder(tmp_path: Path) -> None:
     """Its sentences would not be trained with but judged by, its keywords would be other words."""
-    sounds = {
-        "yes": tone(0.8),
-        "_background_noise_": tone(5.0, 3000),
-        SPEECH_FOLDER: tone(2.0),
-        SOUNDS_FOLDER: tone(3.0),
-    }
-    for folder, samples in sounds.items():
+    said = {"yes": tone(0.8), "_background_noise_": tone(5.0, 3000), SPEECH_FOLDER: tone(2.0)}
+    for folder, samples in said.items():
         recording, member = wav(samples), tarfile.TarInfo(f"./{TRAINING}_nohash_0.wav")
         member.size = len(recording)
         with tarfile.open(tmp_path / f"{folder}.{'tar.gz' if folder == 'yes' else 'tar'}", "w") as archive:
             archive.addfile(member, io.BytesIO(recording))
-    (tmp_path / SOUNDS_FOLDER).mkdir()
-    (tmp_path / SOUNDS_FOLDER / f"{TRAINING}_nohash_0.wav").write_bytes(wav(sounds[SOUNDS_FOLDER]))  # unpacked, too
+    (tmp_path / SPEECH_FOLDER).mkdir()
+    (tmp_path / SPEECH_FOLDER / f"{TRAINING}_nohash_0.wav").write_bytes(wav(said[SPEECH_FOLDER]))  # unpacked, too
     corpus = load_corpus(tmp_path, "training", tmp_path / "cache")
     assert (corpus.words.tolist(), len(corpus.speech)) == (["yes"], 198)
-    assert [len(noise) for noise in corpus.noise] == [398, 298]
+    assert [len(noise) for noise in corpus.noise] == [398]
     assert [stream.name for stream in gather_material(walk(tmp_path)).speech] == []
 
 
@@ -207,18 +201,6 @@ def test_data_that_changed_is_read_again(tmp_path: Path) -> None:
     assert loaded() == (["bed", "no", "yes", "yes"], 98)
     (root / "bed" / f"{TRAINING}_nohash_0.FLAC").unlink()
     assert loaded() == (["no", "yes", "yes"], 98)
-
-
-def test_sounds_are_noise_for_training_alone(tmp_path: Path) -> None:
-    as_folder(tmp_path)
-    sound = tmp_path / "speech_commands_v0.02" / SOUNDS_FOLDER / "dog.wav"
-    sound.parent.mkdir()
-    sound.write_bytes(wav(tone(2.0)))
-    training, validation = (load_corpus(tmp_path, split, tmp_path / "cache") for split in ("training", "validation"))
-    assert [len(noise) for noise in training.noise] == [398, 198]
-    assert [len(noise) for noise in validation.noise] == [98]
-    assert not gather_material(walk(tmp_path)).speech
-    assert len(read_clips(walk(tmp_path), ModelConfig()).samples) == 4
 
 
 @pytest.mark.parametrize(

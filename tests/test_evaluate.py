@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from models.bounds import binomial_bounds, poisson_bounds
 from models.config import KEYWORDS, LABELS, ModelConfig
-from models.data import TRAINING_FOLDERS, DataError, split_of, walk
+from models.data import SPEECH_FOLDER, DataError, split_of, walk
 from models.evaluate import LabelledClips, SpeakerReport, by_speaker, cut_silence, judge_clips, read_clips
 from models.evaluate_sets import gather_material, standard_sets, sweeps
 from models.evaluate_streams import Heard, Tally, decided_at, shifted, tally, total, trade_off
@@ -320,7 +320,7 @@ def test_scores_are_totalled_over_streams() -> None:
 
 
 def test_speech_made_for_training_judges_nothing(tmp_path: Path) -> None:
-    for folder in (*TRAINING_FOLDERS, "orders"):
+    for folder in (SPEECH_FOLDER, "orders"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "short.wav", np.full(SECOND, 0.1), SECOND)
         soundfile.write(tmp_path / folder / "long.wav", np.full(3 * SECOND, 0.1), SECOND)

@@ -88,13 +88,13 @@ def test_stock_network_judges_audio_and_labels_stand_for_the_rest(corpus: Corpus
     assert (beliefs[corpus.raw].max(axis=1) < 1).all()
 
 
-def test_a_stock_network_judges_no_noise_that_is_named_as_a_clip(data: Path, tmp_path: Path) -> None:
-    """Such as what `models.gather_sounds` copied from a folder of clips: it would stand before the clips proper."""
+def test_a_stock_network_judges_no_sentence_that_is_named_as_a_clip(data: Path, tmp_path: Path) -> None:
+    """Such as running speech of which each sentence is called after its speaker."""
     alone = taught(load_corpus(data, "training", tmp_path), data, CONFIG, [stock(tmp_path / "kwt")], tmp_path).beliefs
-    (data / "sounds").mkdir()
+    (data / "running_speech").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.1, 16_000)
-    soundfile.write(data / "sounds" / f"cough-{SPEAKER}_nohash_0.wav", noise, 16_000)
-    Image.new("L", (40, 98)).save(data / "sounds" / f"cough-{SPEAKER}_nohash_1.jpg")
+    soundfile.write(data / "running_speech" / f"{SPEAKER}_nohash_0.wav", noise, 16_000)
+    Image.new("L", (40, 98)).save(data / "running_speech" / f"{SPEAKER}_nohash_1.jpg")
     corpus = load_corpus(data, "training", tmp_path)
     assert corpus.words.tolist() == ["bed", "no", "yes"]
     np.testing.assert_array_equal(taught(corpus, data, CONFIG, [stock(tmp_path / "kwt")], tmp_path).beliefs, alone)

@@ -13,7 +13,7 @@ from rich.table import Table
 from models.background import embed_all_words, embed_speech, fit
 from models.checkpoint import load_checkpoint
 from models.config import UNKNOWN
-from models.data import TRAINING_FOLDERS, load_corpus, walk
+from models.data import SPEECH_FOLDER, load_corpus, walk
 from models.evaluate_enroll import (
     COUNTS,
     WORDS,
@@ -49,7 +49,7 @@ def enroll(
     check_calibrated(network.checkpoint.calibration)
     point = usual_point(network.points)
     with console.status("reading recordings of validation speakers"):
-        recorded, said = map(gather_material, halves(item for item in walk(data) if item.word not in TRAINING_FOLDERS))
+        recorded, said = map(gather_material, halves(item for item in walk(data) if item.word != SPEECH_FOLDER))
     check_recordings(recorded, said)
     tell_of(said)
     with console.status("fitting a background without the words"), pixels_in(cache) as folder:
