@@ -123,6 +123,8 @@ def make(
     """Have synthetic voices read sentences in which no keyword is said."""
     random = np.random.default_rng(seed)
     lines = sorted({s for file in text for s in sentences(file.read_text(encoding="utf-8", errors="ignore"))})
+    if unknown := set(engines or ()) - ENGINES.keys():
+        raise typer.BadParameter(f"no engine {', '.join(sorted(unknown))}: there are {', '.join(ENGINES)}")
     voices = [ENGINES[name] for name in engines or ENGINES]
     out.mkdir(parents=True, exist_ok=True)
     made, wanted = 0, int(hours * 3600 * RATE)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 
 from models.config import ModelConfig
 from models.data import SPEECH_FOLDER, load_corpus
@@ -61,3 +62,9 @@ def test_what_the_voices_say_is_what_training_reads(tmp_path: Path) -> None:
     corpus = load_corpus(tmp_path / "data", "training", tmp_path / "cache")
     assert len(corpus.speech) == sum((len(samples) - 480) // 160 + 1 for samples, _ in recordings)
     assert corpus.speech.mean() > 20
+
+
+def test_an_engine_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match=r"no engine siri: there are flite, espeak-ng, hibari"):
+        make(tmp_path / "out", [], engines=["flite", "siri"])
+    assert not (tmp_path / "out").exists()

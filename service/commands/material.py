@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,8 +66,11 @@ def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> l
     if not paths:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
     names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
+    named = Counter(names)
     return [
-        _read_stream(path, name, labels and labels / f"{name}.tsv", keywords)
+        _read_stream(
+            path, name if named[name] == 1 else name + path.suffix, labels and labels / f"{name}.tsv", keywords
+        )
         for path, name in zip(paths, names, strict=True)
     ]
 
