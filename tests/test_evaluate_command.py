@@ -219,6 +219,9 @@ def test_recordings_of_one_name_are_judged_apart_each_with_its_own_labels(tmp_pa
         (tmp_path / folder / "x.tsv").write_text(f"0.2\t0.6\t{word}\n")
     report = run("stream", "--audio", str(tmp_path), "--labels", str(tmp_path), "--json")
     assert {name: list(part["by_keyword"]) for name, part in report["files"].items()} == {"a/x": ["yes"], "b/x": ["no"]}
+    save(tmp_path / "a" / "x.flac")
+    report = run("stream", "--audio", str(tmp_path), "--labels", str(tmp_path), "--json")
+    assert list(report["files"]) == ["a/x.flac", "a/x.wav", "b/x"]
 
 
 def test_labels_that_cannot_belong_and_recordings_without_sound_are_refused(tmp_path: Path) -> None:

@@ -66,11 +66,9 @@ def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> l
     if not paths:
         raise DataError(f"no recordings in {audio}: expected wav, flac, ogg or opus")
     names = [path.relative_to(audio).with_suffix("").as_posix() for path in paths]
-    named = Counter(names)
+    alike = {name for name, count in Counter(names).items() if count > 1}
     return [
-        _read_stream(
-            path, name if named[name] == 1 else name + path.suffix, labels and labels / f"{name}.tsv", keywords
-        )
+        _read_stream(path, name + path.suffix * (name in alike), labels and labels / f"{name}.tsv", keywords)
         for path, name in zip(paths, names, strict=True)
     ]
 
