@@ -212,7 +212,7 @@ def background(
     path = model or shipped_path()
     network = Network(load_checkpoint(path))
     if output is None:
-        console.print(f"no --output: {path} will be written over", soft_wrap=True, markup=False)
+        console.print(f"no --output: {path} will be written over", soft_wrap=True)
     with console.status("reading recordings of training speakers"), pixels_in(cache) as folder:
         corpus = load_corpus(data, "training", folder)
     with console.status("embedding words and speech"):
