@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,7 +162,7 @@ def calibrate_command(
         sets["own negatives"] = read_streams(negatives, None, network.config.keywords)
     if not sets:
         raise typer.BadParameter("name --data, or --audio with --labels; --negatives as well, if there are any")
-    words_said(chain.from_iterable(sets.values()), network.config)  # or all would be heard in vain
+    words_said((stream for one in sets.values() for stream in one), network.config)  # or all would be heard in vain
     judged = usual_point(network.points, point)
     heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
     goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
