@@ -20,7 +20,7 @@ it does meets the target. Knows no detector: it is handed in, as in `models.eval
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -44,7 +44,7 @@ from models.evaluate_streams import (
     total,
 )
 from models.features import Array
-from models.streams import SAMPLE_RATE
+from models.streams import SAMPLE_RATE, Stream
 
 GRID = np.arange(-1.4, 6.0, 0.05)
 """Candidate thresholds, on the logit scale."""
@@ -109,9 +109,7 @@ def calibrate(
     Raises:
         DataError: where no keyword is said.
     """
-    said = {u.word for h in heard for u in h.stream.utterances}
-    if said.isdisjoint(config.keywords):
-        raise DataError("no keyword is said in these recordings: thresholds can be chosen only where some are")
+    said = words_said((h.stream for h in heard), config)
     known = (before or {}).get("keywords", {})
     kept = {word: known[word] for word in config.keywords if word in known and word not in said}
     exposed = sum(h.stream.hours - covered(h.stream, config.keywords) for h in heard)
@@ -136,6 +134,18 @@ def calibrate(
 
     chosen = min(shapes, key=losses)
     return min((settled(chosen, factor, goal) for factor in LENIENT), key=lambda found: _loss(found[1], goal, kept))
+
+
+def words_said(streams: Iterable[Stream], config: ModelConfig) -> set[str]:
+    """Words that are said in streams.
+
+    Raises:
+        DataError: where no keyword is.
+    """
+    said = {utterance.word for stream in streams for utterance in stream.utterances}
+    if said.isdisjoint(config.keywords):
+        raise DataError("no keyword is said in these recordings: thresholds can be chosen only where some are")
+    return said
 
 
 def events(factor: float, goal: Goal, exposed: float) -> float:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from models.aside import aside
-from models.config import ModelConfig
+from models.config import SILENCE, ModelConfig
 
 FORMAT = "deltaspot-skwt-1"
 DENSE = "dense"
@@ -144,6 +144,8 @@ def load_checkpoint(path: Path | None = None) -> Checkpoint:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
         rest = {name: _object(metadata[name]) for name in ("points", "calibration", "metadata")}
         _check_points(rest["points"])
+        if rest["calibration"].get("silence") and SILENCE not in config.labels:
+            raise ValueError(f"the calibration lets {SILENCE} gain, which is no label")  # noqa: TRY301 (as its others)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has broken metadata: {error}") from error
     background = {

@@ -47,9 +47,9 @@ def interpreter(path: Path) -> Any:  # noqa: ANN401 - untyped package
 
     try:
         runtime = Interpreter(str(path), num_threads=1)
+        runtime.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise KWTFileError(f"cannot read {path}: {error}") from error
-    runtime.allocate_tensors()
     return runtime
 
 

@@ -118,7 +118,8 @@ def remember(name: str, k: Tensor, v: Tensor, past: Past, future: Past, span: in
     if name in past.memory:
         old_k, old_v = past.memory[name]
         k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
-    future.memory[name] = (k[:, :, -(span - 1) :], v[:, :, -(span - 1) :])
+    first = 1 - span or k.shape[2]  # of a span of 1, nothing is left
+    future.memory[name] = (k[:, :, first:], v[:, :, first:])
     return k, v
 
 

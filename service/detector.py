@@ -207,7 +207,7 @@ class Detector:
 
 
 REMEMBERED: Final = 4_000
-"""Tokens after which a word's last detection is forgotten by `state`; longer than any refractory time (60 s)."""
+"""Tokens after which a word's last detection is forgotten by `state`, if its refractory time is over, too."""
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ class _Word:
         return self.rise is None and self.armed
 
     def matters(self, now: int) -> bool:
-        return not self.still or now - self.fired < REMEMBERED
+        return not self.still or now - self.fired <= max(REMEMBERED, self.rule.refractory)
 
     def hit(self, now: int, rise: int) -> Hit:
         start, end = (min(rise + offset, float(now)) for offset in self.rule.span)

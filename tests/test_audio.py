@@ -103,7 +103,7 @@ def test_floats_beyond_full_scale_are_clipped() -> None:
     assert Decoder(Encoding.F32LE).feed(loud.tobytes()).tolist() == [32_767, -32_768] * 2
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
 def test_files_are_read(kind: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, TONE, 16_000, format=kind)

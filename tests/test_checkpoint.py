@@ -185,6 +185,15 @@ def test_thresholds_that_are_none_are_refused(path: Path, value: str) -> None:
     load_checkpoint(path)
 
 
+def test_a_gain_of_silence_without_such_a_label_is_refused(path: Path) -> None:
+    labels = replace(CONFIG, labels=("_unknown_", *KEYWORDS)).to_dict()
+    rewrite(path, config=json.dumps(labels), calibration='{"silence": 0}')
+    load_checkpoint(path)
+    rewrite(path, calibration='{"silence": 1.5}')
+    with pytest.raises(CheckpointError, match="_silence_ gain, which is no label"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("points", ["[]", "[3]", "3", '{"shipped": 3}', '{"shipped": [1]}'])
 def test_points_that_are_none_are_refused(path: Path, points: str) -> None:
     rewrite(path, points=points)

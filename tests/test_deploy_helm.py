@@ -15,6 +15,8 @@ kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes
 
 CHART = Path(__file__).parents[1] / "deploy" / "helm" / "deltaspot"
 CASES = {"default": {}} | {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CHART / "ci").glob("*.yaml"))}
+SIGNER = "0123456789abcdef0123456789abcdef"
+"""A `ticketSecret` that is just long enough."""
 CUSTOM = {"PrometheusRule", "ScaledObject", "ServiceMonitor"}
 """Kinds that operators bring, not Kubernetes."""
 
@@ -133,7 +135,7 @@ def test_other_keys_start_other_pods():
     assert annotations(text="a")["example.org/team"] == "speech"
     assert annotations(text="a") == annotations(text="a")
     assert annotations(text="a") != annotations(text="b")
-    assert annotations(text="a") != annotations(text="a", ticketSecret="c")
+    assert annotations(text="a") != annotations(text="a", ticketSecret=SIGNER)
 
 
 def test_the_operator_gets_the_rules_that_promtool_tests():
@@ -170,7 +172,7 @@ def test_own_keys_become_a_secret_that_the_server_reads_and_are_mounted(tmp_path
 @pytest.mark.parametrize("beside", ["text", "ticketSecret"])
 def test_what_an_existing_secret_would_put_aside_is_refused(beside):
     with pytest.raises(helm.HelmRenderError, match=r"leave out keys\.text and keys\.ticketSecret"):
-        render({"keys": {"existingSecret": "words-keys", beside: "a"}})
+        render({"keys": {"existingSecret": "words-keys", beside: SIGNER}})
 
 
 def test_several_pods_without_one_secret_for_their_tickets_are_warned_of():
@@ -188,7 +190,7 @@ def test_page_of_an_ingress_that_the_server_would_refuse_is_told():
 
     ingress = {"enabled": True, "tlsSecret": "words"}
     assert told(ingress=ingress)
-    assert not told(ingress=ingress, keys={"text": "a", "ticketSecret": "b"})
+    assert not told(ingress=ingress, keys={"text": "a", "ticketSecret": SIGNER})
     assert not told(ingress=ingress, settings={"origins": '["https://deltaspot.example.org"]'})
     assert not told()
 
@@ -248,8 +250,45 @@ def test_settings_that_the_chart_makes_itself_are_refused():
     pod = render({"keys": {"text": "a"}, "wyoming": {"port": 10400}})["Deployment"]["spec"]["template"]["spec"]
     own = {variable["name"].removeprefix("DELTASPOT_").lower() for variable in pod["containers"][0]["env"]}
     assert {"drain_s", "keys", "sessions", "ticket_secret", "wyoming_port"} == own
-    for name in own | {"host", "port", "tls_cert", "tls_key"}:  # ports, probes and the ingress rely on the latter
-        assert helm.lint(CHART, {"settings": {name: "1"}}, strict=True)["errors"], name
+    taken = own | {"host", "port", "tls_cert", "tls_key"}  # ports, probes and the ingress rely on the latter
+    for name in Settings.model_fields:
+        assert bool(helm.lint(CHART, {"settings": {name: "1"}}, strict=True)["errors"]) == (name in taken), name
+
+
+def test_ones_own_annotations_of_the_ingress_take_the_place_of_the_charts():
+    name = "nginx.ingress.kubernetes.io/proxy-body-size"
+    with helm.Chart.load(CHART) as chart:
+        files = chart.render(values={"ingress": {"enabled": True, "annotations": {name: "1m"}}})
+    (ingress,) = (text for file, text in files.items() if file.endswith("/ingress.yaml"))
+    assert ingress.count(f"{name}:") == 1, "a key twice is no YAML"
+    assert yaml.safe_load(ingress)["metadata"]["annotations"][name] == "1m"
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"wyoming": {"port": 8770}}, "two doors need two ports"),
+        ({"wyoming": {"port": 10400}, "service": {"port": 10400}}, "two doors need two ports"),
+        ({"keys": {"text": "a", "ticketSecret": SIGNER[1:]}}, r"keys\.ticketSecret needs 32 characters"),
+        ({"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}}, r"above autoscaling\.maxReplicas"),
+        (
+            {"keda": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}, "serviceMonitor": {"enabled": True}},
+            r"above keda\.maxReplicas",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(values, why):
+    with pytest.raises(helm.HelmRenderError, match=why):
+        render(values)
+
+
+@pytest.mark.parametrize("name", yaml.safe_load((CHART / "values.yaml").read_text()))
+def test_a_value_that_is_null_is_done_without_or_named(name):
+    values = {"ingress": {"enabled": True}, "networkPolicy": {"enabled": True}} | CASES["keda-values"] | {name: None}
+    try:
+        render(values)
+    except helm.HelmValuesError as error:
+        assert f"missing property '{name}'" in str(error)  # noqa: PT017 (a refusal by the schema is as good)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +298,7 @@ def test_settings_that_the_chart_makes_itself_are_refused():
         {"sessions": 0},
         {"ingress": {"host": ""}},
         {"settings": {"A B": 1}},
+        {"settings": {"sesions": 1}},
         {"keda": {"minReplicas": 0}},
     ],
 )

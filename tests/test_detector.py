@@ -84,6 +84,15 @@ def test_refractory_time_holds_back_an_armed_keyword() -> None:
     assert calm.suppressed == {"refractory": 1}
 
 
+def test_refractory_time_goes_on_elsewhere_however_short_tokens_are() -> None:
+    minute = Rule(0.5, refractory=6_000)  # of 10 ms
+    first, second = detector(minute), detector(minute)
+    assert tokens(first.feed(heard(0.9, *[0.0] * 5_000))) == [0]
+    second.token = first.token
+    second.restore(first.state())
+    assert tokens(second.feed(heard(0.9))) == []
+
+
 def test_the_larger_keyword_wins() -> None:
     rows = heard(0.6, 0.6)
     rows[:, 2] = [0.7, 0.5]

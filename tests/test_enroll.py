@@ -164,6 +164,10 @@ def test_model_background_makes_a_checkpoint_able(tmp_path: Path, spoken: np.nda
     stored = load_checkpoint(able)
     assert stored.fingerprint == network.checkpoint.fingerprint
     assert all(np.isfinite(array).all() for array in Background.of(stored).arrays().values())
+    assert "written over" not in done.output
+    over = CliRunner().invoke(model.app, arguments[:-2])
+    assert f"no --output: {bare} will be written over\n" in over.output
+    assert load_checkpoint(bare).background.keys() == stored.background.keys()
 
 
 def test_enroll_writes_a_keyword(able: Path, spoken: np.ndarray, tmp_path: Path) -> None:

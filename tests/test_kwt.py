@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,3 +126,19 @@ def test_import_refuses_other_files(tmp_path: Path) -> None:
     (tmp_path / "other.tflite").write_bytes(b"not a flatbuffer")
     with pytest.raises(KWTFileError, match="cannot read"):
         import_tflite(tmp_path / "other.tflite")
+
+
+BENT = (
+    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAQAAAAbAAAAAMAAAAAAAAAAQAAABAAAAAMABQAEAAMAAgABAAMAAAAEAAAADgAAAA4AAAA"
+    "OAAAAAEAAAAQAAAAAAAKAAwAAAAIAAQACgAAAAgAAAAIAAAAAAAAAAEAAAAHAAAAAAAAAAAAAAAAAAAAAQAAAAgAAAAEAAQABAAAAA=="
+)
+"""A tflite file in which the one node of the graph reads tensor 7, and there are no tensors."""
+
+
+def test_import_refuses_a_graph_that_cannot_run(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the litert extra")
+    from models.kwt_import import import_tflite
+
+    (tmp_path / "bent.tflite").write_bytes(base64.b64decode(BENT))
+    with pytest.raises(KWTFileError, match=r"cannot read .*bent\.tflite: Invalid tensor index 7"):
+        import_tflite(tmp_path / "bent.tflite")

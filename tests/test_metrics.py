@@ -209,5 +209,10 @@ def test_buckets_ascend():
             assert list(buckets) == sorted(set(buckets)), name
 
 
+def test_the_longest_waits_that_are_allowed_are_told_apart():
+    assert Settings().behind_s in module.DEADLINE_BUCKETS
+    assert module.DEADLINE_BUCKETS[-1] > Settings().behind_s
+
+
 def _series(metrics):
     return (s for family in metrics.registry.collect() if family.name.startswith("deltaspot") for s in family.samples)

@@ -34,6 +34,15 @@ def test_people_get_a_page() -> None:
         assert rows[word] == [f"{rule['threshold']:.3f}", str(rule["patience"]), start_ms, "to", end_ms]
 
 
+def test_brackets_in_names_are_told(tmp_path: Path) -> None:
+    path, shipped = tmp_path / "a [take two]", load_checkpoint(shipped_path())
+    labels = (*shipped.config.labels[:-1], "[/go]")
+    points = {"[loud]": shipped.points["shipped"]}
+    save(replace(shipped, config=replace(shipped.config, labels=labels), points=points, calibration={}), path)
+    page = info(str(path))
+    assert all(name in page for name in ("a [take two]:", "[/go]", "[loud]"))
+
+
 def test_programs_get_everything() -> None:
     checkpoint, facts = load_checkpoint(shipped_path()), json.loads(info("--json"))
     assert facts["points"] == checkpoint.points

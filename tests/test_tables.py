@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from service.commands.tables import show
+from service.commands.tables import console, show
 
 COMMANDS = sorted((Path(__file__).parent.parent / "service" / "commands").glob("*.py"))
 
@@ -20,6 +20,11 @@ def test_a_piped_table_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch:
     first, note = capsys.readouterr().out.splitlines()
     assert all(cell in first for cell in cells)
     assert note == "and a note"
+
+
+def test_names_with_brackets_are_told_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print("a [take two].wav: [/b]")
+    assert capsys.readouterr().err == "a [take two].wav: [/b]\n"
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)

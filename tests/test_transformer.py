@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,13 @@ def test_past_counts_as_far_as_the_configuration_says() -> None:
     reach = CONFIG.receptive_tokens + last
     assert changed[reach - 1] > 0
     assert changed[reach:].max() == 0
+
+
+@pytest.mark.parametrize("span", [1, 2, 16])
+@torch.no_grad()
+def test_memory_ends_where_the_configuration_says(span: int) -> None:
+    _, past = StreamingKWT(replace(CONFIG, span=span, pool_span=span))(noise(1))
+    assert {k.shape[2] for k, _ in past.memory.values()} == {span - 1}
 
 
 def test_an_empty_past_is_a_new_stream() -> None:

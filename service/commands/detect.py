@@ -31,7 +31,10 @@ Trouble = ClientError | WireError
 @app.command()
 def detect(
     context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="Recordings: WAV, FLAC, OGG, MP3, of any rate and length.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Recordings of any rate and length: WAV, FLAC, OGG (Vorbis or Opus), MP3, AIFF."),
+    ],
     url: Url = None,
     key: Key = None,
     point: Annotated[str | None, typer.Option(help="Operating point, such as `dense`.")] = None,

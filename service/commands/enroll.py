@@ -18,7 +18,7 @@ from service.commands.options import Key, Url, server_for
 from service.protocol import Enrolled
 
 app = typer.Typer(add_completion=False)
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 
 FEW: Final = 3
 """Recordings below which a keyword is missed more often than need be."""
@@ -53,7 +53,7 @@ def enroll(
     else:
         here(name, recordings, threshold, point, model, path)
     told = f"{path}: {name!r}, recordings: {len(recordings)}; try: deltaspot listen mic --enrolled {quote(str(path))}"
-    console.print(told, *hints(recordings), sep="\n", markup=False, soft_wrap=True)
+    console.print(told, *hints(recordings), sep="\n", soft_wrap=True)
 
 
 def hints(recordings: Sequence[Path]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def tell_of(material: Material) -> None:
 
 
 def _tell(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
+    console.print(line, soft_wrap=True)
 
 
 def read_streams(audio: Path, labels: Path | None, keywords: Sequence[str]) -> list[Stream]:

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from models import spans
 from models.background import embed_all_words, embed_speech, fit
-from models.calibrate import Goal, calibrate, met
+from models.calibrate import Goal, calibrate, met, words_said
 from models.checkpoint import LEARNED, load_checkpoint, save, shipped_path
 from models.data import load_corpus, walk
 from models.evaluate import validation_clips
@@ -163,6 +163,7 @@ def calibrate_command(
         sets["own negatives"] = read_streams(negatives, None, network.config.keywords)
     if not sets:
         raise typer.BadParameter("name --data, or --audio with --labels; --negatives as well, if there are any")
+    words_said((stream for one in sets.values() for stream in one), network.config)  # or all would be heard in vain
     judged = usual_point(network.points, point)
     heard = [one for name in track(sets, "streams", console=console) for one in hear(network, sets[name], judged)]
     goal = Goal(false_alarms_per_hour=false_alarms, latency_ms=latency_ms)
@@ -210,6 +211,8 @@ def background(
     """Make a checkpoint able to enrol keywords: what words and speech in general look like to it; a minute."""
     path = model or shipped_path()
     network = Network(load_checkpoint(path))
+    if output is None:
+        console.print(f"no --output: {path} will be written over", soft_wrap=True)
     with console.status("reading recordings of training speakers"), pixels_in(cache) as folder:
         corpus = load_corpus(data, "training", folder)
     with console.status("embedding words and speech"):

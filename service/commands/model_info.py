@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from models.card import KEYWORD_COLUMNS, keyword_rows, made_for
@@ -53,7 +52,7 @@ def describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 def told(facts: Mapping[str, Any]) -> Iterator[Table | str]:
     """What `describe` found, as lines and tables."""
     size = "{parameters:,} parameters, {bytes:,} bytes, fingerprint {fingerprint}".format(**facts)
-    yield f"{escape(facts['path'])}: {size}"
+    yield f"{facts['path']}: {size}"
     shape = "{layers} layers of {channels} channels and {heads} heads".format(**facts["config"])
     yield f"{shape}; a token is {facts['token_ms']:g} ms, the past {facts['receptive_s']:.1f} s"
     yield f"labels: {', '.join(facts['labels'])}\n"

@@ -126,7 +126,7 @@ def train_command(
         raise TrainingError("a network of the clip stage is a tutor, and has none: leave out --tutor")
     tutors = [load_tutor(path) for path in tutor or ()]
     share_cores(state.schedule)
-    console = Console()
+    console = Console(markup=False)
     console.print(f"{state.objective.stage} stage, steps {state.step} to {state.schedule.steps}; reading {data}")
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -137,7 +137,7 @@ def train_command(
             progress.update(bar, completed=report.step, description=described(report.figures))
             if report.validation:
                 console.print(judged(report), soft_wrap=True)
-    console.print(what_next(state, data, out), soft_wrap=True, markup=False)
+    console.print(what_next(state, data, out), soft_wrap=True)
 
 
 def go_on(out: Path, stage: Stage | None = None, words: tuple[str, ...] = ()) -> State:
