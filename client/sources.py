@@ -185,8 +185,12 @@ def _head(path: Path) -> miniaudio.SoundFileInfo:
     """What a recording's head says; its format is told by its first bytes and not by its name."""
     if path.is_dir():
         raise SourceError(f"{path} is a folder, not a recording")
-    if not path.is_file():
+    if not path.exists():
         raise SourceError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise SourceError(
+            f"{path} is a pipe or a device, not a recording; `deltaspot listen -` reads raw samples from it"
+        )
     for look in FORMATS:
         try:
             head = look(str(path))

@@ -99,7 +99,7 @@ async def _first(receive: Receive) -> Configure:
 
 async def _run(server: Server, stream: Stream, receive: Receive, send: Send, socket: Socket | None) -> None:
     """Read and write until one side ends it; then say why."""
-    there = True
+    there = False  # nor is it told anything where the server itself ends in its midst
     try:
         there = await (_relay(stream, receive, send) if socket is None else Link(stream, socket).run())
     finally:

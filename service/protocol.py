@@ -14,7 +14,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
-from pydantic_core import PydanticCustomError
 
 from service.codes import CloseCode, WarningCode, WireError
 
@@ -140,7 +139,7 @@ def _whichever(value: object, check: Callable[[Any], int | str]) -> int | str:
     try:
         return check(value)
     except ValidationError:
-        raise PydanticCustomError("name", "Input should be a number from 0, or text of at most 64 characters") from None
+        raise ValueError("Input should be a number from 0, or text of at most 64 characters") from None
 
 
 class Marker(Strict):
@@ -367,4 +366,5 @@ def _bad(error: ValidationError) -> BadMessage:
         names = first.get("ctx", {}).get("expected_tags", "'configure', 'flush' and others")
         return BadMessage(f"a message needs its `type`, which is one of {names}", "type")
     path = ".".join(str(part) for part in first["loc"][1:])
-    return BadMessage(f"{path}: {first['msg']}" if path else first["msg"], path or None)
+    message = first["msg"].removeprefix("Value error, ")  # of what this module itself refuses
+    return BadMessage(f"{path}: {message}" if path else message, path or None)

@@ -248,7 +248,8 @@ class Session:
 
     def _detection(self, hit: Hit, vitals: Vitals) -> Detection:
         at_s = self._time.end_s(hit.token + 1)
-        start_s, end_s = (max(self._time.end_s(place + 1), self._last_end_s) for place in (hit.start, hit.end))
+        places = (self._time.end_s(hit.start + 1), self._time.end_s(hit.end + 1))
+        start_s, end_s = (min(max(place_s, self._last_end_s), at_s) for place_s in places)
         identity, self._next_id, self._last_end_s = self._next_id, self._next_id + 1, end_s
         self.detections += 1
         detection = Detection(

@@ -75,7 +75,8 @@ class Stream:
         """
         hosted = engine.find(configure.model)
         own = spotting(hosted.network, configure, settings.keywords)
-        self.session = Session(name, extended(hosted.spec, own), configure, limits)
+        named = configure.model_copy(update={"model": hosted.name})
+        self.session = Session(name, extended(hosted.spec, own), named, limits)
         self.settings, self.metrics, self.limits = settings, metrics, limits
         ready = self.session.ready()
         self._share_s = limits.stream_s + (ready.replay_samples / configure.sample_rate if configure.resume else 0)
@@ -150,7 +151,8 @@ class Stream:
                 self.slot.reset()
                 self.say(self.session.due())
             case Configure():
-                self.say(self.session.configure(message))
+                named = self.slot.engine.find(message.model).name  # what is left out is the default, by whatever name
+                self.say(self.session.configure(message.model_copy(update={"model": named})))
                 self.slot.configure(self.hosted.spec.point(message), message.coarsest)
             case Feedback():
                 self._feedback(message)

@@ -7,11 +7,14 @@ import base64
 import io
 import json
 import os
+import pty
+import shlex
+import signal
 import subprocess
 import sys
 import threading
 import wave
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -107,6 +110,34 @@ def test_command_leaves_standard_input_and_json_alone(running):
     words = [event["keyword"] for event in events if event["type"] == "detection"]
     assert words
     assert sorted(done.stderr.decode().splitlines()) == sorted(f"heard {word}" for word in words)
+
+
+@pytest.mark.system
+def test_terminal_has_its_cursor_back_when_the_program_is_terminated(running):
+    """As by `timeout 10 deltaspot listen mic`."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "service.cli", "listen", str(SAMPLE / "commands.flac"), "--url", running.http]
+    there = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(command, env={**os.environ, "TERM": "xterm"}, **there) as one:
+        os.close(theirs)
+        seen = b""
+        while b"yes" not in seen:
+            seen += os.read(ours, 1 << 16)
+        one.terminate()
+        with suppress(OSError):  # a terminal that nobody holds any more
+            while more := os.read(ours, 1 << 16):
+                seen += more
+    os.close(ours)
+    assert one.returncode == 128 + signal.SIGTERM
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l") >= 0
+    assert b"Traceback" not in seen
+
+
+def test_standard_input_that_is_closed_is_one_sentence():
+    command = [sys.executable, "-m", "service.cli", "listen", "-"]
+    closed = ["sh", "-c", f"{shlex.join(command)} <&-"]
+    done = subprocess.run(closed, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"deltaspot: standard input is closed\n")
 
 
 def test_clip_is_a_wav_file_whose_name_is_no_path(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from service.protocol import (
     Detection,
     Failed,
     Marker,
+    Ready,
     ServerMessage,
     Warned,
     parse_server,
@@ -82,3 +84,29 @@ async def test_one_that_vanishes_leaves_nothing(stream: str, running: Any) -> No
         socket.transport.abort()
         while running.server.streams:  # noqa: ASYNC110 (the server is another thread)
             await asyncio.sleep(0)
+
+
+async def test_the_model_in_use_may_be_named_or_left_out_when_a_stream_changes(stream: str) -> None:
+    first = Configure(point="dense")
+    named = first.model_copy(update={"model": "default", "scores": True})
+    frames: list[str | bytes] = [one.model_dump_json() for one in (first, named, first)]
+    messages, code = await story(stream, [*frames, CLOSE])
+    assert [message.type for message in messages] == ["ready", "ready", "ready", "closed"]
+    assert code == CloseCode.NORMAL
+
+
+async def test_a_stream_that_the_server_drops_at_its_own_end_did_not_end_as_usual(
+    stream: str, running: Any, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    async with asyncio.timeout(60), connect(stream, compression=None) as socket:
+        await socket.send(CONFIGURE)
+        ready = parse_server(await socket.recv())
+        assert isinstance(ready, Ready)
+        loop = running.server.engine._loop
+        for task in asyncio.all_tasks(loop):
+            if "run_asgi" in repr(task.get_coro()):
+                loop.call_soon_threadsafe(task.cancel)
+        while running.server.streams:  # noqa: ASYNC110 (the server is another thread)
+            await asyncio.sleep(0)
+    (outcome,) = [line["outcome"] for line in lines() if line.get("session") == ready.session]
+    assert outcome == "vanished"

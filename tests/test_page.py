@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from client.keywords import read_keyword
+from client.keywords import enroll, read_keyword
 from models.features import FrameStream, log_mel
 from service.commands.demo import SAMPLE, script
 from service.commands.own_server import free_port, server
-from service.protocol import Enrolled
+from service.protocol import Enrolled, KeywordFile
 from tests.browser import Page, as_microphone, browser, tab
 from tests.own_words import variants
 
@@ -171,6 +171,32 @@ async def test_file_of_a_keyword_is_taken(chromium, teacher, tmp_path):
         await page.choose("#file", RECORDING)
         await page.until("/words?\\.$/.test(document.getElementById('status').textContent)", PATIENCE_S)
         assert len(await page.run(WORDS)) >= ENOUGH, "words of other models and versions are left at home"
+    assert page.complaints == []
+
+
+async def test_word_that_fits_no_longer_is_not_asked_for_though_its_slider_was_moved(
+    chromium, teacher, spoken, tmp_path
+):
+    for number, samples in enumerate(variants(spoken, "seven", 3)):
+        soundfile.write(tmp_path / f"{number}.wav", samples.astype(np.int16), 16_000)
+    made = await enroll(f"http://127.0.0.1:{teacher}", "lucky", [tmp_path / f"{number}.wav" for number in range(3)])
+    word = KeywordFile(**made.model_dump()).model_dump(mode="json")
+    (tmp_path / "lucky.json").write_text(json.dumps(word))
+    (tmp_path / "other.json").write_text(json.dumps(word | {"fingerprint": "f"}))
+    judged = "/words?\\.$/.test(document.getElementById('status').textContent)"
+    async with tab(chromium) as page:
+        await page.open(f"http://127.0.0.1:{teacher}/")
+        await page.until("!document.getElementById('point').disabled")  # the page knows the model
+        await page.choose("#file", tmp_path / "lucky.json")
+        await page.until(f"{OWN}.includes('lucky')", PATIENCE_S)
+        await page.choose("#file", RECORDING)
+        await page.until(judged, PATIENCE_S)
+        await page.run("document.getElementById('sensitivity-lucky').oninput()")
+        await page.choose("#file", tmp_path / "other.json")
+        await page.until(f"/another model/.test({TROUBLES})", PATIENCE_S)
+        await page.choose("#file", RECORDING)
+        await page.until(f"{judged} || /know/.test(document.getElementById('status').textContent)", PATIENCE_S)
+        assert len(await page.run(WORDS)) >= ENOUGH
     assert page.complaints == []
 
 

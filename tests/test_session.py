@@ -107,6 +107,19 @@ def test_a_word_lies_where_its_keyword_s_span_says_and_not_before_the_one_before
     assert (no.start_s, no.end_s) == pytest.approx((yes.end_s, no.at_s - 0.06))
 
 
+def test_a_word_right_after_a_flush_does_not_end_after_the_audio_that_decided_it() -> None:
+    """After a reset, too little for a window is all silence to a flush: the word before may end behind its samples."""
+    keywords = {word: {"threshold": 0.5, "patience": 1, "span_ms": (0.0, 0.0)} for word in ("yes", "no")}
+    one = session(replace(SPEC, calibration=CALIBRATION | {"keywords": keywords}))
+    assert len(one.audio(pcm(TOKEN + TAIL))) == 1
+    one.reset()
+    assert [len(one.audio(pcm(10))), len(one.flush()), len(one.audio(pcm(TOKEN)))] == [0, 1, 1]
+    yes, no = one.judge(said(None, "yes", "no"), Vitals())
+    assert isinstance(yes, Detection)
+    assert isinstance(no, Detection)
+    assert no.start_s <= no.end_s <= no.at_s
+
+
 def test_marker_comes_after_what_was_detected_before_it_and_before_what_came_later() -> None:
     one = session(keywords={"yes": KeywordSettings(patience=1), "no": KeywordSettings(patience=1)})
     one.audio(pcm(2 * TOKEN + TAIL))

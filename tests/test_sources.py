@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import subprocess
 import sys
 from array import array
@@ -129,6 +130,14 @@ def test_what_is_no_audio_is_said(tmp_path, content, reason):
 def test_a_folder_is_no_recording(tmp_path):
     with pytest.raises(SourceError, match="is a folder, not a recording"):
         AudioFile(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_recording_is_told_where_pipes_go(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(
+        SourceError, match="is a pipe or a device, not a recording; `deltaspot listen -` reads raw samples"
+    ):
+        AudioFile(tmp_path / "a.wav")
 
 
 def test_a_file_without_sound_is_said(tmp_path):

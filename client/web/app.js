@@ -139,7 +139,8 @@ function listenTo(spotter) {
 function wishes() {
   const wish = {};
   if (chosen.point) wish.point = chosen.point;
-  if (Object.keys(chosen.keywords).length) wish.keywords = chosen.keywords;
+  const known = Object.entries(chosen.keywords).filter(([word]) => own.fits(word));
+  if (known.length) wish.keywords = Object.fromEntries(known);
   return wish;
 }
 

@@ -109,6 +109,11 @@ export class OwnWords {
     return this.words.filter((word) => !this.trouble(word));
   }
 
+  /** Whether streams may ask for a word of this name: it is the model's, or is taken along. */
+  fits(name) {
+    return this.words.every((word) => word.name !== name || !this.trouble(word));
+  }
+
   /** Whether there is no place for a word of this name. */
   full(name) {
     return this.words.length >= MOST && this.words.every((word) => word.name !== name);

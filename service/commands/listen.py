@@ -7,6 +7,7 @@ import base64
 import re
 import shlex
 import shutil
+import signal
 import sys
 import wave
 from asyncio.subprocess import DEVNULL
@@ -21,6 +22,7 @@ from rich.console import Console
 from client.address import stream_url
 from client.connection import Spotter, connect
 from client.display import Display, JsonLines, LivePanel, PlainLines
+from client.errors import SourceError
 from client.handshake import NotNow
 from client.sources import RATES, SAMPLE_RATE, AudioFile, Pipe, Source, level_db
 from service.commands.options import Key, Keywords, Own, read_keywords
@@ -98,6 +100,8 @@ def listen(
         scores=live or as_json,
         preroll_ms=PREROLL_MS if save_clips else 0,
     )
+    if live:  # the panel hides the cursor, and must get to show it again
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     with panel:
         try:
             asyncio.run(follow(spotter, sound, display, actions, retry))
@@ -108,6 +112,8 @@ def listen(
 def opened(source: str, speed: float, device: str | None, rate: int, display: Display) -> Source:
     """The audio that `listen` is about."""
     if source == "-":
+        if sys.stdin is None:
+            raise SourceError("standard input is closed")
         return Pipe(sys.stdin.buffer, rate)
     if source == "mic":
         from client.microphone import Microphone
