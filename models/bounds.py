@@ -4,7 +4,7 @@ Counts are Poisson (Garwood 1936), shares are binomial (Clopper & Pearson 1934);
 and found by bisection on the tail sums. No event in T hours bounds the rate at 3.7 / T (3 / T one-sided). Where trials
 come in clusters, as clips of one speaker do, shares are wider than binomial: those are resampled (Efron 1979).
 
-scipy has all three, and would bring 140 MB to every server, where calibration runs, too.
+scipy has all three, and would come along with every server, where calibration runs, too: more than this is worth.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus"})
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 NOISE_FOLDERS = frozenset({"_background_noise_", "gsc_background", "esc10"})
 SPEECH_FOLDER = "running_speech"
+WORDLESS = NOISE_FOLDERS | {SPEECH_FOLDER}
+"""Folders in which nothing is a clip of the word that they are called."""
 TAKE = "_nohash_"
 """Between a speaker and a take in a clip's name."""
 CLIP_SAMPLES = 16_000
@@ -69,7 +71,7 @@ class Item:
     def word(self) -> str:
         """The folder's name, which is the label; of what lies in an archive in no folder, the archive's own."""
         folder = self.path.parent.name
-        return folder[: len(folder) - len(next(filter(folder.lower().endswith, ARCHIVES), ""))]
+        return next((folder[: -len(end)] for end in ARCHIVES if folder.lower().endswith(end)), folder)
 
     @property
     def speaker(self) -> str:
@@ -79,7 +81,7 @@ class Item:
     @property
     def is_clip(self) -> bool:
         """Whether it is named and placed as a clip is: one word, by somebody who is known."""
-        return TAKE in self.path.stem and self.word not in NOISE_FOLDERS | {SPEECH_FOLDER}
+        return TAKE in self.path.stem and self.word not in WORDLESS
 
     def audio(self) -> Array:
         """What `read_audio` makes of it.

@@ -20,8 +20,8 @@ from models.counting import Count
 from models.data import (
     CLIP_SAMPLES,
     NOISE_FOLDERS,
-    SPEECH_FOLDER,
     SPLITS,
+    WORDLESS,
     DataError,
     Item,
     is_audio,
@@ -107,7 +107,7 @@ def read_clips(items: Iterable[Item], config: ModelConfig, split: str = ALL) -> 
         raise DataError(f"no split {split!r}: choose one of {', '.join((*SPLITS, ALL))}")
     samples, words, speakers = [], [], []
     for item in items:
-        if not is_audio(item.path) or item.word in {*NOISE_FOLDERS, SPEECH_FOLDER}:
+        if not is_audio(item.path) or item.word in WORDLESS:
             continue
         if split not in (ALL, split_of(item.speaker)):
             continue

@@ -65,8 +65,7 @@ async def make_keyword(server: Server, headers: Headers, body: bytes) -> Keyword
 
     def work() -> KeywordFile:
         background = Background.of(hosted.network.checkpoint)
-        named = ((f"recording {number}", file) for number, file in enumerate(files, 1))
-        clips = [(name, _samples(name, file)) for name, file in named]
+        clips = [(name := f"recording {number}", _samples(name, file)) for number, file in enumerate(files, 1)]
         keyword = enrol(hosted.network, background, form.name, clips, point, form.threshold)
         return KeywordFile(**asdict(keyword))
 
